@@ -1,0 +1,215 @@
+"""Owns how grey levels of any depth become 8 bits: modality LUT, VOI LUT or window, chosen range, MONOCHROME1.
+
+Shapes: H, W are the rows and columns of one picture. pydicom (the extra `medical`) is imported only where a data set
+object of its own is at hand. The DICOM rules are those of PS3.3 C.7.6.3, C.11.1 and C.11.2.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from qwenvl.errors import UserError
+
+RANGES = ("minmax", "percentile", "window", "bits")
+MEDICAL_EXTRA = 'pip install -e ".[medical]"'
+_WHITE_IS_ZERO = 0
+_PHOTOMETRIC_TAG = 262
+# Enough levels for a percentile that differs by less than one of 256 steps, whatever the size of the film.
+_PERCENTILE_SAMPLES = 1_000_000
+
+
+@dataclass(frozen=True)
+class GreyRange:
+    """Which grey levels become black and white.
+
+    `minmax`: the darkest and the brightest one. `percentile`: the two `percentiles`. `bits`: everything that `bits`
+    bits (or the file's own depth) can hold. `window`: `window` = (centre, width) if given, else the file's VOI LUT or
+    window, else `minmax`. Raises `UserError` for numbers that make no range.
+    """
+
+    kind: str = "window"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, float] | None = None
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in RANGES:
+            raise UserError(f"range {self.kind!r} is unknown; choose one of {', '.join(RANGES)}")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise UserError(f"percentiles {low:g} and {high:g} are no range; give two numbers, 0 <= low < high <= 100")
+        if self.window is not None and not self.window[1] > 0:
+            raise UserError(f"window width {self.window[1]:g} is not above 0; give a centre and a width in grey levels")
+        if self.bits is not None and not 1 <= self.bits <= 32:
+            raise UserError(f"{self.bits} bits is no depth of a picture; give 1 to 32")
+
+
+def levels_to_uint8(levels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map `low`..`high` linearly onto 0..255 and clip the rest; levels that are no number become black. Any shape."""
+    scale = 255.0 / (high - low) if high > low else 0.0
+    grey = (levels.astype(np.float32) - np.float32(low)) * np.float32(scale)
+    return np.rint(np.clip(np.nan_to_num(grey, nan=0.0, posinf=255.0, neginf=0.0), 0, 255)).astype(np.uint8)
+
+
+def grey_to_uint8(levels: np.ndarray, grey_range: GreyRange, depth: int | None = None) -> np.ndarray:
+    """Bring grey levels (H, W) without a window of their own to 8 bits.
+
+    `depth` is the number of bits that the levels were stored with; by default that of their type. Raises `UserError`
+    for `bits` on fractions, which have no depth.
+    """
+    if grey_range.kind == "window" and grey_range.window is not None:
+        return window_to_uint8(levels, *grey_range.window)
+    if grey_range.kind == "bits":
+        return levels_to_uint8(levels, *_depth_limits(levels.dtype, grey_range.bits or depth))
+    return levels_to_uint8(levels, *_occupied_limits(levels, grey_range))
+
+
+def window_to_uint8(levels: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """Apply a DICOM window (PS3.3 C.11.2.1.2 and .3) to levels of any shape; `function` is the VOI LUT Function.
+
+    Raises `UserError` for an unknown function or a width that it does not allow.
+    """
+    if function == "SIGMOID" and width > 0:
+        with np.errstate(over="ignore"):
+            return levels_to_uint8(1 / (1 + np.exp(-4 * (levels.astype(np.float64) - center) / width)), 0, 1)
+    if function == "LINEAR" and width >= 1:
+        return levels_to_uint8(levels, *_step_or_ramp(center - 0.5, width - 1))
+    if function == "LINEAR_EXACT" and width > 0:
+        return levels_to_uint8(levels, *_step_or_ramp(center, width))
+    raise UserError(
+        f"window of width {width:g} with VOI LUT function {function!r} is not valid DICOM; use --range minmax"
+    )
+
+
+def picture_to_uint8(picture: Image.Image, grey_range: GreyRange) -> Image.Image:
+    """Bring an opened 16-bit, 32-bit or float picture to mode L; a picture of 8 bits a channel comes back as it is."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    grey = grey_to_uint8(np.asarray(picture), grey_range, depth=16 if picture.mode.startswith("I;16") else None)
+    # Pillow inverts white-is-zero TIFFs of 8 bits but not those of 16.
+    tags = getattr(picture, "tag_v2", {})
+    return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO else grey)
+
+
+def dicom_to_uint8(dataset: Any, grey_range: GreyRange, frame: int | None = None) -> np.ndarray:
+    """Bring a pydicom data set to what a viewer shows: grey (H, W) or colour (H, W, 3), uint8.
+
+    `frame` (from 0) picks one of several. Raises `UserError` for no pixels, several frames and none picked, a syntax
+    with no decoder, or a damaged header or pixel data.
+    """
+    try:
+        return _rendered(dataset, grey_range, frame)
+    except UserError:
+        raise
+    # pydicom and its decoders answer damaged files with many types of exception.
+    except Exception as error:
+        raise UserError(f"damaged DICOM: {_one_line(error)}") from error
+
+
+def _rendered(dataset: Any, grey_range: GreyRange, frame: int | None) -> np.ndarray:
+    pixels = _decoded_pixels(dataset, frame)
+    kind = dataset.get("PhotometricInterpretation", "MONOCHROME2")
+    if kind == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        pixels = apply_color_lut(pixels, dataset)[..., :3]
+        return levels_to_uint8(pixels, 0, np.iinfo(pixels.dtype).max)
+    if pixels.ndim == 3:
+        return levels_to_uint8(pixels, 0, 2 ** int(dataset.BitsStored) - 1)
+    grey = _monochrome_to_uint8(dataset, pixels, grey_range)
+    return 255 - grey if kind == "MONOCHROME1" else grey
+
+
+def _monochrome_to_uint8(dataset: Any, pixels: np.ndarray, grey_range: GreyRange) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut
+
+    levels = apply_modality_lut(pixels, dataset)
+    if grey_range.kind == "window" and grey_range.window is None:
+        if dataset.get("VOILUTSequence"):
+            return _voi_lut_to_uint8(levels, dataset.VOILUTSequence[0])
+        if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+            function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+            return window_to_uint8(levels, _first(dataset.WindowCenter), _first(dataset.WindowWidth), function)
+    if grey_range.kind == "bits":
+        ends = np.array(_depth_limits(pixels.dtype, grey_range.bits or int(dataset.BitsStored)), dtype=pixels.dtype)
+        return levels_to_uint8(levels, *sorted(apply_modality_lut(ends, dataset).tolist()))
+    if grey_range.kind == "window" and grey_range.window is not None:
+        return window_to_uint8(levels, *grey_range.window)
+    shown = levels[~_padding(dataset, pixels)]
+    return levels_to_uint8(levels, *_occupied_limits(shown if shown.size else levels, grey_range))
+
+
+def _decoded_pixels(dataset: Any, frame: int | None) -> np.ndarray:
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UserError(f"a DICOM object without pixels (modality {dataset.get('Modality', 'unknown')}); leave it out")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frame is None and frames > 1:
+        raise UserError(f"{frames} frames in one file; pick one with --frame 0 to {frames - 1}")
+    if frame is not None and frame >= frames:
+        raise UserError(f"frame {frame} is not there: the file has {frames}; pick one below that")
+    from pydicom.pixels import pixel_array
+
+    try:
+        return pixel_array(dataset, index=frame or 0)
+    except RuntimeError as error:
+        syntax = dataset.file_meta.TransferSyntaxUID.name
+        if find_spec("pylibjpeg") is None:
+            raise UserError(f"no decoder for the transfer syntax {syntax!r}; install one: {MEDICAL_EXTRA}") from error
+        raise UserError(f"the pixel data ({syntax}) cannot be decoded: {_one_line(error)}") from error
+
+
+def _voi_lut_to_uint8(levels: np.ndarray, item: Any) -> np.ndarray:
+    """Look levels up in a VOI LUT item and scale its output depth to 8 bits.
+
+    Written here because pydicom's `apply_voi` holds the indices in the type of the output, which wraps for tables of
+    more than 256 entries of 8 bits.
+    """
+    entries, first, depth = (int(value) for value in item.LUTDescriptor)
+    data = item.LUTData
+    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data, dtype=np.int64)
+    indices = np.clip(np.rint(levels) - first, 0, min(entries or 2**16, table.size) - 1)
+    return levels_to_uint8(table[indices.astype(np.int64)], 0, 2**depth - 1)
+
+
+def _padding(dataset: Any, pixels: np.ndarray) -> np.ndarray:
+    """Mark the pixels (H, W) that only fill the frame around the film (PS3.3 C.7.5.1.1.2)."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(pixels.shape, dtype=bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(value), int(value if limit is None else limit)))
+    return (pixels >= low) & (pixels <= high)
+
+
+def _occupied_limits(levels: np.ndarray, grey_range: GreyRange) -> tuple[float, float]:
+    finite = levels[np.isfinite(levels)] if levels.dtype.kind == "f" else levels.reshape(-1)
+    if not finite.size:
+        return 0.0, 0.0
+    if grey_range.kind == "percentile":
+        low, high = np.percentile(finite[:: finite.size // _PERCENTILE_SAMPLES + 1], grey_range.percentiles)
+        return float(low), float(high)
+    return float(finite.min()), float(finite.max())
+
+
+def _depth_limits(dtype: np.dtype, bits: int | None) -> tuple[float, float]:
+    if dtype.kind not in "iu":
+        raise UserError("--range bits on a picture of fractions, which has no depth; use minmax or percentile")
+    depth = bits or dtype.itemsize * 8
+    return (-(2 ** (depth - 1)), 2 ** (depth - 1) - 1) if dtype.kind == "i" else (0, 2**depth - 1)
+
+
+def _step_or_ramp(middle: float, width: float) -> tuple[float, float]:
+    """Return the levels that become black and white; a window of no width is a step just above `middle`."""
+    half = max(width / 2, 1e-6)
+    return middle - half, middle + half
+
+
+def _first(value: Any) -> float:
+    return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
