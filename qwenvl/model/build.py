@@ -1,0 +1,145 @@
+"""Owns what is built: from the run's arguments to the model and its processor, with real weights or on the meta device."""
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from qwenvl.errors import UserError
+from qwenvl.model.attention import Attention, resolve_attention
+from qwenvl.model.components import set_trainable
+from qwenvl.model.lora import add_lora
+from qwenvl.train.argument import ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+
+
+def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedConfig:
+    """Load a model's configuration and make sure that it is a Qwen3-VL.
+
+    Raises `UserError` if there is none at `name_or_path`, or if it is another kind of model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name_or_path}: {_why_not_loaded(name_or_path, error)}") from None
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise UserError(
+            f"{name_or_path} is a {config.model_type} model; expected a Qwen3-VL ({', '.join(SUPPORTED_MODEL_TYPES)}), "
+            "such as Qwen/Qwen3-VL-4B-Instruct"
+        )
+    return config
+
+
+def load_processor(name_or_path: str, cache_dir: str | None = None) -> ProcessorMixin:
+    """Load the processor (tokenizer, chat template, image and video processor) that belongs to a model."""
+    try:
+        return AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name_or_path}: no processor could be loaded: {_first_line(error)}") from None
+
+
+def load_pretrained(
+    name_or_path: str, *, dtype: torch.dtype | str, attention: Attention, cache_dir: str | None = None
+) -> PreTrainedModel:
+    """Load a Qwen3-VL, dense or MoE as its configuration says, ready for training or use."""
+    load_config(name_or_path, cache_dir)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            name_or_path, dtype=dtype, attn_implementation=attention.by_sub_config, cache_dir=cache_dir
+        )
+    except OSError as error:
+        raise UserError(f"{name_or_path}: no weights could be loaded: {_first_line(error)}") from None
+    return model
+
+
+def build_model(
+    model_args: ModelArguments, training_args: TrainingArguments, *, without_weights: bool = False
+) -> PreTrainedModel:
+    """Build the model to train: loaded, frozen where asked, with LoRA if asked.
+
+    `without_weights` builds it on the meta device, where it takes no memory. Trainable parameters are float32, because
+    steps of a small learning rate vanish in bf16's eight bits; DeepSpeed keeps such a copy itself.
+    """
+    attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
+    logger.info("attention: %s (%s)", attention.backend, attention.reason)
+    if without_weights:
+        config = load_config(model_args.model_name_or_path, training_args.cache_dir)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                config, dtype=compute_dtype(training_args), attn_implementation=attention.by_sub_config
+            )
+        model.name_or_path = model_args.model_name_or_path
+    else:
+        model = load_pretrained(
+            model_args.model_name_or_path,
+            dtype=compute_dtype(training_args),
+            attention=attention,
+            cache_dir=training_args.cache_dir,
+        )
+    # A key-value cache hides the borders between packed samples and costs time; it has no use in training.
+    model.config.use_cache = False
+    model.config.text_config.use_cache = False
+    model = _make_trainable(model, model_args, training_args)
+    if not training_args.deepspeed:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32)
+    return model
+
+
+def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
+    """Return the precision in which frozen weights are held and products are computed."""
+    if training_args.bf16:
+        return torch.bfloat16
+    return torch.float16 if training_args.fp16 else torch.float32
+
+
+def _make_trainable(
+    model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments
+) -> PreTrainedModel:
+    if training_args.lora_enable:
+        return add_lora(
+            model,
+            r=training_args.lora_r,
+            alpha=training_args.lora_alpha,
+            dropout=training_args.lora_dropout,
+            target_modules=training_args.lora_target_modules,
+            train_merger=model_args.tune_mm_mlp,
+            train_vision=model_args.tune_mm_vision,
+        )
+    set_trainable(
+        model,
+        {
+            "llm": model_args.tune_mm_llm,
+            "merger": model_args.tune_mm_mlp,
+            "vision": model_args.tune_mm_vision,
+        },
+    )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _why_not_loaded(name_or_path: str, error: Exception) -> str:
+    folder = Path(name_or_path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return "the folder has no config.json, so it is no Transformers model; give the folder of a Qwen3-VL"
+    if not folder.exists() and name_or_path.count("/") != 1:
+        return "no such folder; give the folder of a Qwen3-VL, or a hub name such as Qwen/Qwen3-VL-4B-Instruct"
+    return (
+        f"the model configuration could not be loaded ({_first_line(error)}); give the folder of a Qwen3-VL, or download "
+        "one first with `hf download Qwen/Qwen3-VL-4B-Instruct --local-dir FOLDER`"
+    )

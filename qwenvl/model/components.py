@@ -1,0 +1,72 @@
+"""Owns the partition of a Qwen3-VL into vision, merger and llm: every other module asks here which parameter is whose."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+COMPONENTS = ("vision", "merger", "llm")
+
+_MERGER = re.compile(r"(^|\.)visual\.(merger|deepstack_merger_list)\.")
+_VISION = re.compile(r"(^|\.)visual\.")
+# PEFT keeps the untrained weights of a module it saves whole beside the trained copy.
+_PEFT_ORIGINAL = ".original_module."
+
+
+@dataclass(frozen=True)
+class ComponentSize:
+    """Number of parameters of a component, in all and trainable."""
+
+    total: int
+    trainable: int
+
+
+def component_of(parameter_name: str) -> str:
+    """Return the component ("vision", "merger" or "llm") that owns a parameter, from its dotted name.
+
+    The merger is `visual.merger` with all of `visual.deepstack_merger_list`; vision is the rest of `visual`; llm is all
+    else: the language model, its embeddings and its head. Names may carry the prefixes that PEFT and DDP add.
+    """
+    if _MERGER.search(parameter_name):
+        return "merger"
+    return "vision" if _VISION.search(parameter_name) else "llm"
+
+
+def named_component_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield (component, name, parameter) for each parameter that the forward pass uses, each once."""
+    for name, parameter in model.named_parameters():
+        if _PEFT_ORIGINAL not in name:
+            yield component_of(name), name, parameter
+
+
+def component_sizes(model: nn.Module) -> dict[str, ComponentSize]:
+    """Count the parameters of each component, in elements; partitioned (ZeRO-3) parameters count whole."""
+    total = dict.fromkeys(COMPONENTS, 0)
+    trainable = dict.fromkeys(COMPONENTS, 0)
+    for component, _, parameter in named_component_parameters(model):
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        total[component] += count
+        trainable[component] += count if parameter.requires_grad else 0
+    return {component: ComponentSize(total[component], trainable[component]) for component in COMPONENTS}
+
+
+def set_trainable(model: nn.Module, trainable: Mapping[str, bool]) -> None:
+    """Make exactly the parameters of the named components trainable and freeze all others."""
+    for component, _, parameter in named_component_parameters(model):
+        parameter.requires_grad_(trainable[component])
+
+
+def module_names(model: nn.Module, component: str) -> list[str]:
+    """Return the dotted names, from `visual` on, of the modules that together hold a component of the vision side.
+
+    Containers that are never called (`ModuleList`) are replaced by their members, because PEFT can save whole only what
+    has a forward of its own. `component` is "merger" or "vision".
+    """
+    tower = model.get_submodule("model.visual")
+    names = []
+    for name, child in tower.named_children():
+        members = [f"{name}.{i}" for i in range(len(child))] if isinstance(child, nn.ModuleList) else [name]
+        names += [f"visual.{member}" for member in members]
+    has_parameters = {name for name in names if any(True for _ in model.get_submodule(f"model.{name}").parameters())}
+    return [name for name in names if name in has_parameters and component_of(f"{name}.") == component]

@@ -1,0 +1,203 @@
+"""Owns the command line of training: every flag with its help, and the rules between flags."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+
+from qwenvl.errors import UserError
+from qwenvl.model.attention import BACKENDS, resolve_attention
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained and which of its parts."""
+
+    model_name_or_path: str = field(
+        default="Qwen/Qwen3-VL-4B-Instruct",
+        metadata={"help": "Folder or hub name of a Qwen3-VL (dense or MoE, Instruct or Thinking)."},
+    )
+    tune_mm_llm: bool = field(
+        default=False,
+        metadata={"help": "Train the language model: by LoRA with --lora_enable True, wholly without it."},
+    )
+    tune_mm_mlp: bool = field(default=False, metadata={"help": "Train the merger and all DeepStack mergers."})
+    tune_mm_vision: bool = field(default=False, metadata={"help": "Train the vision encoder."})
+    attn_implementation: str = field(
+        default="auto",
+        metadata={
+            "help": f"Attention backend: {', '.join(BACKENDS)}. auto takes flash-attn if installed, else PyTorch's "
+            "variable-length kernel on a GPU, else sdpa."
+        },
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which samples are read and how they are turned into batches."""
+
+    dataset_use: str = field(
+        default="",
+        metadata={
+            "help": "Comma-separated data sets: names registered in qwenvl/data/__init__.py, or paths of .json/.jsonl "
+            "files; name%%50 takes half of one, drawn with --data_seed."
+        },
+    )
+    eval_dataset_use: str = field(
+        default="", metadata={"help": "Data sets, named likewise, for loss and token accuracy during training."}
+    )
+    data_flatten: bool = field(default=False, metadata={"help": "Concatenate the batch into one row, without padding."})
+    data_packing: bool = field(
+        default=False,
+        metadata={"help": "Fill rows up to --model_max_length with whole samples, planned from image headers."},
+    )
+    max_pixels: int = field(default=28 * 28 * 576, metadata={"help": "Most pixels of an image after resizing."})
+    min_pixels: int = field(default=28 * 28 * 16, metadata={"help": "Fewest pixels of an image after resizing."})
+    video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
+    video_max_frames: int = field(default=8, metadata={"help": "Most frames sampled from a video."})
+    video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled from a video."})
+    video_max_pixels: int = field(
+        default=1024 * 28 * 28, metadata={"help": "Most pixels of a video after resizing, over all its frames."}
+    )
+    video_min_pixels: int = field(
+        default=256 * 28 * 28, metadata={"help": "Fewest pixels of a video after resizing, over all its frames."}
+    )
+    bad_sample_policy: str = field(
+        default="error",
+        metadata={"help": "error: stop at the first unusable sample; skip: log it, count it and go on."},
+    )
+    max_bad_samples: int = field(
+        default=100,
+        metadata={"help": "Under --bad_sample_policy skip, stop when more samples than this were unusable."},
+    )
+    media_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps the image sizes read from headers (default ~/.cache/qwenvl)."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.bad_sample_policy not in ("error", "skip"):
+            raise UserError(f"--bad_sample_policy {self.bad_sample_policy!r} is unknown; choose error or skip")
+        if self.max_bad_samples < 0:
+            raise UserError(f"--max_bad_samples {self.max_bad_samples}: give 0 or more")
+        for low, high in (
+            ("min_pixels", "max_pixels"),
+            ("video_min_pixels", "video_max_pixels"),
+            ("video_min_frames", "video_max_frames"),
+        ):
+            smallest, largest = getattr(self, low), getattr(self, high)
+            if not 0 < smallest <= largest:
+                raise UserError(f"--{low} {smallest} and --{high} {largest}: expected 0 < {low} <= {high}")
+        if self.video_fps <= 0:
+            raise UserError(f"--video_fps {self.video_fps}: give a number above 0")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """Transformers' training arguments, with the official repository's and ours beside them."""
+
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for models downloaded from the hub."})
+    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, one of Transformers' names."})
+    model_max_length: int = field(
+        default=512, metadata={"help": "Most tokens in a sample, and the size of a pack with --data_packing."}
+    )
+    mm_projector_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the merger (default: --learning_rate)."}
+    )
+    vision_tower_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the vision encoder (default: --learning_rate)."}
+    )
+    lora_enable: bool = field(default=False, metadata={"help": "Train the language model by LoRA."})
+    lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=128, metadata={"help": "LoRA scale: updates are multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the LoRA matrices."})
+    lora_target_modules: str = field(
+        default="q_proj,k_proj,v_proj,o_proj",
+        metadata={"help": "Comma-separated linear layers of the language model that get LoRA, or all-linear."},
+    )
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the steps over which the learning rate rises."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Read the data, build the model without weights, print what a run would do, and end."},
+    )
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "Where metrics go: tensorboard, wandb, none, ..."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many steps."})
+
+    def __post_init__(self) -> None:
+        self._check_deepspeed_file()
+        if self.warmup_ratio is not None:
+            if self.warmup_steps:
+                raise UserError("give --warmup_ratio or --warmup_steps, not both")
+            if not 0 <= self.warmup_ratio < 1:
+                raise UserError(f"--warmup_ratio {self.warmup_ratio}: expected a share from 0 to below 1")
+            self.warmup_steps = self.warmup_ratio
+        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        # A loss that is not finite must stop the run; Transformers would average it away in the log.
+        self.logging_nan_inf_filter = False
+        self.remove_unused_columns = False
+        self.label_names = ["labels"]
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError) as error:
+            raise UserError(f"training arguments: {' '.join(str(error).split())}") from error
+
+    def _check_deepspeed_file(self) -> None:
+        if not isinstance(self.deepspeed, str) or self.deepspeed.lstrip().startswith("{"):
+            return
+        path = Path(self.deepspeed)
+        if not path.is_file():
+            raise UserError(f"--deepspeed {self.deepspeed}: no such file; scripts/ has zero2.json and zero3.json")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"--deepspeed {self.deepspeed} is not valid JSON: {error}") from None
+        if not isinstance(config, dict) or "zero_optimization" not in config:
+            raise UserError(
+                f"--deepspeed {self.deepspeed} has no `zero_optimization` section; start from scripts/zero2.json"
+            )
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether the model computes in bf16 or fp16."""
+        return bool(self.bf16 or self.fp16)
+
+    @property
+    def component_learning_rates(self) -> dict[str, float]:
+        """The learning rate that each component gets if it is trained."""
+        return {
+            "vision": self.learning_rate if self.vision_tower_lr is None else self.vision_tower_lr,
+            "merger": self.learning_rate if self.mm_projector_lr is None else self.mm_projector_lr,
+            "llm": self.learning_rate,
+        }
+
+
+def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Raise `UserError` where flags contradict each other, so that none is silently ignored."""
+    if not data_args.dataset_use:
+        raise UserError("--dataset_use is missing: name a registered data set or the path of a .json/.jsonl file")
+    if not training_args.output_dir:
+        raise UserError("--output_dir is missing: name the folder that gets the checkpoints")
+    if training_args.model_max_length <= 0:
+        raise UserError(f"--model_max_length {training_args.model_max_length}: give a number of tokens above 0")
+    if training_args.lora_enable and not model_args.tune_mm_llm:
+        raise UserError(
+            "--lora_enable True trains the language model, but --tune_mm_llm is False; set --tune_mm_llm True, or "
+            "--lora_enable False to train without the language model"
+        )
+    if not (model_args.tune_mm_llm or model_args.tune_mm_mlp or model_args.tune_mm_vision):
+        raise UserError("nothing would be trained: set --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision to True")
+    for rate, switch in (("mm_projector_lr", "tune_mm_mlp"), ("vision_tower_lr", "tune_mm_vision")):
+        if getattr(training_args, rate) is not None and not getattr(model_args, switch):
+            raise UserError(
+                f"--{rate} {getattr(training_args, rate)} is for a part that is frozen; set --{switch} True, or leave "
+                f"--{rate} out"
+            )
+    if data_args.eval_dataset_use == "" and training_args.eval_strategy != "no":
+        raise UserError(f"--eval_strategy {training_args.eval_strategy.value} needs --eval_dataset_use")
+    resolve_attention(model_args.attn_implementation, training_args.half_precision)

@@ -1,0 +1,80 @@
+"""Owns the numbers of a run beside its loss: throughput, padding, waiting for data, gradient norms, memory."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from qwenvl.data.collators import BatchMeta
+from qwenvl.model.components import named_component_parameters
+from qwenvl.train.distributed import sum_over_processes
+
+_GIB = 2**30
+
+
+class ThroughputMeter:
+    """Counts samples, tokens, padding and waiting between two entries in the log."""
+
+    def __init__(self) -> None:
+        self.total_samples = 0.0
+        self.total_seconds = 0.0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._started = time.perf_counter()
+        self._samples = self._tokens = self._padding = 0
+        self._waited = 0.0
+
+    def count(self, batches: Iterable[BatchMeta], waited: float) -> None:
+        """Add batches that were just read, and the seconds that reading them took."""
+        for batch in batches:
+            self._samples += batch.num_samples
+            self._tokens += batch.num_tokens
+            self._padding += batch.num_padding
+        self._waited += waited
+
+    def pause(self) -> float:
+        """Return the clock before something that is no training (an evaluation)."""
+        return time.perf_counter()
+
+    def resume(self, paused_at: float) -> None:
+        """Leave out the time since `pause`."""
+        self._started += time.perf_counter() - paused_at
+
+    def summary(self, device: torch.device) -> dict[str, float]:
+        """Return the numbers of all processes since the last call, and start anew. To be called by every process."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        samples, tokens, padding, waited_shares, processes = sum_over_processes(
+            [self._samples, self._tokens, self._padding, self._waited / seconds, 1.0], device
+        )
+        self.total_samples += samples
+        self.total_seconds += seconds
+        self._restart()
+        return {
+            "tokens_per_second": tokens / seconds,
+            "samples_per_second": samples / seconds,
+            "padding_share": padding / max(tokens + padding, 1.0),
+            "data_wait_share": waited_shares / processes,
+            "peak_memory_gib": peak_memory_gib(),
+        }
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory this process has held: on the GPU if it has one, else in RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / _GIB
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
+
+
+def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the L2 norm of the gradients of each component that has any."""
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for component, _, parameter in named_component_parameters(model):
+        if parameter.grad is not None:
+            gradients.setdefault(component, []).append(parameter.grad)
+    return {component: nn.utils.get_total_norm(tensors) for component, tensors in gradients.items()}

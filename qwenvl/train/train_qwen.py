@@ -1,0 +1,136 @@
+"""Owns the run: from the command line to a trained model in the output folder."""
+
+import copy
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+if not __package__:  # run by path, as torchrun does: Python has put this folder on its path, not the repository's
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+import transformers
+from transformers import HfArgumentParser, set_seed
+
+from qwenvl.data.data_processor import DataModule, make_supervised_data_module
+from qwenvl.errors import exit_on_user_error
+from qwenvl.model.attention import resolve_attention
+from qwenvl.model.build import build_model, load_config, load_processor
+from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments, check_arguments
+from qwenvl.train.callbacks import StopOnSigterm
+from qwenvl.train.checkpoint import (
+    INCOMPLETE,
+    CommitCheckpoints,
+    clear_incomplete,
+    find_resume_checkpoint,
+    prepare_output_dir,
+    publish_files,
+    run_arguments,
+)
+from qwenvl.train.distributed import barrier
+from qwenvl.train.dry_run import report_dry_run
+from qwenvl.train.param_groups import component_table
+from qwenvl.train.trainer import QwenVLTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(argv: list[str] | None = None) -> None:
+    """Train a model as the command line says."""
+    model_args, data_args, training_args = parse_arguments(argv)
+    configure_logging(training_args)
+    check_arguments(model_args, data_args, training_args)
+    arguments = run_arguments(model_args, data_args, training_args)
+    load_config(model_args.model_name_or_path, training_args.cache_dir)
+    prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
+    set_seed(training_args.seed)
+    processor = load_processor(model_args.model_name_or_path, training_args.cache_dir)
+    attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
+    data = make_supervised_data_module(processor, data_args, training_args, varlen=attention.backend == "varlen")
+    model = build_model(model_args, training_args, without_weights=training_args.dry_run)
+    table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
+    logger.info("what is trained:\n%s", table)
+    if training_args.dry_run:
+        report_dry_run(model, data, training_args)
+        return
+    trainer = build_trainer(model, processor, data, training_args, arguments)
+    run(trainer, training_args.output_dir, resume_from)
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read the command line, `argv` or that of the process."""
+    return HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
+
+
+def configure_logging(training_args: TrainingArguments) -> None:
+    """Let the main process tell what it does, and the others only what goes wrong."""
+    main = training_args.process_index == 0
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("qwenvl").setLevel(logging.INFO if main else logging.ERROR)
+    if not main:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+
+def build_trainer(
+    model: torch.nn.Module,
+    processor: transformers.ProcessorMixin,
+    data: DataModule,
+    training_args: TrainingArguments,
+    arguments: dict,
+) -> QwenVLTrainer:
+    """Wire model, data and callbacks together; the Trainer writes beside the output folder's finished checkpoints."""
+    output_dir = training_args.output_dir
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(output_dir) / "runs" / time.strftime("%Y%m%d-%H%M%S")))
+    if training_args.process_index == 0:
+        clear_incomplete(output_dir)
+    trainer_args = copy.copy(training_args)
+    trainer_args.output_dir = str(Path(output_dir) / INCOMPLETE)
+    return QwenVLTrainer(
+        model=model,
+        args=trainer_args,
+        processing_class=processor,
+        train_dataset=data.train_dataset,
+        eval_dataset=data.eval_dataset,
+        data_collator=data.data_collator,
+        train_sampler=data.train_sampler,
+        eval_sampler=data.eval_sampler,
+        bad_samples=data.bad_samples,
+        run_arguments=arguments,
+        callbacks=[CommitCheckpoints(output_dir), StopOnSigterm()],
+    )
+
+
+def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
+    """Train, evaluate what the last step made, and put the model into the output folder."""
+    trainer.train(resume_from_checkpoint=resume_from)
+    if trainer.pop_callback(StopOnSigterm).stopped:
+        logger.info(
+            "stopped by SIGTERM after step %d; the checkpoint is saved: go on with the same command and "
+            "--resume_from_checkpoint auto",
+            trainer.state.global_step,
+        )
+        return
+    last_evaluated = max((entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry), default=-1)
+    if trainer.eval_dataset is not None and last_evaluated != trainer.state.global_step:
+        trainer.evaluate()
+    finished = Path(trainer.args.output_dir) / "final"
+    trainer.save_model(str(finished))
+    barrier()
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(finished / "trainer_state.json"))
+        publish_files(finished, Path(output_dir))
+        logger.info("the trained model is in %s", output_dir)
+
+
+def main() -> None:
+    """Run as a program: a user's mistake ends in one line and exit code 2."""
+    with exit_on_user_error():
+        train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Owns the training loop's hooks: Transformers' Trainer with our batches, groups, loss and checkpoints."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from qwenvl.data.annotations import BadSampleLedger
+from qwenvl.data.packing import PackSampler
+from qwenvl.errors import UserError
+from qwenvl.train.argument import TrainingArguments
+from qwenvl.train.checkpoint import write_run_arguments
+from qwenvl.train.distributed import sum_over_processes
+from qwenvl.train.loss import supervised_loss, supervised_targets
+from qwenvl.train.metrics import ThroughputMeter, gradient_norms
+from qwenvl.train.param_groups import build_param_groups
+
+
+class EpochDataLoader(DataLoader):
+    """A DataLoader whose batches are drawn by a `PackSampler`, which it tells the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order the packs as this epoch wants them."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+def ignore_sigterm(worker_id: int) -> None:
+    """Let a DataLoader worker outlive the SIGTERM that its whole process group gets: the trainer ends it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class QwenVLTrainer(Trainer):
+    """Transformers' Trainer for samples that are planned into batches, with a learning rate for each component."""
+
+    def __init__(
+        self,
+        *,
+        train_sampler: PackSampler,
+        eval_sampler: PackSampler | None,
+        bad_samples: BadSampleLedger,
+        run_arguments: Mapping[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(compute_loss_func=supervised_loss, **kwargs)
+        self.train_sampler = train_sampler
+        self.eval_sampler = eval_sampler
+        self.bad_samples = bad_samples
+        self.run_arguments = dict(run_arguments)
+        self.throughput = ThroughputMeter()
+        self._step_indices: list[int] = []
+        self._step_losses: list[torch.Tensor] = []
+        self._gradient_norms: dict[str, torch.Tensor] = {}
+
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return this process's batches; the sampler has already dealt them to the processes."""
+        return self._planned_dataloader(self.train_dataset, self.train_sampler)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Return this process's share of the evaluation samples."""
+        return self._planned_dataloader(self.eval_dataset, self.eval_sampler)
+
+    def _planned_dataloader(self, dataset: Dataset, sampler: PackSampler) -> DataLoader:
+        args: TrainingArguments = self.args
+        workers = args.dataloader_num_workers
+        return EpochDataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=args.dataloader_prefetch_factor if workers > 0 else None,
+            worker_init_fn=ignore_sigterm,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """Read the batches of one optimizer step, and keep what they say of themselves away from the model."""
+        started = time.perf_counter()
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        metas = [batch.pop("meta") for batch in batches]
+        self.throughput.count(metas, waited=time.perf_counter() - started)
+        self._step_indices = [index for meta in metas for index in meta.indices]
+        self._step_losses = []
+        for meta in metas:
+            for bad_sample in meta.bad:
+                self.bad_samples.report(bad_sample)
+        return batches, num_items
+
+    # Optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer over component x decay groups."""
+        if self.optimizer is None:
+            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = build_param_groups(self.model, self.args.component_learning_rates, self.args.weight_decay)
+            self.group_components = [group["component"] for group in groups]
+            self.optimizer = optimizer_class(groups, **optimizer_kwargs)
+        return self.optimizer
+
+    # Steps
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Run one micro-batch forward and backward; stop the run if its optimizer step would not be finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_losses.append(loss)
+        if self.accelerator.sync_gradients:
+            self._gradient_norms = gradient_norms(self.model)
+            self._check_finite()
+        return loss
+
+    def _check_finite(self) -> None:
+        loss = torch.stack(self._step_losses).sum().item()
+        norms = {component: norm.item() for component, norm in self._gradient_norms.items()}
+        if math.isfinite(loss) and all(map(math.isfinite, norms.values())):
+            return
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norms {norms}"
+        raise UserError(
+            f"step {self.state.global_step + 1}: {what} is not finite; samples of this step: {self._step_indices} "
+            f"({self._describe_samples()}); look at them, or lower the learning rates"
+        )
+
+    def _describe_samples(self, most: int = 4) -> str:
+        places = [self.train_dataset.records[index].where for index in self._step_indices[:most]]
+        return ", ".join(places) + (", ..." if len(self._step_indices) > most else "")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each component's learning rate and gradient norm, throughput, waiting and memory to a training entry."""
+        if "loss" in logs:
+            rates = zip(self.group_components, self.lr_scheduler.get_last_lr(), strict=True)
+            logs |= {f"learning_rate_{component}": rate for component, rate in rates}
+            logs |= {f"grad_norm_{component}": norm.item() for component, norm in self._gradient_norms.items()}
+            logs |= self.throughput.summary(self.args.device)
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as the Trainer does, without counting the time as training."""
+        paused_at = self.throughput.pause()
+        metrics = super().evaluate(*args, **kwargs)
+        self.throughput.resume(paused_at)
+        return metrics
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Return the loss and the token accuracy over all supervised tokens of all processes, never holding logits.
+
+        To be called while training or after it, when the model has been wrapped for the devices.
+        """
+        model = self.model_wrapped.eval()
+        loss = correct = tokens = samples = 0.0
+        for batch in dataloader:
+            meta, labels = batch.pop("meta"), batch.pop("labels")
+            for bad_sample in meta.bad:
+                self.bad_samples.report(bad_sample)
+            with self.compute_loss_context_manager():
+                logits = model(**send_to_device(batch, self.args.device)).logits
+            targets = supervised_targets(labels.to(logits.device))
+            loss += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+            correct += (logits.argmax(-1) == targets).sum().item()
+            tokens += len(targets)
+            samples += meta.num_samples
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        loss, correct, tokens, samples = sum_over_processes([loss, correct, tokens, samples], self.args.device)
+        metrics = {
+            f"{metric_key_prefix}_loss": loss / max(tokens, 1.0),
+            f"{metric_key_prefix}_token_accuracy": correct / max(tokens, 1.0),
+        }
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(samples))
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model (or adapter), the processor and the run's arguments."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            write_run_arguments(output_dir or self.args.output_dir, self.run_arguments)

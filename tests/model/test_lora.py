@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from qwenvl.errors import UserError
+from qwenvl.model.components import component_sizes
+from qwenvl.model.lora import add_lora
+
+SETTINGS = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "q_proj,k_proj,v_proj,o_proj"}
+
+
+@pytest.fixture
+def model(standin: Path) -> PreTrainedModel:
+    return AutoModelForImageTextToText.from_pretrained(standin)
+
+
+def test_lora_touches_the_language_model_alone(model: PreTrainedModel) -> None:
+    # An encoder whose layers are called as the language model's.
+    model.model.visual.blocks[0].q_proj = type(model.lm_head)(4, 4)
+
+    lora = add_lora(model, **SETTINGS, train_merger=False, train_vision=False)
+
+    adapted = [name for name, _ in lora.named_parameters() if "lora_" in name]
+    assert adapted
+    assert all(".language_model." in name for name in adapted)
+
+
+def test_the_merger_is_trained_whole_beside_lora(model: PreTrainedModel) -> None:
+    before = component_sizes(model)
+
+    sizes = component_sizes(add_lora(model, **SETTINGS, train_merger=True, train_vision=False))
+
+    assert sizes["merger"].trainable == before["merger"].total
+    assert sizes["vision"].trainable == 0
+    assert 0 < sizes["llm"].trainable < before["llm"].total
+
+
+def test_the_encoder_is_trained_whole_beside_lora(model: PreTrainedModel) -> None:
+    before = component_sizes(model)
+
+    sizes = component_sizes(add_lora(model, **SETTINGS, train_merger=False, train_vision=True))
+
+    assert sizes["vision"].trainable == before["vision"].total
+    assert sizes["merger"].trainable == 0
+
+
+def test_all_linear_reaches_every_linear_layer_of_the_language_model(model: PreTrainedModel) -> None:
+    lora = add_lora(model, **SETTINGS | {"target_modules": "all-linear"}, train_merger=False, train_vision=False)
+
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in lora.named_parameters() if ".lora_" in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("targets", ["qkv", "q_proj,w_pack", ""])
+def test_a_target_that_matches_nothing_is_an_error_that_lists_the_layers(model: PreTrainedModel, targets: str) -> None:
+    with pytest.raises(UserError, match="q_proj"):
+        add_lora(model, **SETTINGS | {"target_modules": targets}, train_merger=False, train_vision=False)
