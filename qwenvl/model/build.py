@@ -1,4 +1,4 @@
-"""Owns what is built: from the run's arguments to the model and its processor, with real weights or on the meta device."""
+"""Owns what is built: from the run's arguments to the model and its processor, with or without weights."""
 
 import logging
 from pathlib import Path
@@ -140,6 +140,6 @@ def _why_not_loaded(name_or_path: str, error: Exception) -> str:
     if not folder.exists() and name_or_path.count("/") != 1:
         return "no such folder; give the folder of a Qwen3-VL, or a hub name such as Qwen/Qwen3-VL-4B-Instruct"
     return (
-        f"the model configuration could not be loaded ({_first_line(error)}); give the folder of a Qwen3-VL, or download "
-        "one first with `hf download Qwen/Qwen3-VL-4B-Instruct --local-dir FOLDER`"
+        f"the model configuration could not be loaded ({_first_line(error)}); give the folder of a Qwen3-VL, or "
+        "download one first with `hf download Qwen/Qwen3-VL-4B-Instruct --local-dir FOLDER`"
     )

@@ -1,4 +1,4 @@
-"""Owns the partition of a Qwen3-VL into vision, merger and llm: every other module asks here which parameter is whose."""
+"""Owns the partition of a Qwen3-VL into vision, merger and llm, for every module that asks whose a parameter is."""
 
 import re
 from collections.abc import Iterator, Mapping

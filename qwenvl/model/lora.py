@@ -29,8 +29,8 @@ def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
     unknown = [name for name in wanted if name not in available]
     if unknown or not wanted:
         raise UserError(
-            f"--lora_target_modules {target_modules!r}: {', '.join(unknown) or 'an empty list'} matches no linear layer "
-            f"of the language model; choose from {', '.join(available)}, or all-linear"
+            f"--lora_target_modules {target_modules!r}: {', '.join(unknown) or 'an empty list'} matches no linear "
+            f"layer of the language model; choose from {', '.join(available)}, or all-linear"
         )
     return rf".*\.language_model\..*\.({'|'.join(map(re.escape, wanted))})"
 

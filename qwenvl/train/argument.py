@@ -69,7 +69,7 @@ class DataArguments:
     )
     max_bad_samples: int = field(
         default=100,
-        metadata={"help": "Under --bad_sample_policy skip, stop when more samples than this were unusable."},
+        metadata={"help": "Under --bad_sample_policy skip, stop when more samples than this are unusable."},
     )
     media_cache_dir: str | None = field(
         default=None,

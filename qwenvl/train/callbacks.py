@@ -21,9 +21,7 @@ class StopOnSigterm(TrainerCallback):
         self._signalled = False
         self._previous: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._previous = signal.signal(signal.SIGTERM, self._remember)
 
     def on_train_end(

@@ -1,0 +1,92 @@
+"""Owns the estimate of the GPU memory that a run will take, from shapes alone."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from qwenvl.model.components import component_sizes
+
+_GIB = 2**30
+# What the CUDA context, the kernels' workspaces and the allocator's rounding take beside tensors.
+_OVERHEAD_GIB = 1.5
+# Per supervised token and word: logits in half precision and in float32, and the gradients of both.
+_LOGIT_BYTES = 2 + 4 + 2 + 4
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The largest micro-batch of a run: tokens in the language model, supervised ones, patches in the encoder."""
+
+    tokens: int
+    supervised: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How many processes share a run's memory, and at which DeepSpeed ZeRO stage (0: none)."""
+
+    processes: int = 1
+    zero_stage: int = 0
+
+    def share(self, num_bytes: float, from_stage: int) -> float:
+        """Return one process's part of what is divided from the given ZeRO stage on."""
+        return num_bytes / self.processes if self.zero_stage >= from_stage else num_bytes
+
+
+def estimate_memory(
+    model: nn.Module,
+    batch: BatchShape,
+    *,
+    gradient_checkpointing: bool,
+    sharding: Sharding | None = None,
+) -> dict[str, float]:
+    """Estimate the peak GPU memory of one process, in GiB, by what takes it, with their sum under "total".
+
+    AdamW keeps two float32 moments, and a trainable weight and its gradient are float32 too. Activations are counted
+    per layer: all that the backward pass of one layer reads, times the layers that keep it; with gradient
+    checkpointing every layer keeps its input alone. `docs/benchmarks.md` compares the estimate with measured peaks.
+    """
+    sharding = sharding or Sharding()
+    sizes = component_sizes(model)
+    trainable = sum(size.trainable for size in sizes.values())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if sharding.zero_stage:
+        weights += trainable * 4 / sharding.processes  # the float32 copy that DeepSpeed keeps beside the model
+    config = model.config
+    element_size = next(p.element_size() for p in model.parameters() if not p.requires_grad or p.element_size() == 4)
+    text = _text_activations(config.text_config, batch.tokens, element_size, gradient_checkpointing)
+    vision = _vision_activations(
+        config.vision_config,
+        batch.patches,
+        element_size,
+        keeps_layers=sizes["vision"].trainable > 0 and not gradient_checkpointing,
+    )
+    parts = {
+        "weights": sharding.share(weights, 3),
+        "gradients": sharding.share(trainable * 4, 2),
+        "optimizer": sharding.share(trainable * 8, 1),
+        # The encoder's working memory is free again when the language model's peak comes.
+        "activations": max(text, vision),
+        "logits": batch.supervised * config.text_config.vocab_size * _LOGIT_BYTES,
+    }
+    estimate = {name: num_bytes / _GIB for name, num_bytes in parts.items()} | {"overhead": _OVERHEAD_GIB}
+    return estimate | {"total": sum(estimate.values())}
+
+
+def _text_activations(config: PreTrainedConfig, tokens: int, element_size: int, checkpointed: bool) -> float:
+    hidden = config.hidden_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    # Inputs of the two norms and their outputs; queries and keys before and after norm and rotation, values, attention's
+    # output; gate, up, their activation and product.
+    one_layer = 4 * hidden + 3 * (queries + keys) + keys + 2 * queries + 4 * config.intermediate_size
+    kept = config.num_hidden_layers * (hidden if checkpointed else one_layer) + (one_layer if checkpointed else 0)
+    return tokens * kept * element_size
+
+
+def _vision_activations(config: PreTrainedConfig, patches: int, element_size: int, keeps_layers: bool) -> float:
+    hidden = config.hidden_size
+    one_layer = 10 * hidden + 2 * config.intermediate_size
+    return patches * one_layer * element_size * (config.depth if keeps_layers else 1)
