@@ -1,0 +1,162 @@
+"""Owns what the command-line tools share: arguments, progress, parallel work, whole-or-nothing files, summaries."""
+
+import argparse
+import json
+import os
+import resource
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, TextIO, TypeVar
+
+from tqdm import tqdm
+
+from qwenvl.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+_TASKS_AHEAD = 4
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An argument parser that shows defaults in `--help` and says what is wrong in one line, as a `UserError`."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError` instead of printing the whole usage."""
+        raise UserError(f"{message}; see --help")
+
+
+def positive_int(text: str) -> int:
+    """Return the whole number above 0 that an option was given; for `type=` of argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def default_workers() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def progress(items: Iterable[Task], description: str, unit: str, total: int | None = None) -> Iterable[Task]:
+    """Show a progress bar on standard error while `items` are used up; none where that is no terminal."""
+    return tqdm(items, desc=description, unit=unit, total=total, disable=None)
+
+
+def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Yield `function(task)` for each task in order, from `workers` processes (1: from this one).
+
+    At most a few tasks a worker are taken ahead, so memory does not grow with their number. `function` must be
+    importable. Raises what `function` raises, and `UserError` when a worker process dies.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    # Fresh interpreters: forking a process that has threads (progress bars, decoders) can hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    waiting: deque[Any] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) >= workers * _TASKS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died, most likely for lack of memory; run again with a smaller --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class WholeFiles:
+    """Text files of one folder that appear together when the `with` block ends well, and not at all otherwise.
+
+    Raises `UserError` for a folder that cannot be made, and for names that exist there unless `overwrite` is set.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str], overwrite: bool = False):
+        self._final = {name: folder / name for name in names}
+        there = [name for name, path in self._final.items() if path.exists()]
+        if there and not overwrite:
+            raise UserError(f"{folder} already holds {', '.join(there)}; give another --out, or --overwrite")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot make the output folder ({error.strerror}); give another --out") from None
+        self._open: dict[str, TextIO] = {}
+
+    def __enter__(self) -> dict[str, TextIO]:
+        for name, path in self._final.items():
+            # A link in the folder must not lead the writing to some other file, so a leftover goes first.
+            partial_path(path).unlink(missing_ok=True)
+            self._open[name] = open(partial_path(path), "x", encoding="utf-8")  # noqa: SIM115
+        return self._open
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self._open.values():
+            if kind is None:
+                stream.flush()
+                os.fsync(stream.fileno())
+            stream.close()
+        for path in self._final.values():
+            if kind is None:
+                os.replace(partial_path(path), path)
+            else:
+                partial_path(path).unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Return where a file is written until it is whole; always the same, so that a killed run leaves nothing behind."""
+    return path.with_name(f".{path.name}.partial")
+
+
+class JsonListWriter:
+    """Writes a JSON list into an open stream, one record a line; `close` ends the list, `count` tells how many."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.count = 0
+
+    def write(self, encoded: str) -> None:
+        """Append one record that is already JSON."""
+        self._stream.write(f"{',' if self.count else '['}\n{encoded}")
+        self.count += 1
+
+    def close(self) -> None:
+        """End the list."""
+        self._stream.write("\n]\n" if self.count else "[]\n")
+
+
+def write_json(stream: TextIO, value: Any) -> None:
+    """Write `value` as indented JSON that a person can read."""
+    json.dump(value, stream, indent=2, ensure_ascii=False)
+    stream.write("\n")
+
+
+def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
+    """Print a two-column table on standard output; whole numbers get thousands separators."""
+    cells = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]
+    left = max((len(name) for name, _ in cells), default=0)
+    right = max((len(value) for _, value in cells), default=0)
+    print(title)
+    for name, value in cells:
+        print(f"  {name:<{left}}  {value:>{right}}")
+
+
+def peak_memory_mib() -> int:
+    """Return the largest resident memory that this process or one of its finished workers has had, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) * unit // 2**20

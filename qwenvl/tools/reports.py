@@ -1,0 +1,127 @@
+"""Owns radiology report text: its sections, its line breaks and its de-identification marks; pure functions.
+
+The section rules are those of the MIMIC-CXR project (MIT-LCP/mimic-cxr on GitHub, `txt/`, Johnson et al. 2019), written
+anew: a header is a line that starts with exactly one space and holds capitals up to a colon.
+"""
+
+import difflib
+import functools
+import re
+from dataclasses import dataclass
+
+MIMIC_MARK = re.compile(r"_{2,}")
+OPENI_MARK = re.compile(r"\bX{4,}\b")
+DEID_POLICIES = ("keep", "remove", "sentence", "study")
+WHITE_SPACE_POLICIES = ("collapse", "paragraphs", "keep")
+
+_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+_SYNONYMS = {
+    "comparison exam": "comparison",
+    "comparison film": "comparison",
+    "reference exam": "comparison",
+    "comparisons": "comparison",
+    "conclusion": "impression",
+    "clinical information": "history",
+    "pfi": "history",
+    "clinical indication": "indication",
+    "reason for exam": "indication",
+    "reason for examination": "indication",
+    "exam": "examination",
+    "type of examination": "examination",
+    "reference findings": "findings",
+    "recommendation": "recommendations",
+    "recommendation(s)": "recommendations",
+    "wetread": "wet read",
+}
+_KNOWN = ("comparison", "examination", "findings", "history", "impression", "indication", "technique")
+# The order decides what a header that names two sections counts as: FINDINGS AND IMPRESSION is an impression.
+_NAMED_INSIDE = ("impression", "findings", "history", "comparison", "addendum")
+_VIEW_TITLE = re.compile(
+    r"chest|portable|ribs|bone window|two views|(?:one|pa|ap|frontal|lateral) view|frontal (?:and|upright|semi-upright)"
+    r"|pa and lat|ap and lateral|lateral and (?:pa|ap)"
+)
+# Misspelt headers of the published reports differ by one or two letters from the name; other names differ by more.
+_SPELLING_CUTOFF = 0.84
+_LIST_ITEM = re.compile(r"(?:\d{1,2}[.)]|[-*•])\s")
+_SENTENCE_END = re.compile(r"((?<=[.?!])(?<!Dr\.)(?<!Mr\.)(?<!Ms\.)(?<!Mrs\.)\s+)")
+
+
+@dataclass(frozen=True)
+class TextPolicy:
+    """How report text is cleaned: `white_space` and `deid` are one of the policies above, `mark` finds removed text."""
+
+    white_space: str = "collapse"
+    deid: str = "keep"
+    mark: re.Pattern[str] = MIMIC_MARK
+
+
+def parse_sections(text: str) -> dict[str, str]:
+    """Cut a MIMIC-CXR report into its sections by normalised name ("findings", "impression", ...), text untouched.
+
+    Of several sections with one name the last wins; empty findings and impressions do not count. A header is not looked
+    for before the first line break inside a section, so a header alone on its line keeps the next line in its section.
+    """
+    sections: dict[str, str] = {}
+    text = text.replace("\r\n", "\n")
+    header = _HEADER.search(text)
+    while header is not None:
+        name, start = section_name(header[1]), header.end()
+        line_end = text.find("\n", start)
+        header = _HEADER.search(text, line_end) if line_end >= 0 else None
+        body = text[start : header.start() if header else len(text)]
+        if body.strip() or name not in ("findings", "impression"):
+            sections[name] = body
+    return sections
+
+
+@functools.lru_cache(maxsize=4096)
+def section_name(header: str) -> str:
+    """Return the normalised name of a section header: synonyms, misspellings and view titles ("CHEST, TWO VIEWS")."""
+    name = header.lower().strip()
+    name = _SYNONYMS.get(name, name)
+    close = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=_SPELLING_CUTOFF)
+    if close:
+        return close[0]
+    for section in _NAMED_INSIDE:
+        if section in name:
+            return section
+    return "findings" if _VIEW_TITLE.search(name) else name
+
+
+def clean_text(text: str, policy: TextPolicy) -> str | None:
+    """Apply the white-space and de-identification policy; None when "study" forbids a text with a removed part."""
+    if policy.deid != "keep" and policy.mark.search(text):
+        if policy.deid == "study":
+            return None
+        text = _without_sentences(text, policy.mark) if policy.deid == "sentence" else _without_marks(text, policy.mark)
+    if policy.white_space == "collapse":
+        return " ".join(text.split())
+    if policy.white_space == "paragraphs":
+        return "\n".join(_unwrapped(text))
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
+
+
+def _without_sentences(text: str, mark: re.Pattern[str]) -> str:
+    pieces = [*_SENTENCE_END.split(text), ""]
+    return "".join(
+        sentence + gap for sentence, gap in zip(pieces[::2], pieces[1::2], strict=True) if not mark.search(sentence)
+    )
+
+
+def _without_marks(text: str, mark: re.Pattern[str]) -> str:
+    """Delete the marks, and brackets, spaces and commas that only stood around them."""
+    text = re.sub(r"\(\s*\)|\[\s*\]", "", mark.sub("", text))
+    text = re.sub(r"[ \t]+(?=[.,;:?!)])", "", text)
+    return re.sub(r"(?<=\S)[ \t]{2,}", " ", text)
+
+
+def _unwrapped(text: str) -> list[str]:
+    """Join hard-wrapped lines; a blank line or a list item starts a new one."""
+    paragraphs: list[list[str]] = [[]]
+    for line in text.splitlines():
+        line = line.strip()
+        if not line or _LIST_ITEM.match(line):
+            paragraphs.append([])
+        if line:
+            paragraphs[-1].extend(line.split())
+    return [" ".join(words) for words in paragraphs if words]
