@@ -16,7 +16,7 @@ def is_dicom(path: str, head: bytes) -> bool:
 
 
 def dicom_size(path: str) -> tuple[int, int]:
-    """Return (height, width) in pixels from the header; raises `UserError` without pydicom, `ValueError` without pixels."""
+    """Return (height, width) from the header; raises `UserError` without pydicom and `ValueError` without pixels."""
     dataset = _pydicom(path).dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise ValueError("it is a DICOM file without pixels")
