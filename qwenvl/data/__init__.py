@@ -125,8 +125,9 @@ def _known() -> str:
 def _located(path: str) -> str:
     """Fill in environment variables and find a relative path in the current folder or else in the repository's."""
     path = os.path.expanduser(re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _from_environment, path))
-    in_repository = _REPOSITORY / path
-    return str(in_repository) if not os.path.exists(path) and in_repository.exists() else path
+    if not path or os.path.exists(path) or not (_REPOSITORY / path).exists():
+        return path
+    return str(_REPOSITORY / path)
 
 
 def _from_environment(variable: re.Match[str]) -> str:

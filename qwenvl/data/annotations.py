@@ -120,11 +120,12 @@ def read_annotations(annotation_path: str, media_root: str, ledger: BadSampleLed
     source = str(annotation_path)
     rows = read_rows(source, lambda place, reason: ledger.report(BadSample(f"{source} {place}", None, reason)))
     packed = any(isinstance(row.value, list) for row in rows)
+    root = os.path.abspath(media_root)
     drafts: list[tuple[int, Record]] = []
     for pack, row in enumerate(rows):
         for item in _items(row):
             try:
-                drafts.append((pack, _record(source, item, os.path.abspath(media_root))))
+                drafts.append((pack, _record(source, item, root)))
             except _FlawError as flaw:
                 ledger.report(BadSample(f"{source} {item.place}", flaw.path, str(flaw)))
     missing = _missing_files({path for _, record in drafts for path in (*record.images, *record.videos)})

@@ -100,7 +100,7 @@ def _info(reader: Any) -> VideoInfo:
     if not math.isfinite(fps) or fps <= 0:
         raise RuntimeError(f"{fps} frames per second")
     height, width, channels = reader[0].shape
-    # decord takes the padding of very narrow frames for a fourth channel, and then cannot copy them.
+    # Where rows are padded by as much as they are wide, decord takes that for a fourth channel and cannot copy them.
     if channels != 3:
-        raise RuntimeError(f"frames of {width} x {height} pixels, too narrow for decord: make them 64 wide or more")
+        raise RuntimeError(f"decord cannot read frames of {width} x {height} pixels: make them 128 wide or more")
     return VideoInfo(total_frames, fps, height, width)

@@ -1,0 +1,123 @@
+"""Tests of reading videos: what is sampled, and how a video that cannot be read is named."""
+
+import builtins
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from transformers import Qwen3VLVideoProcessor
+
+from demo.media import write_video
+from qwenvl.data.videos import VideoError, VideoInfo, load_video, sample_frame_indices, video_info
+from qwenvl.errors import UserError
+
+READERS = pytest.mark.parametrize("read", [video_info, lambda path: load_video(path, Qwen3VLVideoProcessor())])
+
+
+def ramp(folder: Path, frames: int = 16, fps: int = 8, size: tuple[int, int] = (96, 64)) -> str:
+    """Write a video of `size` (width, height) whose frame i is grey of value 15 * i."""
+    pictures = [Image.new("RGB", size, (15 * index,) * 3) for index in range(frames)]
+    return str(write_video(folder / "ramp.mp4", pictures, fps))
+
+
+def test_info_says_frames_rate_and_size(tmp_path: Path):
+    assert video_info(ramp(tmp_path, frames=9, fps=3)) == VideoInfo(9, 3.0, 64, 96)
+
+
+def test_frames_are_the_ones_that_the_processor_would_sample_itself(tmp_path: Path):
+    path = ramp(tmp_path)
+    processor = Qwen3VLVideoProcessor(fps=2, min_frames=2)
+    frames, metadata = load_video(path, processor)
+    assert frames.dtype == torch.uint8
+    assert frames.shape == (4, 3, 64, 96)
+    assert metadata.frames_indices == [0, 5, 10, 15] == sample_frame_indices(video_info(path), processor)
+    np.testing.assert_allclose(frames.float().mean((1, 2, 3)), [0, 75, 150, 225], atol=3)
+    assert metadata.timestamps == [0, 5 / 8, 10 / 8, 15 / 8]
+    assert (metadata.total_num_frames, metadata.fps, metadata.duration) == (16, 8.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"fps": 4, "min_frames": 2}, 8),
+        ({"fps": 1, "min_frames": 6}, 6),
+        ({"fps": 8, "max_frames": 5}, 5),
+        ({"fps": 1, "min_frames": 99, "max_frames": 200}, 16),
+    ],
+)
+def test_rate_and_frame_limits_act(tmp_path: Path, settings: dict, expected: int):
+    assert len(load_video(ramp(tmp_path), Qwen3VLVideoProcessor(**settings))[0]) == expected
+
+
+def test_the_processor_takes_the_frames_as_they_are(tmp_path: Path):
+    processor = Qwen3VLVideoProcessor(cap_pixels_per_frame=False, min_frames=2)
+    frames, metadata = load_video(ramp(tmp_path), processor)
+    settings = {"video_metadata": [metadata], "do_sample_frames": False, "return_tensors": "pt"}
+    assert processor(videos=[frames], **settings)["video_grid_thw"][0, 0] == 2
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing.mp4", "no such video file"),
+        (".", "no such video file"),
+        ("empty.mp4", "cannot decode the video"),
+        ("text.mp4", "cannot decode the video"),
+        ("picture.mp4", "cannot decode the video"),
+        ("one_frame.mp4", "1 frame\\(s\\), expected at least 2: give a single frame as an image"),
+        ("narrow.mp4", "decord cannot read frames of 48 x 64 pixels: make them 128 wide or more"),
+        ("cut.mp4", "cannot decode the video"),
+    ],
+)
+def test_a_video_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str, reason: str, read):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video")
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    (tmp_path / "picture.png").rename(tmp_path / "picture.mp4")
+    shutil.move(ramp(tmp_path, frames=1), tmp_path / "one_frame.mp4")
+    shutil.move(ramp(tmp_path, size=(48, 64)), tmp_path / "narrow.mp4")
+    (tmp_path / "cut.mp4").write_bytes(Path(ramp(tmp_path)).read_bytes()[:1000])
+    with pytest.raises(VideoError, match=reason) as error:
+        read(str(tmp_path / name))
+    assert str(error.value).startswith(f"{tmp_path / name}: ")
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, UserError)
+
+
+@READERS
+def test_without_decord_the_user_is_told_what_to_do(media: Path, monkeypatch: pytest.MonkeyPatch, read):
+    real_import = builtins.__import__
+
+    def without_decord(name, *rest, **more):
+        if name == "decord":
+            raise ImportError("No module named 'decord'")
+        return real_import(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_decord)
+    with pytest.raises(UserError, match="reading videos needs decord.*pip install decord"):
+        read(str(media / "clip.mp4"))
+
+
+class Clips(Dataset):
+    """Four times the same video."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return load_video(self.path, Qwen3VLVideoProcessor())[0]
+
+
+def test_forked_workers_read_videos_after_the_main_process_did(media: Path):
+    clips = Clips(str(media / "clip.mp4"))
+    expected = clips[0]
+    loader = DataLoader(clips, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert all(torch.equal(frames, expected) for frames in loader)
