@@ -1,0 +1,189 @@
+"""Owns which samples are seen together and in what order: lengths -> packs -> the micro-batches of each process."""
+
+import heapq
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qwenvl.errors import UserError
+
+# Steps of the golden ratio, modulo 1, spread evenly over (0, 1): they round a fraction up exactly as often as it says.
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+class Draw(NamedTuple):
+    """One sample to load; a filler is loaded with no supervised token, so that it carries zero weight."""
+
+    index: int
+    filler: bool = False
+
+
+def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> list[list[int]]:
+    """Put every sample into exactly one pack of at most `capacity` tokens.
+
+    `lengths` is (n,), in tokens. Two plans are made and the one with fewer packs is taken: best-fit decreasing, better
+    where lengths differ widely, and an even fill, better where they are alike. The same arguments give the same packs
+    everywhere. Returns lists of sample indices. Raises `UserError` for a sample longer than a pack.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if not len(lengths):
+        return []
+    if lengths.max() > capacity:
+        index = int(lengths.argmax())
+        raise UserError(
+            f"sample {index} has {lengths[index]} tokens, but a pack holds {capacity}; raise the capacity of the packs "
+            "or leave the sample out"
+        )
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    plans = [_best_fit_decreasing(lengths, order, capacity), _even_fill(lengths, order, capacity)]
+    return min(plans, key=len)
+
+
+def _best_fit_decreasing(lengths: np.ndarray, order: np.ndarray, capacity: int) -> list[list[int]]:
+    """Place samples from the longest to the shortest, each into the fullest pack with room for it (Johnson 1973)."""
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    packs: list[list[int]] = []
+    # Packs by the room that is left in them: with the rooms sorted, the fullest pack that fits is one bisection away.
+    packs_by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
+    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        position = bisect_left(rooms, length)
+        if position == len(rooms):
+            pack, room = len(packs), capacity
+            packs.append([])
+        else:
+            room = rooms[position]
+            pack = packs_by_room[room].pop()
+            if not packs_by_room[room]:
+                del packs_by_room[room], rooms[position]
+        packs[pack].append(index)
+        room -= length
+        if room not in packs_by_room:
+            insort(rooms, room)
+        packs_by_room.setdefault(room, []).append(pack)
+    return packs
+
+
+class _Pool:
+    """The samples not yet packed, found by length."""
+
+    def __init__(self, lengths: np.ndarray, order: np.ndarray) -> None:
+        self._samples: dict[int, list[int]] = {}
+        for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+            self._samples.setdefault(length, []).append(index)
+        self.sizes = sorted(self._samples)
+        self._count, self._tokens = len(lengths), int(lengths.sum())
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def mean(self) -> float:
+        return self._tokens / self._count
+
+    def longest_within(self, room: int) -> int:
+        """Return the greatest length that is not above `room`, which the shortest sample must fit."""
+        return self.sizes[bisect_right(self.sizes, room) - 1]
+
+    def nearest(self, wanted: float, room: int) -> int:
+        """Return the length nearest to `wanted` that is not above `room`, which the shortest sample must fit."""
+        above = bisect_left(self.sizes, wanted)
+        candidates = [size for size in self.sizes[max(above - 1, 0) : above + 1] if size <= room]
+        return min(candidates, key=lambda size: abs(size - wanted))
+
+    def take(self, length: int) -> int:
+        """Remove one sample of this length and return its index."""
+        samples = self._samples[length]
+        index = samples.pop()
+        if not samples:
+            del self._samples[length], self.sizes[bisect_left(self.sizes, length)]
+        self._count -= 1
+        self._tokens -= length
+        return index
+
+
+def _even_fill(lengths: np.ndarray, order: np.ndarray, capacity: int) -> list[list[int]]:
+    """Start each pack with the longest sample left and fill it with samples of equal share, the last one to measure.
+
+    How many samples a pack gets is capacity / mean length, rounded up as often as its fraction says, so that the mean
+    of what is left stays put and the last packs are as full as the first. (Sorting alone puts alike with alike, and
+    seven of 540 tokens leave a hole in 4096 that nothing fits.)
+    """
+    pool = _Pool(lengths, order)
+    packs: list[list[int]] = []
+    fraction = 0.5
+    while len(pool):
+        fraction = (fraction + _GOLDEN_RATIO) % 1
+        still_wanted = int(capacity / pool.mean + fraction) - 1
+        length = pool.sizes[-1]
+        pack, room = [pool.take(length)], capacity - length
+        while len(pool) and room >= pool.sizes[0]:
+            still_wanted = min(still_wanted, room // pool.sizes[0])
+            length = pool.nearest(room / still_wanted, room) if still_wanted > 1 else pool.longest_within(room)
+            pack.append(pool.take(length))
+            room -= length
+            still_wanted -= 1
+        packs.append(pack)
+    return packs
+
+
+class PackSampler:
+    """The batch sampler of one process: yields micro-batches as lists of `Draw`, the same whatever the worker count.
+
+    Each (seed, epoch) gives one permutation of the packs, cut into global micro-batches of `packs_per_batch *
+    num_replicas` consecutive packs. An optimizer step therefore sees the same samples for one process with batch 8, for
+    batch 1 with 8 accumulation steps, and for two processes. Within a global micro-batch the packs are dealt to the
+    processes so that each gets about as many tokens; a process for which nothing is left gets a filler.
+    """
+
+    def __init__(
+        self,
+        packs: Sequence[Sequence[int]],
+        packs_per_batch: int,
+        num_replicas: int,
+        rank: int,
+        seed: int,
+        lengths: Sequence[int] | np.ndarray,
+        shuffle: bool = True,
+    ) -> None:
+        if packs_per_batch < 1 or not 0 <= rank < num_replicas:
+            raise ValueError(f"got {packs_per_batch=}, {rank=}, {num_replicas=}; expected 1 or more and rank below")
+        self.packs = packs
+        self.packs_per_batch = packs_per_batch
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        lengths = np.asarray(lengths, dtype=np.int64)
+        self._pack_tokens = [int(lengths[list(pack)].sum()) for pack in packs]
+        self._filler = Draw(int(lengths.argmin()), filler=True) if len(lengths) else None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.packs) // (self.packs_per_batch * self.num_replicas))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = list(range(len(self.packs)))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(order)).tolist()
+        step = self.packs_per_batch * self.num_replicas
+        for start in range(0, len(order), step):
+            mine = self._deal(order[start : start + step])[self.rank]
+            yield [Draw(index) for pack in mine for index in self.packs[pack]] or [self._filler]
+
+    def _deal(self, packs: list[int]) -> list[list[int]]:
+        """Give each pack, from the longest to the shortest, to the process with the fewest tokens and still room."""
+        hands: list[list[int]] = [[] for _ in range(self.num_replicas)]
+        waiting = [(0, rank) for rank in range(self.num_replicas)]
+        for pack in sorted(packs, key=lambda pack: -self._pack_tokens[pack]):
+            tokens, rank = heapq.heappop(waiting)
+            hands[rank].append(pack)
+            if len(hands[rank]) < self.packs_per_batch:
+                heapq.heappush(waiting, (tokens + self._pack_tokens[pack], rank))
+        return hands
