@@ -1,0 +1,90 @@
+"""Tests of telling JSON lists, JSONL and single records apart, and of naming what is malformed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwenvl.data.json_rows import Row, read_rows
+from qwenvl.errors import UserError
+
+VALUES = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
+PACKS = [[{"text": "one"}], [{"text": "two"}, {"text": "three"}]]
+INDENTED = json.dumps(VALUES, indent=2)
+LINES = "\n".join(json.dumps(value) for value in VALUES) + "\n"
+
+
+def read(folder: Path, content: str | bytes, name: str) -> list[Row]:
+    """Write `content` to a file and read its rows; a malformed line fails the test."""
+    data = content.encode() if isinstance(content, str) else content
+    (folder / name).write_bytes(data)
+    return read_rows(str(folder / name), lambda place, reason: pytest.fail(f"{place}: {reason}"))
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+@pytest.mark.parametrize("text", [json.dumps(VALUES), INDENTED, LINES, LINES.replace("\n", "\r\n\n")])
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n  "])
+def test_lists_and_lines_are_told_apart_by_content_not_by_suffix(tmp_path: Path, name: str, text: str, start: str):
+    assert [row.value for row in read(tmp_path, start + text, name)] == VALUES
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+@pytest.mark.parametrize("text", [json.dumps(PACKS), "\n".join(json.dumps(pack) for pack in PACKS)])
+def test_packs_are_read_from_a_list_and_from_lines(tmp_path: Path, name: str, text: str):
+    assert [row.value for row in read(tmp_path, text, name)] == PACKS
+
+
+def test_places_count_rows_from_0_and_lines_from_1_with_the_blank_ones(tmp_path: Path):
+    assert [(row.place, row.index) for row in read(tmp_path, json.dumps(VALUES), "t.json")][1] == ("row 1", 1)
+    gaps = "\n" + LINES.replace("\n", "\n\n")
+    assert [row.place for row in read(tmp_path, gaps, "t.jsonl")] == ["line 2", "line 4", "line 6"]
+
+
+def test_jsonl_lines_may_hold_unicode_line_separators(tmp_path: Path):
+    values = ["a\u2028b\x85c", {"text": "a\u2028b"}]
+    text = "\n".join(json.dumps(value, ensure_ascii=False) for value in values)
+    assert [row.value for row in read(tmp_path, text, "t.jsonl")] == values
+
+
+@pytest.mark.parametrize(("name", "indent"), [("t.json", None), ("t.json", 2), ("t.jsonl", None)])
+def test_one_single_record_is_one_row(tmp_path: Path, name: str, indent: int | None):
+    assert [row.value for row in read(tmp_path, json.dumps(VALUES[0], indent=indent), name)] == VALUES[:1]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "expected"),
+    [
+        ("", "t.json", "is empty"),
+        ("\ufeff \n\n", "t.jsonl", "is empty"),
+        ('[{"a": 1},\n {"b" 2}]', "t.json", "malformed JSON at line 2 column 7"),
+        ('[{"a": 1}', "t.json", "malformed JSON at line 1 column 10"),
+        ('{"a": \n 1,}', "t.json", "malformed JSON at line 2"),
+        ("no json", "t.jsonl", "malformed JSON at line 1 column 1"),
+        ('"text"', "t.json", "got a JSON str, expected a list of records"),
+        (b'[{"text": "caf\xe9"}]', "t.json", "byte 14 is not UTF-8"),
+        (INDENTED.encode("utf-16"), "t.json", "byte 0 is not UTF-8"),
+    ],
+)
+def test_an_unusable_file_is_refused_with_its_path_and_place(
+    tmp_path: Path, content: str | bytes, name: str, expected: str
+):
+    with pytest.raises(UserError) as error:
+        read(tmp_path, content, name)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_malformed_line_is_reported_and_the_others_are_read(tmp_path: Path):
+    (tmp_path / "t.jsonl").write_text('{"a": \n' + LINES + '{"b": [')
+    bad = []
+    rows = read_rows(str(tmp_path / "t.jsonl"), lambda place, reason: bad.append((place, reason.partition(":")[0])))
+    assert [row.value for row in rows] == VALUES
+    assert bad == [("line 1", "malformed JSON at column 7"), ("line 5", "malformed JSON at column 8")]
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no such annotation file"):
+        read_rows(str(tmp_path / "no.json"), print)
+    with pytest.raises(UserError, match="cannot read the annotation file"):
+        read_rows(str(tmp_path), print)
