@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Install what is missing, then train a small model on real pictures and check what it has learnt.
+# Usage: bash scripts/quickstart.sh [output folder]
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+
+setup_environment demo
+export PYTHON
+exec "$PYTHON" "$ROOT/demo/quickstart.py" "$@"

@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Start a training run, on no, one or many GPUs, on one or many machines, from any folder.
+#
+# Each setting of the table below is an environment variable; set it to nothing to leave its flag out. Flags after the
+# script's name go to qwenvl/train/train_qwen.py and win. Further variables:
+#   MM_PROJECTOR_LR   learning rate of the merger (default: 1e-5 if it is trained)
+#   NUM_WORKERS       processes that prepare data, for each training process (default: one a core, 8 at most)
+#   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps
+#   NPROC_PER_NODE    processes on this machine (default: one for each GPU, or one)
+#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT    for several machines: how many, which one this is, where rank 0 listens
+#   DEEPSPEED         DeepSpeed configuration (default: zero2.json with several GPUs), or none
+#   BF16              compute in bfloat16 (default: True where the GPU can)
+#   PYTHON            the Python to use (default: the active environment's, or the repository's .venv)
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+
+# variable              flag                            default
+SETTINGS='
+MODEL_PATH              model_name_or_path              Qwen/Qwen3-VL-4B-Instruct
+CACHE_DIR               cache_dir
+DATASETS                dataset_use
+OUTPUT_DIR              output_dir                      output/qwen3vl
+TUNE_MM_LLM             tune_mm_llm                     True
+TUNE_MM_MLP             tune_mm_mlp                     True
+TUNE_MM_VISION          tune_mm_vision                  False
+LORA_ENABLE             lora_enable                     True
+LORA_R                  lora_r                          8
+LORA_ALPHA              lora_alpha                      16
+LORA_DROPOUT            lora_dropout                    0.0
+LORA_TARGET_MODULES     lora_target_modules
+LEARNING_RATE           learning_rate                   2e-5
+MM_PROJECTOR_LR         mm_projector_lr
+VISION_TOWER_LR         vision_tower_lr
+LR_SCHEDULER            lr_scheduler_type               cosine
+WARMUP_RATIO            warmup_ratio                    0.03
+WEIGHT_DECAY            weight_decay                    0.0
+MAX_GRAD_NORM           max_grad_norm                   1.0
+EPOCHS                  num_train_epochs                1
+BATCH_SIZE              per_device_train_batch_size     1
+EVAL_BATCH_SIZE         per_device_eval_batch_size      1
+GRAD_ACCUM              gradient_accumulation_steps     2
+MODEL_MAX_LENGTH        model_max_length                8192
+DATA_FLATTEN            data_flatten
+DATA_PACKING            data_packing                    True
+MAX_PIXELS              max_pixels
+MIN_PIXELS              min_pixels
+VIDEO_FPS               video_fps
+VIDEO_MAX_FRAMES        video_max_frames
+VIDEO_MIN_FRAMES        video_min_frames
+VIDEO_MAX_PIXELS        video_max_pixels
+VIDEO_MIN_PIXELS        video_min_pixels
+BAD_SAMPLE_POLICY       bad_sample_policy
+MAX_BAD_SAMPLES         max_bad_samples
+ATTENTION               attn_implementation
+GRADIENT_CHECKPOINTING  gradient_checkpointing          True
+NUM_WORKERS             dataloader_num_workers
+SAVE_STEPS              save_steps                      500
+SAVE_TOTAL_LIMIT        save_total_limit                3
+LOGGING_STEPS           logging_steps                   10
+REPORT_TO               report_to
+RUN_NAME                run_name
+SEED                    seed
+'
+
+# located FILE: print the path of a DeepSpeed file: as given, or in the repository, or beside this script.
+located() {
+    local path
+    for path in "$1" "$ROOT/$1" "$ROOT/scripts/$1"; do
+        if [[ -f $path ]]; then
+            printf '%s' "$path"
+            return
+        fi
+    done
+    printf '%s' "$1"
+}
+
+find_python
+devices=$("$PYTHON" -c '
+import torch
+print(torch.cuda.device_count(), torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
+') || fail "$PYTHON has no working PyTorch; run scripts/quickstart.sh once, or pip install -r requirements.txt"
+read -r gpus has_bf16 <<<"$devices"
+processes=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+nodes=${NNODES:-1}
+cores=$(($(nproc) > processes ? $(nproc) / processes : 1)) # of each process
+
+if [[ -z ${DATASETS-} ]] && ! given dataset_use "$@" >/dev/null; then
+    fail "no data set: DATASETS=path/to/train.json bash $0 (or a name registered in qwenvl/data/__init__.py)"
+fi
+if [[ $(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP:-True}") == True ]]; then
+    : "${MM_PROJECTOR_LR=1e-5}"
+fi
+: "${NUM_WORKERS=$((cores > 8 ? 8 : cores))}"
+
+arguments=()
+while read -r variable flag default; do
+    if [[ -n $variable ]]; then
+        value=${!variable-$default}
+        arguments+=(${value:+"--$flag" "$value"})
+    fi
+done <<<"$SETTINGS"
+
+if [[ -n ${EVAL_DATASETS-} ]]; then
+    arguments+=(--eval_dataset_use "$EVAL_DATASETS" --eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
+fi
+if ((gpus > 0)); then
+    arguments+=(--bf16 "${BF16:-$has_bf16}")
+fi
+if [[ -z ${DEEPSPEED-} ]] && ((gpus > 0)) && [[ $processes != 1 || $nodes != 1 ]]; then
+    DEEPSPEED=zero2.json
+fi
+if [[ -n ${DEEPSPEED-} && $DEEPSPEED != none ]]; then
+    arguments+=(--deepspeed "$(located "$DEEPSPEED")")
+fi
+
+launcher=(--nproc_per_node "$processes")
+if [[ $nodes != 1 || -n ${MASTER_ADDR-} || -n ${MASTER_PORT-} ]]; then
+    if [[ $nodes != 1 && -z ${MASTER_ADDR-} ]]; then
+        fail "NNODES=$nodes needs MASTER_ADDR, the address of the machine with NODE_RANK=0, the same on every machine"
+    fi
+    launcher+=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}")
+    launcher+=(--master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
+else
+    launcher+=(--standalone)
+fi
+
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$cores}"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" -m qwenvl.train.launch "${launcher[@]}" "$ROOT/qwenvl/train/train_qwen.py" "${arguments[@]}" "$@"
