@@ -54,8 +54,8 @@ class _Items:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
-                # A number that touches the end of the chunk may go on in the next one.
-                if end < len(self._text) or self._ended:
+                # A number near the end of the chunk may go on in the next one: "-1", ".5" or "-1.5", "e+3".
+                if end < len(self._text) - 2 or self._ended:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:

@@ -1,7 +1,7 @@
 """Owns radiology report text: its sections, its line breaks and its de-identification marks; pure functions.
 
 The section rules are those of the MIMIC-CXR project (MIT-LCP/mimic-cxr on GitHub, `txt/`, Johnson et al. 2019), written
-anew: a header is a line that starts with exactly one space and holds capitals up to a colon.
+anew: a header is a line that starts with a space and holds nothing but capitals up to a colon.
 """
 
 import difflib

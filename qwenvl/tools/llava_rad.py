@@ -1,0 +1,104 @@
+"""Owns the reading of the LLaVA-Rad annotations of MIMIC-CXR: findings and reasons extracted by GPT-4 and by rules.
+
+Format: "LLaVA-Rad MIMIC-CXR Annotations" on PhysioNet (Zambrano Chaves et al. 2025), the files
+`chat_train|dev|test_MIMIC_CXR_all_gpt4extract_rulebased_v1.json`. As in their evaluation, the test split takes the
+rows extracted by rules alone.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qwenvl.errors import UserError
+from qwenvl.tools.json_stream import iter_json_list
+from qwenvl.tools.mimic_studies import Converted, MimicOptions
+from qwenvl.tools.mimic_tables import FRONTAL
+from qwenvl.tools.report_records import DroppedError, Prior, context_lines, sample, target_text, user_text
+
+_SPLIT_NAMES = {"train": "train", "dev": "validate", "valid": "validate", "validate": "validate", "test": "test"}
+_FILE_NAME = re.compile(r"chat_(train|dev|test)_")
+_IMAGE = re.compile(r"p\d\d/p(\d+)/s(\d+)/([^/]+)\.jpg")
+_ROWS_PER_PART = 2000
+_FIELDS = ("image", "conversations")
+
+
+def convert_annotations(paths: list[Path], options: MimicOptions, allow_outside: bool) -> Iterator[Converted]:
+    """Yield the records of LLaVA-Rad annotation files, some thousand rows at a time, read as a stream.
+
+    Raises `UserError` for a file that is no such annotation, naming file and row.
+    """
+    for path in paths:
+        part = Converted()
+        for index, row in iter_json_list(path):
+            where = f"{path} row {index}"
+            split = _split(where, path, _checked(where, row))
+            part.studies += 1
+            try:
+                record = _record(row, split, options, allow_outside)
+                part.records.append((split, json.dumps(record, ensure_ascii=False)))
+            except DroppedError as reason:
+                hit = _IMAGE.search(row["image"])
+                part.dropped.append((int(hit[1]) if hit else 0, int(hit[2]) if hit else 0, str(reason)))
+            if part.studies == _ROWS_PER_PART:
+                yield part
+                part = Converted()
+        yield part
+
+
+def _checked(where: str, row: Any) -> Mapping[str, Any]:
+    if not isinstance(row, dict) or any(name not in row for name in _FIELDS) or not isinstance(row["image"], str):
+        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"{where}: no LLaVA-Rad annotation, expected image and conversations, found {found}")
+    turns = row["conversations"]
+    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
+        raise UserError(f"{where}: conversations is no list of a question and an answer; give the published file")
+    return row
+
+
+def _split(where: str, path: Path, row: Mapping[str, Any]) -> str:
+    name = row.get("split") or (_FILE_NAME.match(path.name) or ("", ""))[1]
+    if name not in _SPLIT_NAMES:
+        raise UserError(f"{where}: cannot tell the split; keep the published file name, chat_train|dev|test_...json")
+    return _SPLIT_NAMES[name]
+
+
+def _record(row: Mapping[str, Any], split: str, options: MimicOptions, allow_outside: bool) -> dict[str, Any]:
+    if split == "test" and row.get("generate_method", "rule-based") != "rule-based":
+        raise DroppedError("test row not extracted by rules")
+    view = row.get("view") if isinstance(row.get("view"), str) else ""
+    if options.views == "frontal" and view not in FRONTAL:
+        raise DroppedError("no frontal image")
+    findings, reason = row["conversations"][1].get("value"), row.get("reason")
+    sections = {"findings": findings if isinstance(findings, str) else ""}
+    if isinstance(reason, str):
+        sections["indication"] = reason
+    answer = target_text(sections, options.report)
+    path = _image_path(row["image"], options.image_root, allow_outside)
+    if options.check_files and not _has_bytes(os.path.join(options.image_root, path)):
+        raise DroppedError("no usable image file")
+    identity: dict[str, Any] = {"id": str(row.get("id", path)), "view": [view], "split": split}
+    hit = _IMAGE.fullmatch(path)
+    if hit:
+        identity |= {"subject_id": int(hit[1]), "study_id": int(hit[2]), "dicom_id": [hit[3]]}
+    user = user_text(1, context_lines(sections, options.report), Prior(), options.report)
+    return sample(identity, [os.path.join(options.prefix, path)], user, answer)
+
+
+def _image_path(path: str, root: str, allow_outside: bool) -> str:
+    """Return an image path relative to `root`; raises `DroppedError` for one that leaves it by .. or through a link."""
+    path = os.path.normpath(path.removeprefix("mimic/"))
+    if "\0" in path:
+        raise DroppedError("no usable image file")
+    if not allow_outside and not os.path.realpath(os.path.join(root, path)).startswith(root + os.sep):
+        raise DroppedError("image path leaves --jpg_root (see --allow_outside)")
+    return path
+
+
+def _has_bytes(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except OSError:
+        return False

@@ -1,0 +1,141 @@
+"""Owns the MIMIC-CXR report texts on disk: the published zip or the folder unpacked from it, whatever its root."""
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from qwenvl.errors import UserError
+
+_GROUP = re.compile(r"p\d\d")
+_PATIENT = re.compile(r"p(\d+)")
+_REPORT = re.compile(r"s(\d+)\.txt")
+_MEMBER = re.compile(r"(?:.*/)?p(\d+)/s(\d+)\.txt")
+# How far below the folder that the user names the groups p10 to p19 are looked for.
+_ROOTS = ("", "files", "*", "*/files")
+_SHOWN = 5
+
+
+class PatientReports(NamedTuple):
+    """The reports of one patient: the texts by study id, or the folder that they are still to be read from."""
+
+    subject_id: int
+    texts: dict[int, bytes] | str
+
+
+class ReportSource(Protocol):
+    """Where reports come from."""
+
+    def of_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
+        """Yield what is there for each patient, in the order asked for."""
+        ...
+
+    def of_others(self, subject_ids: Iterable[int]) -> int:
+        """Return the number of reports of all patients but these."""
+        ...
+
+
+def open_reports(path: Path) -> ReportSource:
+    """Return the reports in a folder or a zip; raises `UserError` for a path that holds none."""
+    if path.is_dir():
+        return FolderReports(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder or zip; give --reports the unpacked reports or mimic-cxr-reports.zip")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: neither a folder nor a whole zip; give --reports one of them, or download it again")
+    return ZipReports(path)
+
+
+class FolderReports:
+    """Reports unpacked as `p10/p10000032/s50414267.txt`, below the given folder or below `files` in it."""
+
+    def __init__(self, path: Path):
+        roots = [root for pattern in _ROOTS for root in ([path] if not pattern else sorted(path.glob(pattern)))]
+        self._root = next((root for root in roots if root.is_dir() and _names(root, _GROUP)), None)
+        if self._root is None:
+            found = ", ".join(sorted(os.listdir(path))[:_SHOWN]) or "nothing"
+            raise UserError(f"{path}: no folders p10 to p19 in it or in its folder files; found {found}")
+
+    def of_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
+        """Yield what is there for each patient, in the order asked for."""
+        for subject_id in subject_ids:
+            yield PatientReports(subject_id, os.path.join(self._root, f"p{str(subject_id)[:2]}", f"p{subject_id}"))
+
+    def of_others(self, subject_ids: Iterable[int]) -> int:
+        """Return the number of reports of all patients but these."""
+        known = {f"p{subject_id}" for subject_id in subject_ids}
+        folders = (self._root / group / name for group in _names(self._root, _GROUP) for name in self._patients(group))
+        return sum(len(_names(folder, _REPORT)) for folder in folders if folder.name not in known)
+
+    def _patients(self, group: str) -> list[str]:
+        return _names(self._root / group, _PATIENT)
+
+
+class ZipReports:
+    """Reports packed as `.../p10/p10000032/s50414267.txt`, below any folder."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._archive = zipfile.ZipFile(path)
+        self._members: dict[int, dict[int, zipfile.ZipInfo]] = {}
+        for member in self._archive.infolist():
+            hit = _MEMBER.fullmatch(member.filename)
+            if hit and not member.filename.startswith("__MACOSX"):
+                self._add(int(hit[1]), int(hit[2]), member)
+        if not self._members:
+            found = ", ".join(self._archive.namelist()[:_SHOWN]) or "nothing"
+            raise UserError(f"{path}: no reports of the form p10/p10000032/s50414267.txt in it; found {found}")
+
+    def of_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
+        """Yield what is there for each patient, in the order asked for; raises `UserError` for a damaged archive."""
+        for subject_id in subject_ids:
+            members = self._members.get(subject_id, {})
+            yield PatientReports(subject_id, {study: self._read(member) for study, member in members.items()})
+
+    def of_others(self, subject_ids: Iterable[int]) -> int:
+        """Return the number of reports of all patients but these."""
+        known = set(subject_ids)
+        return sum(len(members) for subject_id, members in self._members.items() if subject_id not in known)
+
+    def _add(self, subject_id: int, study_id: int, member: zipfile.ZipInfo) -> None:
+        known = self._members.setdefault(subject_id, {}).setdefault(study_id, member)
+        if known is not member:
+            raise UserError(
+                f"{self._path}: study {study_id} is in it twice, as {known.filename} and as {member.filename}; "
+                "give a zip that holds each report once"
+            )
+
+    def _read(self, member: zipfile.ZipInfo) -> bytes:
+        try:
+            return self._archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise UserError(
+                f"{self._path}: cannot unpack {member.filename} ({error}); download the zip again"
+            ) from None
+
+
+def read_texts(reports: PatientReports) -> dict[int, bytes]:
+    """Return the bytes of each report of one patient by study id; nothing for a patient who has none."""
+    if not isinstance(reports.texts, str):
+        return reports.texts
+    try:
+        hits = [hit for hit in map(_REPORT.fullmatch, os.listdir(reports.texts)) if hit]
+    except FileNotFoundError:
+        return {}
+    return {int(hit[1]): Path(reports.texts, hit[0]).read_bytes() for hit in hits}
+
+
+def decode_report(data: bytes) -> str | None:
+    """Return the text of a report; None for what is no text (not UTF-8, a NUL, nothing but white space)."""
+    try:
+        report = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in report or not report.strip() else report
+
+
+def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if pattern.fullmatch(name))
