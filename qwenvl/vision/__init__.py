@@ -1,0 +1,37 @@
+"""Owns the vision side that may replace Qwen3-VL's own: encoders, merger, tower, processors and the swap."""
+
+from qwenvl.vision import encoders  # noqa: F401  registers every family
+from qwenvl.vision.encoder import EncoderCard, EncoderOptions, VisionEncoder
+from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.merger import MERGERS, SimpleVisionMerger
+from qwenvl.vision.modeling import (
+    CUSTOM_MODEL_TYPES,
+    TowerOptions,
+    custom_config,
+    plan_vision_config,
+    swap_vision_tower,
+)
+from qwenvl.vision.processing import swap_processor
+from qwenvl.vision.registry import build_encoder, list_encoders, register_encoder
+from qwenvl.vision.tower import INPUT_MODES, CustomVisionConfig, CustomVisionTower
+
+__all__ = [
+    "CUSTOM_MODEL_TYPES",
+    "INPUT_MODES",
+    "MERGERS",
+    "CustomVisionConfig",
+    "CustomVisionTower",
+    "EncoderCard",
+    "EncoderOptions",
+    "Preprocessing",
+    "SimpleVisionMerger",
+    "TowerOptions",
+    "VisionEncoder",
+    "build_encoder",
+    "custom_config",
+    "list_encoders",
+    "plan_vision_config",
+    "register_encoder",
+    "swap_processor",
+    "swap_vision_tower",
+]

@@ -1,0 +1,198 @@
+"""Owns the contract that every vision encoder fulfils: what it must offer, what may be asked of it, and the check.
+
+B pictures, N tokens of a picture, D_vis encoder width, h x w encoder input in pixels.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from qwenvl.errors import UserError
+from qwenvl.vision.geometry import Preprocessing
+
+LAST_LAYER = -1
+CONTRACT = (
+    "a subclass of qwenvl.vision.VisionEncoder with `hidden_size`, `preprocessing`, `patch_size` (or its own "
+    "`token_grid(height, width) -> (rows, columns)`) and `forward(pixel_values (B, 3, h, w)) -> (B, N, hidden_size)`; "
+    "docs/custom_encoder.md has a whole example"
+)
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What a run may ask of an encoder beyond its defaults; saved with the tower.
+
+    layer: -1 is the last layer, -2 the one before. final_norm: None leaves it as published for the last layer and off
+    for an inner one. keep_prefix_tokens: keep CLS and register tokens. resize: "encoder" is the published way.
+    input_size: (height, width) in pixels, None for the published one.
+    """
+
+    layer: int = LAST_LAYER
+    final_norm: bool | None = None
+    keep_prefix_tokens: bool = False
+    resize: str = "encoder"
+    input_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """What the list of encoders says of one: its default weights, their sizes, and who may use them."""
+
+    default_path: str
+    hidden_size: int
+    input_size: int
+    patch_size: int
+    licence: str
+    gate: str = "open"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one picture at the default input size."""
+        return (self.input_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """What lies at a path: architecture, published preprocessing if any, and where the weights are (None: random)."""
+
+    config: dict
+    preprocessing: Preprocessing | None = None
+    weights: str | None = None
+
+
+class VisionEncoder(nn.Module):
+    """Base class of encoders: pixel values (B, 3, h, w), normalised as `preprocessing` says, in; (B, N, D_vis) out.
+
+    A subclass whose keyword arguments all have defaults can be named on the command line as FILE.py:CLASS. `any_size`
+    says that it takes every multiple of `patch_size` as input; `supported_options` names what it obeys of `layer`,
+    `final_norm` and `keep_prefix_tokens`.
+    """
+
+    card: ClassVar[EncoderCard | None] = None
+    any_size: bool = False
+    supported_options: frozenset[str] = frozenset()
+
+    hidden_size: int
+    patch_size: int
+    preprocessing: Preprocessing
+    prefix_tokens: int = 0
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode pixel values (B, 3, h, w) into features (B, N, D_vis), N = rows * columns of `token_grid(h, w)`."""
+        raise NotImplementedError
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return (rows, columns) of the tokens for an input of (height, width) pixels; the N of no grid is (1, N).
+
+        Raises `UserError` for a size that is no multiple of the patch: such a size is never floored.
+        """
+        patch = self.patch_size
+        if height % patch or width % patch or height < patch or width < patch:
+            near = max(patch, round(height / patch) * patch), max(patch, round(width / patch) * patch)
+            raise UserError(
+                f"{type(self).__name__}: input size {height}x{width} is no multiple of the patch of {patch} pixels; "
+                f"give one that is, such as {near[0]}x{near[1]}"
+            )
+        rows, columns = height // patch, width // patch
+        return (1, self.prefix_tokens + rows * columns) if self.prefix_tokens else (rows, columns)
+
+    @classmethod
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+        """Return what lies at `path`, without its weights; `argument` follows the colon of a name like `timm:NAME`."""
+        return EncoderSource({}, None, path)
+
+    @classmethod
+    def for_config(cls, config: dict) -> type["VisionEncoder"]:
+        """Return the class that builds this configuration: this one, unless it stands for several."""
+        return cls
+
+    @classmethod
+    def default_preprocessing(cls, config: dict) -> Preprocessing | None:
+        """Return the preprocessing to use where none is published with the weights; None: the instance has it."""
+        return None
+
+    @classmethod
+    def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> "VisionEncoder":
+        """Build the encoder from its configuration, with random weights or those at `weights`.
+
+        A self-written encoder is built as `cls(**config)` and loads a .safetensors or .pt file of its state dict,
+        strictly.
+        """
+        try:
+            encoder = cls(**config)
+        except TypeError as error:
+            raise UserError(f"{cls.__name__} cannot be built from {config or 'its defaults'}: {error}") from None
+        if weights is not None:
+            _load_strictly(encoder, weights)
+        return encoder
+
+
+def check_contract(encoder: VisionEncoder) -> None:
+    """Check what an encoder says of itself; raises `UserError` naming what is missing."""
+    name = type(encoder).__name__
+    for attribute, kind in (("hidden_size", int), ("preprocessing", Preprocessing)):
+        if not isinstance(getattr(encoder, attribute, None), kind):
+            raise UserError(
+                f"{name} has no `{attribute}` of type {kind.__name__}; an encoder is {CONTRACT}. Set it in __init__"
+            )
+    own_grid = type(encoder).token_grid is not VisionEncoder.token_grid
+    if not own_grid and not isinstance(getattr(encoder, "patch_size", None), int):
+        raise UserError(f"{name} has neither `patch_size` nor a `token_grid` of its own; an encoder is {CONTRACT}")
+
+
+@torch.no_grad()
+def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tensor:
+    """Encode one picture and check the shape of what comes out; return the features (1, N, D_vis).
+
+    Raises `UserError` saying what the encoder gave and what was expected.
+    """
+    name = type(encoder).__name__
+    parameter = next(encoder.parameters(), torch.zeros(()))
+    noise = torch.Generator().manual_seed(0)
+    picture = torch.randn(1, 3, height, width, generator=noise).to(parameter.device, parameter.dtype)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        features = encoder(picture)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{name}: forward of one picture (1, 3, {height}, {width}) failed: {error}") from error
+    finally:
+        encoder.train(was_training)
+    rows, columns = encoder.token_grid(height, width)
+    expected = (1, rows * columns, encoder.hidden_size)
+    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+    if found != expected:
+        raise UserError(
+            f"{name}: forward of one picture (1, 3, {height}, {width}) gave {found}, expected {expected}: "
+            f"(pictures, tokens, hidden_size), where token_grid says {rows} x {columns} tokens"
+        )
+    return features
+
+
+def weights_hash(encoder: nn.Module) -> str:
+    """Return the SHA-256 of an encoder's parameters and buffers: names, shapes and bytes."""
+    digest = hashlib.sha256()
+    tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load_strictly(encoder: nn.Module, path: str) -> None:
+    """Load a state dict from one file; every name and shape must fit."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; {type(encoder).__name__} takes a .safetensors or .pt file of weights")
+    try:
+        safe = path.endswith(".safetensors")
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        encoder.load_state_dict(state, strict=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: these weights do not fit {type(encoder).__name__}: {reason}") from error

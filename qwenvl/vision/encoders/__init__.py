@@ -1,0 +1,15 @@
+"""Owns the list of encoder families: importing one registers it."""
+
+from qwenvl.vision.encoders import (  # noqa: F401
+    aimv2,
+    biomedclip,
+    c_radio,
+    clip,
+    dinov2,
+    dinov3,
+    rad_dino,
+    siglip,
+    siglip2,
+    timm_models,
+    transformers_models,
+)

@@ -1,0 +1,29 @@
+"""Owns AIMv2 (arXiv 2411.14402)."""
+
+from transformers import Aimv2VisionModel, PreTrainedModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from qwenvl.vision.encoder import EncoderCard, EncoderOptions
+from qwenvl.vision.encoders.transformers_models import TransformersEncoder, square
+from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.registry import register_encoder
+
+
+@register_encoder("aimv2")
+class Aimv2Encoder(TransformersEncoder):
+    """AIMv2 ViT; one input size each, but for the checkpoints called native; no prefix tokens."""
+
+    card = EncoderCard("apple/aimv2-large-patch14-224", 1024, 224, 14, "Apple AMLR")
+    models = {"aimv2_vision_model": Aimv2VisionModel}
+    final_norm_name = "rms_norm"
+    unused_heads = {"use_head": False}
+
+    def __init__(self, model: PreTrainedModel, options: EncoderOptions) -> None:
+        super().__init__(model, options)
+        self.any_size = model.config.is_native
+
+    @classmethod
+    def default_preprocessing(cls, config: dict) -> Preprocessing:
+        """Shorter side to the input size, centre crop."""
+        size = square(config.get("image_size", 224))
+        return Preprocessing(*size, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)

@@ -1,0 +1,177 @@
+"""Owns the form timm:NAME: any ViT, Swin, ConvNeXt or ResNet of timm, by its feature map."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import nn
+
+from qwenvl.errors import UserError
+from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
+from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.hub import missing_package, missing_weights
+from qwenvl.vision.registry import register_encoder
+
+EXTRA = "timm"
+WEIGHT_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+FILTERS = ("bicubic", "bilinear", "nearest")
+
+
+@register_encoder("timm:")
+class TimmEncoder(VisionEncoder):
+    """A timm model without its classifier; the configuration is {"architecture": NAME, "model_args": {...}}.
+
+    Layers of a ViT are its blocks, those of the others their stages, each with its own width and stride.
+    """
+
+    supported_options = frozenset({"layer", "final_norm", "keep_prefix_tokens"})
+
+    def __init__(self, model: nn.Module, options: EncoderOptions) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = options.layer
+        self.final_norm = options.final_norm
+        self.is_vit = getattr(model, "num_prefix_tokens", None) is not None
+        stages = model.feature_info
+        if -options.layer > len(stages):
+            raise UserError(
+                f"{type(model).__name__}: layer {options.layer} of {len(stages)}; expected -1 to -{len(stages)}"
+            )
+        self.hidden_size = stages[options.layer]["num_chs"]
+        self.patch_size = stages[options.layer]["reduction"]
+        self.dropped_tokens = model.num_prefix_tokens if self.is_vit else 0
+        if options.keep_prefix_tokens:
+            self.prefix_tokens, self.dropped_tokens = self.dropped_tokens, 0
+        settings = model.pretrained_cfg
+        # timm makes a model of fixed size for the size asked for, and one of the others takes any.
+        self.any_size = not settings["fixed_input_size"]
+        self.preprocessing = _preprocessing(settings, options)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode pixel values (B, 3, h, w) into (B, N, D_vis); feature maps are read row by row."""
+        if self.layer == LAST_LAYER and self.final_norm is None:
+            features = self.model.forward_features(pixel_values)
+            if self.is_vit:
+                return features[:, self.dropped_tokens :]
+            return self._tokens(features, getattr(self.model, "output_fmt", "NCHW"))
+        index = len(self.model.feature_info) + self.layer
+        wanted: dict[str, Any] = {"indices": [index], "norm": bool(self.final_norm), "intermediates_only": True}
+        if not self.is_vit:
+            return self._tokens(self.model.forward_intermediates(pixel_values, **wanted)[0], "NCHW")
+        output = self.model.forward_intermediates(
+            pixel_values, **wanted, output_fmt="NLC", return_prefix_tokens=self.prefix_tokens > 0
+        )[0]
+        return torch.cat([output[1], output[0]], dim=1) if isinstance(output, tuple) else output
+
+    @staticmethod
+    def _tokens(features: torch.Tensor, layout: str) -> torch.Tensor:
+        """Flatten a map (B, D, h, w), or (B, h, w, D) for NHWC, to (B, N, D)."""
+        return features.flatten(1, 2) if str(layout).endswith("NHWC") else features.flatten(2).transpose(1, 2)
+
+    @classmethod
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+        """Name the architecture; the weights are those at `path` (file, folder or hub name), or timm's own."""
+        if path is None:
+            settings = _timm().get_pretrained_cfg(_known(argument))
+            path = None if settings is None else settings.hf_hub_id
+            if path is None:
+                raise UserError(
+                    f"timm has no weights for {argument}; give --custom_vision_pretrained_path a file of them"
+                )
+        return EncoderSource({"architecture": _known(argument)}, None, path)
+
+    @classmethod
+    def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:
+        """Create the model without classifier; weights go through timm's own renaming and must then fit exactly."""
+        name = _known(config["architecture"])
+        arguments = dict(config.get("model_args", {}))
+        settings = _timm().get_pretrained_cfg(name)
+        fixed = settings is not None and settings.fixed_input_size
+        if fixed and options.input_size is not None:
+            arguments["img_size"] = tuple(options.input_size)
+        overlay: dict[str, Any] = {"num_classes": 0}
+        if weights is not None:
+            overlay.update(state_dict=_state_dict(weights, settings), source="", custom_load=False)
+        try:
+            model = _timm().create_model(
+                name, pretrained=weights is not None, num_classes=0, pretrained_cfg_overlay=overlay, **arguments
+            )
+        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"timm:{name} cannot be built with {arguments}, weights {weights}: {reason}") from error
+        model.pretrained_cfg.pop("state_dict", None)
+        if fixed and "img_size" in arguments:
+            side = arguments["img_size"]
+            height, width = (side, side) if isinstance(side, int) else side
+            model.pretrained_cfg["input_size"] = (3, height, width)
+        return cls(model, options)
+
+
+def _timm() -> ModuleType:
+    """Import timm where it is needed, because it is an optional package."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise missing_package("timm", EXTRA) from None
+
+
+def _known(name: str) -> str:
+    timm = _timm()
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+        raise UserError(f"timm {timm.__version__} has no model {name!r}; nearest: {', '.join(near) or 'none'}")
+    return name
+
+
+def _preprocessing(settings: dict, options: EncoderOptions) -> Preprocessing:
+    """Translate timm's settings: the shorter side to size / crop_pct, then the centre."""
+    height, width = settings["input_size"][-2:]
+    edge = int(min(height, width) / settings["crop_pct"])
+    squash = settings.get("crop_mode", "center") == "squash"
+    mode = settings["interpolation"]
+    return Preprocessing(
+        height,
+        width,
+        "squash" if squash else "crop",
+        mean=settings["mean"],
+        std=settings["std"],
+        interpolation=mode if mode in FILTERS else "bicubic",
+        resize_edge=None if squash or options.input_size is not None else edge,
+    )
+
+
+def _state_dict(weights: str, settings: Any) -> dict[str, torch.Tensor]:
+    """Read a file of weights, from a path, a folder or the hub, without the classifier that is not built."""
+    state = _timm().models.load_state_dict(str(_weight_file(weights)))
+    classifiers = (settings.classifier if settings is not None else None) or ()
+    for name in (classifiers,) if isinstance(classifiers, str) else classifiers:
+        for kind in ("weight", "bias"):
+            state.pop(f"{name}.{kind}", None)
+    return state
+
+
+def _weight_file(weights: str) -> Path:
+    path = Path(weights)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+        if not found:
+            raise UserError(f"{weights}: no weights there; expected one of {', '.join(WEIGHT_FILES)}")
+        return found[0]
+    failure: Exception = FileNotFoundError(weights)
+    for name in WEIGHT_FILES:
+        try:
+            return Path(hf_hub_download(weights, name))
+        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+            failure = error
+    raise missing_weights(weights, failure)

@@ -1,0 +1,213 @@
+"""Owns what all encoders of the Transformers library share, and the form hf:ORG/MODEL for those without a file here."""
+
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+from qwenvl.errors import UserError
+from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
+from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.hub import missing_weights
+from qwenvl.vision.registry import register_encoder, registered_classes
+
+# PIL's numbers for filters; Lanczos has no tensor form, and bicubic is the nearest to it.
+FILTERS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
+NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map")
+NAMED_AT_MOST = 5
+
+
+class TransformersEncoder(VisionEncoder):
+    """An encoder around a vision model of Transformers; a family's file names its classes and its small differences.
+
+    models: Transformers model types of the vision part -> model class. final_norm_name: attribute of the norm after the
+    last layer, None if there is none. last_is_normed: whether the published `last_hidden_state` went through it.
+    unused_heads: configuration that leaves out poolers, whose output no token sees.
+    """
+
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {}
+    final_norm_name: ClassVar[str | None] = None
+    last_is_normed: ClassVar[bool] = True
+    unused_heads: ClassVar[dict[str, Any]] = {}
+    any_size = True
+    supported_options = frozenset({"layer", "final_norm", "keep_prefix_tokens"})
+
+    def __init__(self, model: PreTrainedModel, options: EncoderOptions) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = options.layer
+        normed = options.final_norm
+        self.final_norm = self.last_is_normed and self.layer == LAST_LAYER if normed is None else normed
+        self.hidden_size = self.width(model.config)
+        self.patch_size = self.patch(model.config)
+        self.dropped_tokens = self.count_prefix_tokens(model.config)
+        if options.keep_prefix_tokens:
+            self.prefix_tokens, self.dropped_tokens = self.dropped_tokens, 0
+        self.preprocessing = self.default_preprocessing(model.config.to_dict())
+        self._check_options(options)
+
+    def count_prefix_tokens(self, config: PreTrainedConfig) -> int:
+        """Return how many CLS and register tokens come before the patches."""
+        return 0
+
+    @staticmethod
+    def width(config: PreTrainedConfig) -> int:
+        """Return the width of the features."""
+        return config.hidden_size
+
+    @staticmethod
+    def patch(config: PreTrainedConfig) -> int:
+        """Return how many pixels a token covers on each side."""
+        size = config.patch_size
+        return size if isinstance(size, int) else size[0]
+
+    def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+        """Return the model's arguments for pixel values (B, 3, h, w)."""
+        return {"pixel_values": pixel_values}
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode pixel values (B, 3, h, w) into (B, N, D_vis): the chosen layer, prefix tokens first."""
+        if self.layer == LAST_LAYER and self.final_norm == self.last_is_normed:
+            features = self.model(**self.model_inputs(pixel_values)).last_hidden_state
+        else:
+            output = self.model(**self.model_inputs(pixel_values), output_hidden_states=[self.layer])
+            features = output.hidden_states[self.layer]
+            if self.final_norm:
+                features = getattr(self.model, self.final_norm_name)(features)
+        return features[:, self.dropped_tokens :]
+
+    @classmethod
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+        """Read the configuration and the published preprocessing at `path`; refuse another family's."""
+        try:
+            config = AutoConfig.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise missing_weights(path, error) from error
+        vision = getattr(config, "vision_config", config)
+        if cls.models and vision.model_type not in cls.models:
+            raise UserError(
+                f"{path} holds a {config.model_type} model, {cls.__name__} takes {', '.join(cls.models)}; "
+                f"name the encoder of that family, or hf:{path}"
+            )
+        values = {key: value for key, value in vision.to_diff_dict().items() if key not in NOT_ARCHITECTURE}
+        config = {**values, "model_type": vision.model_type, **cls.unused_heads}
+        return EncoderSource(config, _published_preprocessing(path), path)
+
+    @classmethod
+    def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:
+        """Build from the configuration, or load by the model class's own `from_pretrained`, which knows old names."""
+        model_type = config.get("model_type", next(iter(cls.models), None))
+        if cls.models and model_type not in cls.models:
+            raise UserError(f"{cls.__name__}: model type {model_type!r}; expected one of {', '.join(cls.models)}")
+        values = {**cls.unused_heads, **{key: value for key, value in config.items() if key != "model_type"}}
+        return cls(cls.load_model(model_type, values, weights), options)
+
+    @classmethod
+    def load_model(cls, model_type: str, values: dict, weights: str | None) -> PreTrainedModel:
+        """Return the model with random weights, or with those at `weights`, none of which may be missing."""
+        model_class = cls.models[model_type]
+        config = model_class.config_class(**values)
+        if weights is None:
+            return model_class(config)
+        return load_whole(model_class, weights, config)
+
+    def _check_options(self, options: EncoderOptions) -> None:
+        name = type(self).__name__
+        layers = getattr(self.model.config, "num_hidden_layers", None)
+        if layers is not None and -options.layer > layers:
+            raise UserError(f"{name}: layer {options.layer} of {layers}; expected -1 (last) to -{layers} (first)")
+        if self.final_norm and self.final_norm_name is None and options.final_norm is not None:
+            raise UserError(f"{name} has no final norm that could be applied; leave the option out")
+
+
+def load_whole(model_class: Any, weights: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """Load a model by `from_pretrained`, in float32; raises `UserError` if a weight is missing or has another shape."""
+    try:
+        model, info = model_class.from_pretrained(weights, config=config, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise missing_weights(weights, error) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:NAMED_AT_MOST]) + (" ..." if len(missing) > NAMED_AT_MOST else "")
+        raise UserError(f"{weights}: {len(missing)} weights of {type(model).__name__} are missing there: {shown}")
+    return model
+
+
+def square(value: int | list[int]) -> tuple[int, int]:
+    """Return (height, width) of a size that a configuration gives as one number or as two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _published_preprocessing(path: str) -> Preprocessing | None:
+    """Translate the image processor's file beside the weights, if there is one."""
+    try:
+        values = get_image_processor_config(path)
+    except (OSError, ValueError):
+        return None
+    return from_image_processor(values) if values else None
+
+
+def from_image_processor(values: dict) -> Preprocessing:
+    """Translate a Transformers image processor's settings: sizes, crop, filter, mean and standard deviation."""
+    normalise = values.get("do_normalize", True)
+    size, crop = values.get("size") or {}, values.get("crop_size") or {}
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    common = {
+        "mean": values["image_mean"] if normalise and "image_mean" in values else (0.0, 0.0, 0.0),
+        "std": values["image_std"] if normalise and "image_std" in values else (1.0, 1.0, 1.0),
+        "interpolation": FILTERS[values.get("resample", 3)],
+    }
+    if "max_num_patches" in values:
+        patch = values.get("patch_size", 16)
+        return Preprocessing(resize="naflex", max_pixels=values["max_num_patches"] * patch**2, **common)
+    if crop and values.get("do_center_crop", True):
+        edge = size.get("shortest_edge")
+        return Preprocessing(crop["height"], crop["width"], "crop", resize_edge=edge, **common)
+    box = size if "height" in size else crop
+    height = box.get("height", size.get("shortest_edge"))
+    return Preprocessing(height, box.get("width", height), "squash", **common)
+
+
+@register_encoder("hf:")
+class AnyTransformersEncoder(TransformersEncoder):
+    """A vision model of Transformers that has no file here: its `last_hidden_state`, or an inner layer's output."""
+
+    any_size = False
+    supported_options = frozenset({"layer", "keep_prefix_tokens"})
+
+    @classmethod
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+        """Read what lies at `path`, or else on the hub under the name after the colon."""
+        return super().read_source(argument if path is None else path, argument)
+
+    @classmethod
+    def for_config(cls, config: dict) -> type[VisionEncoder]:
+        """Return the family's own class where there is one."""
+        families = (known for known in registered_classes() if issubclass(known, TransformersEncoder))
+        return next((known for known in families if config.get("model_type") in known.models), cls)
+
+    @classmethod
+    def load_model(cls, model_type: str, values: dict, weights: str | None) -> PreTrainedModel:
+        """Return whatever model the library builds for the configuration."""
+        config = AutoConfig.for_model(model_type, **values)
+        return AutoModel.from_config(config) if weights is None else load_whole(AutoModel, weights, config)
+
+    @classmethod
+    def default_preprocessing(cls, config: dict) -> Preprocessing | None:
+        """Squash to the size that the configuration names, with the library's own default mean and deviation."""
+        return Preprocessing(*square(config.get("image_size", 224)), "squash")
+
+    def count_prefix_tokens(self, config: PreTrainedConfig) -> int:
+        """Count what the model gives beyond its patches, on the meta device."""
+        height, width = square(getattr(config, "image_size", 224))
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+            tokens = model(torch.zeros(1, 3, height, width)).last_hidden_state
+        if tokens.ndim != 3:
+            raise UserError(
+                f"{type(model).__name__} gives features of shape {tuple(tokens.shape)}, no tokens (B, N, D)"
+            )
+        patch = self.patch(config)
+        return tokens.shape[1] - (height // patch) * (width // patch)

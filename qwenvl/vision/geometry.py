@@ -1,0 +1,168 @@
+"""Owns the arithmetic of pictures: how an encoder wants its input made, and how many tokens an input size gives.
+
+H x W picture in pixels, h x w encoder input in pixels, B pictures.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
+
+from qwenvl.errors import UserError
+
+RESIZE_POLICIES = ("crop", "pad", "squash", "native", "naflex")
+KEEPS_ASPECT = ("native", "naflex")
+DEFAULT_MIN_PIXELS = 56 * 56
+DEFAULT_MAX_PIXELS = 1024 * 1024
+WHITE = 255.0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an encoder wants a picture: input size in pixels, how it is reached, and the normalisation of RGB in 0..1.
+
+    resize: "crop" scales the shorter side to `resize_edge` (default: the input size) and cuts the centre out; "squash"
+    ignores the aspect; "pad" fits the whole picture and fills the rest with the mean colour; "native" keeps the aspect
+    in an area between `min_pixels` and `max_pixels`; "naflex" keeps the aspect and fills `max_pixels` as well as whole
+    patches can (SigLIP 2, arXiv 2502.14786).
+    """
+
+    height: int = 224
+    width: int = 224
+    resize: str = "crop"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    resize_edge: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZE_POLICIES:
+            raise UserError(f"resize policy {self.resize!r}: expected one of {', '.join(RESIZE_POLICIES)}")
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+
+    @property
+    def keeps_aspect(self) -> bool:
+        """Whether pictures of different shapes give inputs of different sizes."""
+        return self.resize in KEEPS_ASPECT
+
+    def to_dict(self) -> dict:
+        """Return what `Preprocessing(**values)` rebuilds this from, as JSON can hold it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """Tokens that an encoder gives for an input: always `fixed` (rows, columns), or one for each patch.
+
+    With prefix tokens kept the tokens are no grid any more, and count as one row.
+    """
+
+    patch_size: int
+    prefix_tokens: int = 0
+    fixed: tuple[int, int] | None = None
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return (rows, columns) of tokens for an input of (height, width) pixels."""
+        if self.fixed is not None:
+            return self.fixed
+        rows, columns = height // self.patch_size, width // self.patch_size
+        return (1, self.prefix_tokens + rows * columns) if self.prefix_tokens else (rows, columns)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """From a picture's size to the encoder's input size and to its token grid; the processor and the tower share it."""
+
+    preprocessing: Preprocessing
+    tokens: TokenRule
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the encoder's input size (h, w) in pixels for a picture of (height, width) pixels."""
+        wanted = self.preprocessing
+        if not wanted.keeps_aspect:
+            return wanted.height, wanted.width
+        patch = self.tokens.patch_size
+        max_pixels = DEFAULT_MAX_PIXELS if wanted.max_pixels is None else wanted.max_pixels
+        if wanted.resize == "naflex":
+            return get_image_size_for_max_num_patches(height, width, patch, max(1, max_pixels // patch**2))
+        min_pixels = DEFAULT_MIN_PIXELS if wanted.min_pixels is None else wanted.min_pixels
+        try:
+            height, width = smart_resize(height, width, patch, min_pixels, max_pixels)
+        except ValueError as error:
+            raise UserError(f"a picture of {width}x{height} pixels cannot keep its aspect: {error}") from None
+        return max(height, patch), max(width, patch)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return (rows, columns) of tokens that a picture of (height, width) pixels takes."""
+        return self.tokens.grid(*self.input_size(height, width))
+
+    def with_limits(self, min_pixels: int | None, max_pixels: int | None) -> "Geometry":
+        """Return the same geometry with other area limits (they act on aspect-keeping policies only)."""
+        return replace(self, preprocessing=replace(self.preprocessing, min_pixels=min_pixels, max_pixels=max_pixels))
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn pictures (B, 3, H, W) in 0..255, uint8 or float, into the encoder's input (B, 3, h, w), float32."""
+        wanted = self.preprocessing
+        size = self.input_size(*pixels.shape[-2:])
+        if wanted.resize == "crop":
+            pixels = tv.center_crop(self._resize(pixels, _covering_size(pixels.shape[-2:], size, wanted)), list(size))
+        elif wanted.resize == "pad":
+            pixels = self._resize(pixels, _fitting_size(pixels.shape[-2:], size))
+        else:
+            pixels = self._resize(pixels, size)
+        mean = torch.tensor(wanted.mean, device=pixels.device).view(3, 1, 1) * WHITE
+        std = torch.tensor(wanted.std, device=pixels.device).view(3, 1, 1) * WHITE
+        pixels = (pixels.float() - mean) / std
+        return _pad(pixels, size) if wanted.resize == "pad" else pixels
+
+    def _resize(self, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if tuple(pixels.shape[-2:]) == tuple(size):
+            return pixels
+        mode = InterpolationMode(self.preprocessing.interpolation)
+        pixels = tv.resize(pixels, list(size), interpolation=mode, antialias=True)
+        # Bicubic weights overshoot; integers are clamped by the resize itself.
+        return pixels.clamp(0, WHITE) if pixels.is_floating_point() else pixels
+
+    def to_dict(self) -> dict:
+        """Return what `Geometry.from_dict` rebuilds this from, as JSON can hold it."""
+        fixed = None if self.tokens.fixed is None else list(self.tokens.fixed)
+        return {"preprocessing": self.preprocessing.to_dict(), "tokens": {**asdict(self.tokens), "fixed": fixed}}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Geometry":
+        """Rebuild a geometry from `to_dict`."""
+        tokens = dict(values["tokens"])
+        fixed = tokens.pop("fixed")
+        rule = TokenRule(**tokens, fixed=None if fixed is None else tuple(fixed))
+        return cls(Preprocessing(**values["preprocessing"]), rule)
+
+
+def _covering_size(picture: tuple[int, int], size: tuple[int, int], wanted: Preprocessing) -> tuple[int, int]:
+    """Return the size of the picture's aspect whose tighter side is as long as the cut (or as `resize_edge` says)."""
+    height, width = picture
+    to_height, to_width = size
+    if wanted.resize_edge is not None:
+        shorter = min(size)
+        to_height, to_width = (max(side, round(side * wanted.resize_edge / shorter)) for side in size)
+    if height * to_width <= width * to_height:
+        return to_height, max(to_width, int(to_height * width / height))
+    return max(to_height, int(to_width * height / width)), to_width
+
+
+def _fitting_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest size of the picture's aspect inside the input size."""
+    scale = min(size[0] / picture[0], size[1] / picture[1])
+    return tuple(max(1, min(limit, round(side * scale))) for side, limit in zip(picture, size, strict=True))
+
+
+def _pad(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Put normalised pixels in the middle of the input; zero is the encoder's mean colour."""
+    missing_rows, missing_columns = (total - side for total, side in zip(size, pixels.shape[-2:], strict=True))
+    top, left = missing_rows // 2, missing_columns // 2
+    return tv.pad(pixels, [left, top, missing_columns - left, missing_rows - top])

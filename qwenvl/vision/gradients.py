@@ -1,0 +1,37 @@
+"""Owns the question which parameters of an encoder a gradient can reach at all."""
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from qwenvl.vision.encoder import VisionEncoder
+from qwenvl.vision.geometry import Geometry
+
+
+def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[str]:
+    """Return the names of parameters that the features do not depend on.
+
+    It is asked of autograd on the meta device, which computes nothing, or with real numbers where the encoder's code
+    needs them.
+    """
+    size = geometry.input_size(encoder.preprocessing.height, encoder.preprocessing.width)
+    try:
+        return _without_gradient(encoder, size, torch.device("meta"))
+    except (RuntimeError, NotImplementedError):
+        device = next(encoder.parameters()).device
+        return _without_gradient(encoder, size, device)
+
+
+def _without_gradient(encoder: nn.Module, size: tuple[int, int], device: torch.device) -> list[str]:
+    names = [name for name, _ in encoder.named_parameters()]
+    parameters = {
+        name: tensor.detach().to(device).requires_grad_(tensor.is_floating_point())
+        for name, tensor in encoder.named_parameters()
+    }
+    buffers = {name: buffer.to(device) for name, buffer in encoder.named_buffers()}
+    dtype = next(iter(parameters.values())).dtype
+    pixels = torch.zeros(1, 3, *size, device=device, dtype=dtype)
+    with torch.enable_grad():
+        features = functional_call(encoder, {**parameters, **buffers}, (pixels,))
+        gradients = torch.autograd.grad(features.sum(), [parameters[name] for name in names], allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]

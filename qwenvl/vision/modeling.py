@@ -1,0 +1,229 @@
+"""Owns the swap: Qwen3-VL with a custom tower as ordinary Transformers classes, made from an official model."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    Qwen3VLMoeTextConfig,
+    Qwen3VLTextConfig,
+)
+
+from qwenvl.errors import UserError
+from qwenvl.vision.encoder import EncoderOptions, VisionEncoder, check_forward, weights_hash
+from qwenvl.vision.registry import build_encoder, encoder_geometry, resolve_encoder
+from qwenvl.vision.tower import NATIVE, QWEN, CustomVisionConfig, CustomVisionTower
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING_SAMPLE = 4096
+
+
+class CustomVisionQwen3VLConfig(Qwen3VLConfig):
+    """Qwen3-VL's configuration with a custom vision part."""
+
+    model_type = "qwen3_vl_custom_vision"
+    sub_configs_defaults = {"vision_config": CustomVisionConfig, "text_config": Qwen3VLTextConfig}
+
+
+class CustomVisionQwen3VLMoeConfig(Qwen3VLMoeConfig):
+    """Qwen3-VL-MoE's configuration with a custom vision part."""
+
+    model_type = "qwen3_vl_moe_custom_vision"
+    sub_configs_defaults = {"vision_config": CustomVisionConfig, "text_config": Qwen3VLMoeTextConfig}
+
+
+class CustomVisionQwen3VLForConditionalGeneration(Qwen3VLForConditionalGeneration):
+    """Qwen3-VL whose configuration names a custom tower."""
+
+    config: CustomVisionQwen3VLConfig
+    config_class = CustomVisionQwen3VLConfig
+
+
+class CustomVisionQwen3VLMoeForConditionalGeneration(Qwen3VLMoeForConditionalGeneration):
+    """Qwen3-VL-MoE whose configuration names a custom tower."""
+
+    config: CustomVisionQwen3VLMoeConfig
+    config_class = CustomVisionQwen3VLMoeConfig
+
+
+DENSE = (CustomVisionQwen3VLConfig, CustomVisionQwen3VLForConditionalGeneration)
+MOE = (CustomVisionQwen3VLMoeConfig, CustomVisionQwen3VLMoeForConditionalGeneration)
+CUSTOM_CLASSES = {
+    Qwen3VLConfig.model_type: DENSE,
+    CustomVisionQwen3VLConfig.model_type: DENSE,
+    Qwen3VLMoeConfig.model_type: MOE,
+    CustomVisionQwen3VLMoeConfig.model_type: MOE,
+}
+CUSTOM_MODEL_TYPES = (CustomVisionQwen3VLConfig.model_type, CustomVisionQwen3VLMoeConfig.model_type)
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """What a run says of its custom tower: NAME and weights of the encoder, options, merger, input mode."""
+
+    encoder: str = "rad_dino"
+    path: str | None = None
+    encoder_config: dict | None = None
+    options: EncoderOptions = field(default_factory=EncoderOptions)
+    merger: str = "simple"
+    input_mode: str = NATIVE
+
+
+def plan_vision_config(
+    base_config: PreTrainedConfig, tower: TowerOptions, processor: ProcessorMixin
+) -> CustomVisionConfig:
+    """Work out the configuration of a custom tower for a base model, without loading any weights.
+
+    `processor` is the base model's: in input mode "qwen" the tower undoes what it did. Raises `UserError` where an
+    option does not fit.
+    """
+    _classes_for(base_config)
+    spec = resolve_encoder(tower.encoder, tower.path, tower.encoder_config, tower.options)
+    with torch.device("meta"):
+        shape = build_encoder(spec, with_weights=False)
+    geometry = encoder_geometry(shape)
+    return CustomVisionConfig(
+        encoder=spec.name,
+        encoder_config=spec.config,
+        encoder_weights=spec.weights,
+        layer=spec.options.layer,
+        final_norm=spec.options.final_norm,
+        keep_prefix_tokens=spec.options.keep_prefix_tokens,
+        resize=spec.options.resize,
+        input_size=None if spec.options.input_size is None else list(spec.options.input_size),
+        preprocessing=spec.preprocessing.to_dict(),
+        token_grid=None if geometry.tokens.fixed is None else list(geometry.tokens.fixed),
+        prefix_tokens=geometry.tokens.prefix_tokens,
+        patch_size=geometry.tokens.patch_size,
+        input_mode=tower.input_mode,
+        qwen_pixels=_official_pixels(processor) if tower.input_mode == QWEN else None,
+        merger=tower.merger,
+        hidden_size=shape.hidden_size,
+        out_hidden_size=base_config.text_config.hidden_size,
+    )
+
+
+def custom_config(base_config: PreTrainedConfig, vision_config: CustomVisionConfig) -> PreTrainedConfig:
+    """Return the base model's configuration with the custom vision part; the text part is shared, not copied."""
+    config_class, _ = _classes_for(base_config)
+    left_out = ("model_type", "vision_config", "text_config", "transformers_version", "architectures")
+    values = {key: value for key, value in base_config.to_dict().items() if key not in left_out}
+    config = config_class(vision_config=vision_config, text_config=base_config.text_config, **values)
+    config.text_config = base_config.text_config
+    return config
+
+
+def build_tower(vision_config: CustomVisionConfig, *, text_rms: float) -> CustomVisionTower:
+    """Load the encoder, try it on one picture and join it with a fresh merger, all in float32, the encoder frozen.
+
+    `text_rms` is the root mean square of the language model's embeddings, which the merger starts with. Raises
+    `UserError` for weights that are missing, not those that the configuration's hash names, or of a wrong shape.
+    """
+    encoder = build_encoder(vision_config.encoder_spec())
+    _settle_hash(encoder, vision_config)
+    size = encoder_geometry(encoder).input_size(encoder.preprocessing.height, encoder.preprocessing.width)
+    features = check_forward(encoder, *size)
+    tower = CustomVisionTower(vision_config, encoder)
+    tower.merger.calibrate(features.float(), text_rms)
+    tower.set_encoder_trainable(False)
+    return tower
+
+
+def swap_vision_tower(
+    model: PreTrainedModel, vision_config: CustomVisionConfig, *, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Return a model with the language model's own weights and a custom tower; the given one is used up.
+
+    `dtype` is that of the tower's parameters (default: the model's); buffers keep theirs. The encoder comes frozen, the
+    merger trainable.
+    """
+    _, model_class = _classes_for(model.config)
+    if vision_config.out_hidden_size != model.config.text_config.hidden_size:
+        raise UserError(
+            f"the tower gives tokens of width {vision_config.out_hidden_size}, the language model takes "
+            f"{model.config.text_config.hidden_size}; make its configuration for this base model"
+        )
+    embeddings = model.get_input_embeddings().weight
+    tower = build_tower(vision_config, text_rms=_rms(embeddings, model.config.text_config.initializer_range))
+    for parameter in tower.parameters():
+        parameter.data = parameter.data.to(dtype or model.dtype)
+    tower.to(embeddings.device)
+    config = custom_config(model.config, vision_config)
+    config.dtype = model.config.dtype
+    with torch.device("meta"):
+        swapped = model_class(config)
+    swapped.model.visual = tower
+    swapped.model.language_model = model.model.language_model
+    swapped.lm_head = model.lm_head
+    swapped.generation_config = model.generation_config
+    swapped.name_or_path = model.name_or_path
+    return swapped.train(model.training)
+
+
+def _classes_for(config: PreTrainedConfig) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    classes = CUSTOM_CLASSES.get(config.model_type)
+    if classes is None:
+        raise UserError(
+            f"a custom vision encoder needs a Qwen3-VL base model (dense or MoE), got a {config.model_type}; give "
+            "--model_name_or_path a Qwen3-VL such as Qwen/Qwen3-VL-4B-Instruct"
+        )
+    return classes
+
+
+def _rms(weight: nn.Parameter, default: float) -> float:
+    """Return the root mean square of a sample of embedding rows; `default` where a partition holds none here."""
+    if weight.numel() == 0 or weight.device.type == "meta":
+        return default
+    step = max(1, weight.shape[0] // EMBEDDING_SAMPLE)
+    return weight.detach()[::step].float().square().mean().sqrt().item()
+
+
+def _settle_hash(encoder: VisionEncoder, vision_config: CustomVisionConfig) -> None:
+    """Note the hash of named weights, or check it where one is noted already."""
+    if vision_config.encoder_weights is None:
+        return
+    found, noted = weights_hash(encoder), vision_config.encoder_sha256
+    if noted is not None and noted != found:
+        raise UserError(
+            f"{vision_config.encoder_weights}: these are not the weights that the tower was trained with (SHA-256 "
+            f"{found[:12]}..., expected {noted[:12]}...); give --custom_vision_pretrained_path the original ones"
+        )
+    vision_config.encoder_sha256 = found
+
+
+def _official_pixels(processor: ProcessorMixin) -> dict[str, Any]:
+    """Read how the official image and video processors cut and normalise; they must do it alike."""
+
+    def settings(part: Any) -> dict[str, Any]:
+        return {
+            "patch_size": part.patch_size,
+            "temporal_patch_size": part.temporal_patch_size,
+            "merge_size": part.merge_size,
+            "mean": list(part.image_mean),
+            "std": list(part.image_std),
+        }
+
+    image, video = settings(processor.image_processor), settings(processor.video_processor)
+    if image != video:
+        raise UserError(
+            f"--custom_vision_input qwen: the base model's image processor ({image}) and video processor ({video}) "
+            "normalise differently, so the tower cannot undo both; use --custom_vision_input native"
+        )
+    return image
+
+
+for _config_class, _model_class in (DENSE, MOE):
+    AutoConfig.register(_config_class.model_type, _config_class)
+    AutoModelForImageTextToText.register(_config_class, _model_class)

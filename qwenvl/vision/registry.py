@@ -1,0 +1,222 @@
+"""Owns the names of encoders: from NAME to a class, and from a name and its weights to a built encoder."""
+
+import difflib
+import importlib.util
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qwenvl.errors import UserError
+from qwenvl.vision.encoder import CONTRACT, LAST_LAYER, EncoderOptions, VisionEncoder, check_contract
+from qwenvl.vision.geometry import RESIZE_POLICIES, Geometry, Preprocessing, TokenRule
+
+ENCODER_RESIZE = "encoder"
+FILE_FORM = ".py:"
+_ENCODERS: dict[str, type[VisionEncoder]] = {}
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Everything that rebuilds an encoder: `weights` None means random ones, or those that a checkpoint brings."""
+
+    name: str
+    config: dict
+    preprocessing: Preprocessing
+    options: EncoderOptions
+    weights: str | None
+
+
+def register_encoder(name: str) -> Callable[[type[VisionEncoder]], type[VisionEncoder]]:
+    """Register an encoder class under an exact name; a name that ends in a colon takes an argument (`timm:NAME`).
+
+    Raises `UserError` if the name is taken or the class is no encoder.
+    """
+
+    def register(encoder_class: type[VisionEncoder]) -> type[VisionEncoder]:
+        if name in _ENCODERS:
+            raise UserError(
+                f"encoder {name!r} is already registered by {_ENCODERS[name].__name__}; choose another name"
+            )
+        _ENCODERS[name] = _checked_class(encoder_class, name)
+        return encoder_class
+
+    return register
+
+
+def list_encoders() -> list[str]:
+    """Return the registered names in alphabetical order, without the forms that take an argument."""
+    return sorted(name for name in _ENCODERS if not name.endswith(":"))
+
+
+def encoder_class(name: str) -> type[VisionEncoder]:
+    """Return the class that a NAME stands for: a registered name, `hf:org/model`, `timm:NAME` or `path/file.py:CLASS`.
+
+    Raises `UserError` that lists the known names and the nearest one if there is none.
+    """
+    if name in _ENCODERS and not name.endswith(":"):
+        return _ENCODERS[name]
+    if FILE_FORM in name:
+        return _class_from_file(name)
+    form, colon, argument = name.partition(":")
+    if colon and argument and form + colon in _ENCODERS:
+        return _ENCODERS[form + colon]
+    near = difflib.get_close_matches(name, list_encoders(), n=3, cutoff=0.5)
+    guess = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
+        f"no vision encoder is called {name!r}{guess} Known: {', '.join(list_encoders())}; or hf:ORG/MODEL, "
+        "timm:MODEL_NAME, or path/to/file.py:CLASS for one of your own"
+    )
+
+
+def registered_classes() -> list[type[VisionEncoder]]:
+    """Return the registered classes in the order of registration, without the forms that take an argument."""
+    return [cls for name, cls in _ENCODERS.items() if not name.endswith(":")]
+
+
+def resolve_encoder(
+    name: str, path: str | None = None, config: dict | None = None, options: EncoderOptions | None = None
+) -> EncoderSpec:
+    """Find out all that builds an encoder, without loading its weights.
+
+    With `config` given it is built from that alone, with random weights unless `path` names some. Otherwise the
+    configuration is read from `path` (folder, file or hub name; default: the encoder's own hub name). Raises
+    `UserError` where an option does not fit the encoder.
+    """
+    options = EncoderOptions() if options is None else options
+    cls = encoder_class(name)
+    if FILE_FORM in name:
+        file, _, class_name = name.rpartition(":")
+        name = f"{Path(file).expanduser().resolve()}:{class_name}"
+    published = None
+    if config is None:
+        argument = name.partition(":")[2] or None
+        if path is None and cls.card is not None:
+            path = cls.card.default_path
+        source = cls.read_source(path, argument)
+        config, published, path = source.config, source.preprocessing, source.weights
+    cls = cls.for_config(config)
+    _check_options(cls, name, options)
+    shape = _without_memory(cls, config, options)
+    published = published or cls.default_preprocessing(config)
+    if published is not None:
+        shape.preprocessing = published
+    check_contract(shape)
+    preprocessing = _asked_preprocessing(shape, options)
+    if not preprocessing.keeps_aspect:
+        shape.token_grid(preprocessing.height, preprocessing.width)
+    return EncoderSpec(name, config, preprocessing, options, path)
+
+
+def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> VisionEncoder:
+    """Build an encoder from a name or a spec: with the weights that the spec names, or with random ones."""
+    if isinstance(spec, str):
+        spec = resolve_encoder(spec)
+    cls = encoder_class(spec.name).for_config(spec.config)
+    encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
+    encoder.preprocessing = spec.preprocessing
+    check_contract(encoder)
+    return encoder
+
+
+def encoder_geometry(encoder: VisionEncoder) -> Geometry:
+    """Return the geometry that the processor and the tower share.
+
+    Raises `UserError` if the aspect is to be kept by an encoder whose tokens are not one for each patch.
+    """
+    wanted = encoder.preprocessing
+    if not wanted.keeps_aspect:
+        fixed = tuple(encoder.token_grid(wanted.height, wanted.width))
+        return Geometry(wanted, TokenRule(getattr(encoder, "patch_size", 0), encoder.prefix_tokens, fixed))
+    rule = TokenRule(encoder.patch_size, encoder.prefix_tokens)
+    for rows, columns in ((1, 1), (2, 3), (5, 1)):
+        size = rows * rule.patch_size, columns * rule.patch_size
+        if tuple(encoder.token_grid(*size)) != rule.grid(*size):
+            raise UserError(
+                f"{type(encoder).__name__} cannot keep a picture's aspect: its token_grid{size} is "
+                f"{tuple(encoder.token_grid(*size))}, where one token for each patch is {rule.grid(*size)}; "
+                "use resize policy pad, squash or crop"
+            )
+    return Geometry(wanted, rule)
+
+
+def _without_memory(cls: type[VisionEncoder], config: dict, options: EncoderOptions) -> VisionEncoder:
+    """Build an encoder to ask it for its sizes: on the meta device, unless its own code cannot be built there."""
+    try:
+        with torch.device("meta"):
+            return cls.build(config, options, None)
+    except (RuntimeError, NotImplementedError):
+        return cls.build(config, options, None)
+
+
+def _checked_class(candidate: object, name: str) -> type[VisionEncoder]:
+    if isinstance(candidate, type) and issubclass(candidate, VisionEncoder):
+        return candidate
+    raise UserError(f"{name}: {getattr(candidate, '__name__', candidate)!r} is no encoder; an encoder is {CONTRACT}")
+
+
+def _class_from_file(name: str) -> type[VisionEncoder]:
+    file, _, class_name = name.rpartition(":")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"{name}: no file {path}; give path/to/file.py:CLASS, where CLASS is {CONTRACT}")
+    module_name = f"qwenvl_user_encoder_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        module = importlib.util.module_from_spec(spec)
+        # Pickling to loader processes and dataclasses both look a class's module up by name.
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, class_name):
+        found = [key for key, value in vars(module).items() if isinstance(value, type) and value is not VisionEncoder]
+        raise UserError(f"{path} has no class {class_name!r}; it has {', '.join(found) or 'none'}")
+    return _checked_class(getattr(module, class_name), name)
+
+
+def _check_options(cls: type[VisionEncoder], name: str, options: EncoderOptions) -> None:
+    if options.layer > LAST_LAYER:
+        raise UserError(f"layer {options.layer}: expected -1 (last), -2 (the one before) and so on")
+    asked = {
+        "layer": options.layer != LAST_LAYER,
+        "final_norm": options.final_norm is not None,
+        "keep_prefix_tokens": options.keep_prefix_tokens,
+    }
+    refused = [option for option, is_asked in asked.items() if is_asked and option not in cls.supported_options]
+    if refused:
+        raise UserError(
+            f"encoder {name} ({cls.__name__}) has no option {', '.join(refused)}; leave it out, or list it in "
+            "`supported_options` of an encoder of your own that obeys it"
+        )
+    if options.resize not in (ENCODER_RESIZE, *RESIZE_POLICIES):
+        raise UserError(
+            f"resize policy {options.resize!r}: expected one of {', '.join((ENCODER_RESIZE, *RESIZE_POLICIES))}"
+        )
+
+
+def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Preprocessing:
+    """Return the encoder's preprocessing as the options change it; refuse what the encoder cannot take."""
+    published = encoder.preprocessing
+    wanted = published
+    if options.resize != ENCODER_RESIZE:
+        wanted = replace(wanted, resize=options.resize, resize_edge=None)
+    if options.input_size is not None:
+        height, width = options.input_size
+        wanted = replace(wanted, height=height, width=width, resize_edge=None)
+        if wanted.keeps_aspect:
+            # The area of the size asked for: with the aspect kept, no side can be fixed.
+            wanted = replace(wanted, min_pixels=None, max_pixels=height * width)
+    other_size = (wanted.height, wanted.width) != (published.height, published.width)
+    if not encoder.any_size and (other_size or wanted.keeps_aspect):
+        asked = f"resize policy {wanted.resize}" if wanted.keeps_aspect else f"{wanted.height}x{wanted.width} pixels"
+        raise UserError(
+            f"{type(encoder).__name__} takes pictures of {published.height}x{published.width} pixels only, got {asked}"
+        )
+    return wanted

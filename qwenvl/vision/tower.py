@@ -1,0 +1,246 @@
+"""Owns the tower: an encoder and a merger behind the interface of Qwen3-VL's `model.visual`.
+
+B pictures, T frames of a video, N tokens of a picture, D_vis encoder width, D_llm text width, H x W picture in pixels.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from qwenvl.errors import UserError
+from qwenvl.vision.encoder import EncoderOptions, VisionEncoder
+from qwenvl.vision.geometry import WHITE, Geometry, Preprocessing, TokenRule
+from qwenvl.vision.gradients import unreachable_parameters
+from qwenvl.vision.merger import build_merger
+from qwenvl.vision.patches import PatchGrid, PatchLayout, split_rows, unpatchify
+from qwenvl.vision.registry import EncoderSpec, build_encoder
+
+logger = logging.getLogger(__name__)
+
+NATIVE, QWEN = "native", "qwen"
+INPUT_MODES = (NATIVE, QWEN)
+# A long video is encoded in pieces, so that its activations need not all fit; a trained encoder keeps them anyway.
+FROZEN_ENCODER_BATCH = 64
+
+
+class CustomVisionConfig(PreTrainedConfig):
+    """All that rebuilds a custom tower: the encoder and its options, its preprocessing, the merger, the input mode.
+
+    encoder_weights and encoder_sha256 name a frozen encoder that a checkpoint does not copy. token_grid is (rows,
+    columns) of an encoder with one input size. qwen_pixels says how the official processor cut and normalised, for
+    input mode "qwen".
+    """
+
+    model_type = "qwenvl_custom_vision"
+    base_config_key = "vision_config"
+
+    encoder: str = "rad_dino"
+    encoder_config: dict | None = None
+    encoder_weights: str | None = None
+    encoder_sha256: str | None = None
+    layer: int = -1
+    final_norm: bool | None = None
+    keep_prefix_tokens: bool = False
+    resize: str = "encoder"
+    input_size: list[int] | None = None
+    preprocessing: dict | None = None
+    token_grid: list[int] | None = None
+    prefix_tokens: int = 0
+    patch_size: int = 14
+    input_mode: str = NATIVE
+    qwen_pixels: dict | None = None
+    merger: str = "simple"
+    hidden_size: int = 768
+    out_hidden_size: int = 2560
+    initializer_range: float = 0.02
+    # What the rest of Qwen3-VL asks of its tower: tokens are counted as they are, and there is no DeepStack.
+    spatial_merge_size: int = 1
+    temporal_patch_size: int = 1
+    deepstack_visual_indexes: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.deepstack_visual_indexes = []
+        if self.input_mode not in INPUT_MODES:
+            raise UserError(f"--custom_vision_input {self.input_mode}: expected {' or '.join(INPUT_MODES)}")
+        super().__post_init__(**kwargs)
+
+    def encoder_spec(self) -> EncoderSpec:
+        """Return what `build_encoder` takes."""
+        size = None if self.input_size is None else tuple(self.input_size)
+        options = EncoderOptions(self.layer, self.final_norm, self.keep_prefix_tokens, self.resize, size)
+        preprocessing = Preprocessing(**(self.preprocessing or {}))
+        return EncoderSpec(self.encoder, self.encoder_config or {}, preprocessing, options, self.encoder_weights)
+
+    def geometry(self) -> Geometry:
+        """Return what turns picture sizes into token grids; the processor has the same."""
+        fixed = None if self.token_grid is None else tuple(self.token_grid)
+        rule = TokenRule(self.patch_size, self.prefix_tokens, fixed)
+        return Geometry(Preprocessing(**(self.preprocessing or {})), rule)
+
+
+class CustomVisionTower(PreTrainedModel):
+    """Any encoder and its merger, in the place of `model.visual`.
+
+    `pixel_values` may be (B, 3, h, w), already as the encoder wants them; rows of patches with a header row before each
+    picture, for pictures of several sizes or from the official processor; or features (tokens, 1, D_vis) from a cache.
+    """
+
+    config: CustomVisionConfig
+    config_class = CustomVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "video")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: CustomVisionConfig, encoder: VisionEncoder | None = None) -> None:
+        super().__init__(config)
+        self.spatial_merge_size = config.spatial_merge_size
+        self.geometry = config.geometry()
+        self.merger = build_merger(config.merger, config.hidden_size, config.out_hidden_size)
+        # The encoder comes after the library's own initialisation, which would draw loaded weights anew.
+        self.post_init()
+        self.encoder = build_encoder(config.encoder_spec(), with_weights=False) if encoder is None else encoder
+        _keep_all_buffers(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the pixels that the tower takes: they are float32 until the encoder has been reached."""
+        return torch.float32
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether no parameter of the encoder is trained."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def train(self, mode: bool = True) -> "CustomVisionTower":
+        """Set the mode; a frozen encoder stays in eval mode, without dropout and stochastic depth."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
+
+    def set_encoder_trainable(self, trainable: bool) -> list[str]:
+        """Train or freeze the encoder; return the names of parameters that stay frozen as no gradient can reach them.
+
+        Such are mask tokens, and with an inner layer chosen the blocks and the norm behind it.
+        """
+        self.encoder.requires_grad_(trainable)
+        self.encoder.train(trainable and self.training)
+        if not trainable:
+            return []
+        unreachable = unreachable_parameters(self.encoder, self.geometry)
+        for name in unreachable:
+            self.encoder.get_parameter(name).requires_grad_(False)
+        if unreachable:
+            logger.info("encoder parameters that no gradient reaches stay frozen: %s", ", ".join(unreachable))
+        return unreachable
+
+    def forward(
+        self, pixel_values: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithDeepstackFeatures:
+        """Encode pictures and videos; `grid_thw` (number of media, 3) counts frames, rows and columns of tokens.
+
+        `pooler_output` is (all tokens, D_llm) in the order of the media, `last_hidden_state` (all tokens, D_vis).
+        Raises `UserError` where pixels, grid and features do not agree.
+        """
+        grids = [tuple(grid) for grid in grid_thw.tolist()]
+        if pixel_values.ndim == 3:
+            features = self._given_features(pixel_values, grids)
+        else:
+            features = self.encode(self._pictures(pixel_values, grids), grids)
+        weight = self.merger.proj.weight
+        return BaseModelOutputWithDeepstackFeatures(
+            last_hidden_state=features, pooler_output=self.merger(features.to(weight.dtype)), deepstack_features=[]
+        )
+
+    def encode(self, pictures: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """Encode media, each (T, 3, h, w) as the encoder wants it, into (all tokens, D_vis); equal sizes together."""
+        by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, picture in enumerate(pictures):
+            by_size[tuple(picture.shape[-2:])].append(i)
+        frozen = self.encoder_is_frozen
+        if frozen and self.encoder.training:
+            self.encoder.eval()
+        found: list[torch.Tensor] = [torch.empty(0)] * len(pictures)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            for members in by_size.values():
+                features = self._encode_equal(torch.cat([pictures[i] for i in members]), frozen)
+                counts = [len(pictures[i]) for i in members]
+                for i, part in zip(members, features.split(counts), strict=True):
+                    found[i] = self._checked(part, grids[i], pictures[i])
+        return torch.cat(found)
+
+    def _encode_equal(self, pixels: torch.Tensor, frozen: bool) -> torch.Tensor:
+        pixels = pixels.to(next(self.encoder.parameters(), pixels).dtype)
+        pieces = pixels.split(FROZEN_ENCODER_BATCH) if frozen else (pixels,)
+        return torch.cat([self.encoder(piece) for piece in pieces])
+
+    def _checked(self, features: torch.Tensor, grid: tuple[int, int, int], pixels: torch.Tensor) -> torch.Tensor:
+        """Return features (T, N, D_vis) as (T * N, D_vis) if they are as many as the processor counted."""
+        frames, rows, columns = grid
+        expected = (frames, rows * columns, self.config.hidden_size)
+        if tuple(features.shape) != expected:
+            raise UserError(
+                f"encoder {self.config.encoder} gave {tuple(features.shape)} for {tuple(pixels.shape)} pixels, "
+                f"but the processor counted {expected} (pictures, tokens, width) and wrote as many placeholders; its "
+                "token_grid and its forward must agree, and the processor must be the one saved with this model"
+            )
+        return features.flatten(0, 1)
+
+    def _given_features(self, values: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        expected = (sum(t * h * w for t, h, w in grids), 1, self.config.hidden_size)
+        if tuple(values.shape) != expected:
+            raise UserError(
+                f"cached features have shape {tuple(values.shape)}, expected {expected} (tokens, 1, width) for "
+                f"{len(grids)} media; build the cache again with this encoder and processor"
+            )
+        return values.squeeze(1)
+
+    def _pictures(self, values: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
+        """Return the pixels of each medium, (T, 3, h, w), as the encoder wants them."""
+        frames = [t for t, _, _ in grids]
+        if values.ndim == 4:
+            if len(values) != sum(frames):
+                raise UserError(f"{len(values)} pictures in pixel_values, but the grid counts {sum(frames)}")
+            return list(values.split(frames))
+        media = split_rows(values) if values.ndim == 2 else None
+        if media is None or [grid.frames for _, grid in media] != frames:
+            raise UserError(
+                f"pixel_values of shape {tuple(values.shape)} do not hold the {len(grids)} media of the grid; use the "
+                f"processor saved with this model (input mode {self.config.input_mode}), not the base model's"
+            )
+        if self.config.input_mode == NATIVE:
+            layout = PatchLayout(self.config.patch_size)
+            return [unpatchify(rows, grid, layout) for rows, grid in media]
+        return [self.geometry.prepare(self._official_pixels(rows, grid)) for rows, grid in media]
+
+    def _official_pixels(self, rows: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
+        """Undo the official processor's patches and normalisation: frames (T, 3, H, W) in 0..255."""
+        made = self.config.qwen_pixels
+        frames = unpatchify(
+            rows, grid, PatchLayout(made["patch_size"], made["temporal_patch_size"], made["merge_size"])
+        )
+        mean = torch.tensor(made["mean"], device=rows.device).view(3, 1, 1)
+        std = torch.tensor(made["std"], device=rows.device).view(3, 1, 1)
+        return (frames.float() * std + mean) * WHITE
+
+
+def _keep_all_buffers(tower: PreTrainedModel) -> None:
+    """Put every buffer into the state dict: `from_pretrained` builds on the meta device, where the others are lost."""
+    for name, buffer in list(tower.named_non_persistent_buffers()):
+        parent, _, last = name.rpartition(".")
+        owner: nn.Module = tower.get_submodule(parent)
+        owner.register_buffer(last, buffer, persistent=True)
+
+
+AutoConfig.register(CustomVisionConfig.model_type, CustomVisionConfig)
+AutoModel.register(CustomVisionConfig, CustomVisionTower)
