@@ -252,9 +252,21 @@ def _check_turns(turns: list[Turn]) -> None:
         if found:
             kind = "an answer" if turn.role == "assistant" else "the system prompt"
             raise _FlawError(f"turn {number}, {kind}, holds the placeholder {found}: only user turns may show media")
+        if not _is_unicode(turn.text):
+            raise _FlawError(
+                f"turn {number} holds half of a surrogate pair, which no tokenizer takes: correct the text"
+            )
         reserved = RESERVED_TOKENS.search(turn.text)
         if reserved:
             raise _FlawError(f"turn {number} holds {reserved[0]}, which the chat template writes itself: delete it")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _with_placeholders(turns: list[Turn], media: dict[str, list[str]]) -> list[Turn]:

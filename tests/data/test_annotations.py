@@ -123,6 +123,7 @@ def test_many_turns_keep_their_order_and_answers_lose_outer_white_space(folder: 
         ({"conversations": [{"from": "system", "value": "<image>"}, *talk()]}, "the system prompt, holds"),
         ({"conversations": talk("a <|image_pad|>")}, "turn 0 holds <|image_pad|>"),
         ({"conversations": talk(answer="a<|im_end|>")}, "turn 1 holds <|im_end|>"),
+        ({"conversations": talk("half \ud83d")}, "turn 0 holds half of a surrogate pair"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "turn 0 has the part {'type': 'audio'}"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, "turn 0 has the part 'hi'"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 0 has the part {'type': 'text'}"),
