@@ -169,13 +169,17 @@ class PackSampler:
         return -(-len(self.packs) // (self.packs_per_batch * self.num_replicas))
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        return (batches[self.rank] for batches in self.all_batches())
+
+    def all_batches(self) -> Iterator[list[list[Draw]]]:
+        """Yield each global micro-batch as the micro-batches of all processes, by rank."""
         order = list(range(len(self.packs)))
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(len(order)).tolist()
         step = self.packs_per_batch * self.num_replicas
         for start in range(0, len(order), step):
-            mine = self._deal(order[start : start + step])[self.rank]
-            yield [Draw(index) for pack in mine for index in self.packs[pack]] or [self._filler]
+            hands = self._deal(order[start : start + step])
+            yield [[Draw(index) for pack in hand for index in self.packs[pack]] or [self._filler] for hand in hands]
 
     def _deal(self, packs: list[int]) -> list[list[int]]:
         """Give each pack, from the longest to the shortest, to the process with the fewest tokens and still room."""

@@ -1,0 +1,81 @@
+"""Owns the step from one record to one sample: chat template, pictures and frames, tokens, labels and positions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import ProcessorMixin
+from transformers.video_utils import VideoMetadata
+
+from qwenvl.data.annotations import Record
+from qwenvl.data.collators import MEDIA_KEYS, Sample
+from qwenvl.data.images import load_image
+from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels
+from qwenvl.data.messages import to_messages
+from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
+from qwenvl.data.videos import load_video
+
+Video = tuple[torch.Tensor, VideoMetadata]
+
+# In pixels. The processor enlarges it where its own smallest picture is larger.
+_BLANK_SIDE = 32
+
+
+class RecordEncoder:
+    """Turns records into rendered text and into samples with one model's processor."""
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.processor = processor
+        self.markers = AssistantMarkers.from_processor(processor)
+        self._media_tokens = MediaTokens(
+            processor.image_token_id, processor.video_token_id, processor.image_processor.merge_size
+        )
+
+    def render(self, records: Sequence[Record]) -> list[str]:
+        """Return each record's chat as text, with one placeholder for each medium."""
+        return self.processor.apply_chat_template([to_messages(record) for record in records])
+
+    def encode(self, record: Record) -> Sample:
+        """Return the record's input_ids (L,), labels (L,), position_ids (3, L), and pixels and grids of its media.
+
+        Raises `UserError` for a file that cannot be read.
+        """
+        images = [load_image(path) for path in record.images]
+        videos = [load_video(path, self.processor.video_processor) for path in record.videos]
+        sample = self._process(self.render([record])[0], images, videos)
+        num_answers = sum(turn.role == "assistant" for turn in record.turns)
+        return sample | {"labels": make_labels(sample["input_ids"], self.markers, num_answers)}
+
+    def blank_samples(self) -> dict[str, Sample]:
+        """Return the smallest sample of each kind ("text", "image", "video"), none of whose tokens is learnt."""
+        num_frames = self.processor.video_processor.temporal_patch_size
+        frames = torch.zeros(num_frames, 3, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.uint8)
+        metadata = VideoMetadata(num_frames, fps=1.0, frames_indices=list(range(num_frames)))
+        media: dict[str, tuple[list, list]] = {
+            "text": ([], []),
+            "image": ([Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))], []),
+            "video": ([], [(frames, metadata)]),
+        }
+        blanks = {}
+        for kind, (images, videos) in media.items():
+            part = {"type": "text", "text": "-"} if kind == "text" else {"type": kind}
+            text = self.processor.apply_chat_template([{"role": "user", "content": [part]}])
+            sample = self._process(text, images, videos)
+            blanks[kind] = sample | {"labels": torch.full_like(sample["input_ids"], IGNORE_INDEX)}
+        return blanks
+
+    def _process(self, text: str, images: list[Image.Image], videos: list[Video]) -> Sample:
+        media: dict[str, Any] = {}
+        if images:
+            media["images"] = images
+        if videos:
+            frames, metadata = zip(*videos, strict=True)
+            media |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
+        inputs = self.processor(text=[text], return_tensors="pt", **media)
+        sample = {key: inputs[key] for pair in MEDIA_KEYS.values() for key in pair if key in inputs}
+        sample["input_ids"] = inputs["input_ids"][0]
+        sample["position_ids"] = mrope_position_ids(
+            sample["input_ids"], self._media_tokens, sample.get("image_grid_thw"), sample.get("video_grid_thw")
+        )
+        return sample

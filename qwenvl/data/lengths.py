@@ -1,0 +1,149 @@
+"""Owns the exact number of tokens that a record will take, counted from its text and from its media's headers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from transformers.video_utils import VideoMetadata
+
+from qwenvl.data.annotations import BadSample, Record
+from qwenvl.data.bulk_tokenizer import BulkTokenizer
+from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.labels import supervised_mask
+from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes
+from qwenvl.data.videos import VideoInfo, sample_frame_indices
+
+# Records whose tokens are held at a time.
+_CHUNK = 2048
+
+_Counted = TypeVar("_Counted")
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What each record takes, int64 (n,): tokens in all, supervised tokens, and patches of its media.
+
+    `bad` tells, by position, why a record's media cannot be read; such a record takes nothing.
+    """
+
+    total: np.ndarray
+    supervised: np.ndarray
+    patches: np.ndarray
+    bad: dict[int, BadSample] = field(default_factory=dict)
+
+    @classmethod
+    def zeros(cls, num_records: int) -> "TokenCounts":
+        return cls(*(np.zeros(num_records, np.int64) for _ in range(3)))
+
+    def of(self, places: np.ndarray) -> "TokenCounts":
+        """Return the counts of the records at these places, none of which is bad."""
+        return TokenCounts(self.total[places], self.supervised[places], self.patches[places])
+
+
+class _Media(NamedTuple):
+    """What is not counted from a record's text: placeholders beyond the one written for each grid, and patches."""
+
+    hidden: int
+    patches: int
+
+
+class _FlawError(Exception):
+    """Why a record's media cannot be counted, and the file it is about."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+
+class TokenCounter:
+    """Counts what `RecordEncoder.encode` will give, without decoding a picture."""
+
+    def __init__(self, encoder: RecordEncoder) -> None:
+        self._encoder = encoder
+        self._processor = encoder.processor
+        self._tokenize = BulkTokenizer(encoder.processor.tokenizer)
+        # Many media share few sizes.
+        self._image = cache(self._count_image)
+        self._video = cache(self._count_video)
+
+    def count(self, records: Sequence[Record], sizes: MediaSizes) -> TokenCounts:
+        """Return the exact counts; `sizes` holds every picture and video of the records."""
+        counts = TokenCounts.zeros(len(records))
+        for start in range(0, len(records), _CHUNK):
+            self._count_chunk(records[start : start + _CHUNK], start, sizes, counts)
+        return counts
+
+    def _count_chunk(self, records: Sequence[Record], start: int, sizes: MediaSizes, counts: TokenCounts) -> None:
+        places, texts, media = [], [], []
+        for place, (record, text) in enumerate(zip(records, self._encoder.render(records), strict=True), start):
+            try:
+                text, record_media = self._shortened(record, text, sizes)
+            except _FlawError as flaw:
+                counts.bad[place] = BadSample(record.where, flaw.path, str(flaw))
+                continue
+            places.append(place)
+            texts.append(text)
+            media.append(record_media)
+        if not places:
+            return
+        ids = self._tokenize(texts)
+        lengths = np.array([len(text_ids) for text_ids in ids])
+        mask, _ = supervised_mask(np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum()), self._encoder.markers)
+        hidden, counts.patches[places] = np.array(media).T
+        counts.total[places] = lengths + hidden
+        counts.supervised[places] = np.add.reduceat(mask, lengths.cumsum() - lengths, dtype=np.int64)
+
+    def _shortened(self, record: Record, text: str, sizes: MediaSizes) -> tuple[str, _Media]:
+        """Return the text with one placeholder for each picture or frame, and what its media take beside it."""
+        media = [_checked(path, sizes, self._image) for path in record.images]
+        if record.videos:
+            # Time stamps are text: they are written out, so that they are counted as they will be read.
+            pieces = text.split(self._processor.video_token)
+            for number, path in enumerate(record.videos):
+                frames, video = _checked(path, sizes, self._video)
+                pieces[number] += frames
+                media.append(video)
+            text = "".join(pieces)
+        return text, _Media(sum(each.hidden for each in media), sum(each.patches for each in media))
+
+    def _count_image(self, size: ImageSize) -> _Media:
+        image_processor = self._processor.image_processor
+        patches = image_processor.get_number_of_image_patches(*size, {})
+        return _Media(patches // image_processor.merge_size**2 - 1, patches)
+
+    def _count_video(self, info: VideoInfo) -> tuple[str, _Media]:
+        """Return the processor's text for a video with one placeholder a grid, and what it takes beside it."""
+        video_processor = self._processor.video_processor
+        indices = sample_frame_indices(info, video_processor)
+        merge_size = video_processor.merge_size
+        patches = video_processor.get_num_of_video_patches(len(indices), info.height, info.width, {})
+        num_grids = -(-len(indices) // video_processor.temporal_patch_size)
+        one_token_each = {
+            "video_grid_thw": torch.tensor([[num_grids, merge_size, merge_size]]),
+            "video_metadata": [VideoMetadata(info.total_frames, fps=info.fps, frames_indices=indices)],
+        }
+        text = self._processor.replace_video_token(one_token_each, 0)
+        return text, _Media(patches // merge_size**2 - num_grids, patches)
+
+
+def read_media_sizes(records: Sequence[Record], cache_dir: str | None = None) -> MediaSizes:
+    """Return the sizes of all pictures and videos of the records, from the cache in `cache_dir` where it knows them."""
+    images = {path for record in records for path in record.images}
+    videos = {path for record in records for path in record.videos}
+    return scan_media_sizes(images, videos, cache_dir)
+
+
+def _checked(path: str, sizes: MediaSizes, count: Callable[[Any], _Counted]) -> _Counted:
+    """Apply `count` to the size of a file; raises `_FlawError` where there is none, or one that cannot be used."""
+    size = sizes[path]
+    if isinstance(size, Unreadable):
+        raise _FlawError(path, size.reason)
+    try:
+        return count(size)
+    # The processors refuse extreme aspect ratios, and videos of fewer frames than one temporal patch.
+    except ValueError as error:
+        raise _FlawError(path, f"the processor refuses its size {tuple(size)}: {error}") from error

@@ -1,0 +1,54 @@
+"""Owns the flags that bound a picture's or a video's pixels and frames, and their setting on a processor."""
+
+from typing import Any, Protocol
+
+from transformers import ProcessorMixin
+
+from qwenvl.errors import UserError
+
+
+class PixelLimits(Protocol):
+    """The flags, each `None` for what the processor has. A video's pixels are those of all its frames together."""
+
+    max_pixels: int | None
+    min_pixels: int | None
+    video_fps: float | None
+    video_max_frames: int | None
+    video_min_frames: int | None
+    video_max_pixels: int | None
+    video_min_pixels: int | None
+
+
+def set_pixel_limits(processor: ProcessorMixin, limits: PixelLimits) -> None:
+    """Set the limits on the processor, so that every later call and the saved processor obey them.
+
+    A processor whose size is no pair of pixel limits, as that of an encoder for pictures of one size, keeps its own.
+    Raises `UserError` for limits that contradict each other.
+    """
+    _set_size(processor.image_processor, "", limits.min_pixels, limits.max_pixels)
+    video_processor = processor.video_processor
+    _set_size(video_processor, "video_", limits.video_min_pixels, limits.video_max_pixels)
+    frames = {"fps": limits.video_fps, "min_frames": limits.video_min_frames, "max_frames": limits.video_max_frames}
+    for name, value in frames.items():
+        if value is not None:
+            setattr(video_processor, name, value)
+    if video_processor.min_frames > video_processor.max_frames:
+        raise UserError(
+            f"--video_min_frames {video_processor.min_frames} is above --video_max_frames {video_processor.max_frames}"
+        )
+    # Unset, Transformers warns that its meaning will change. Off, the limits are those of the whole video, as in the
+    # official training code for Qwen3-VL.
+    video_processor.cap_pixels_per_frame = False
+
+
+def _set_size(media_processor: Any, prefix: str, min_pixels: int | None, max_pixels: int | None) -> None:
+    size = {key: dict(media_processor.size).get(key) for key in ("shortest_edge", "longest_edge")}
+    if None in size.values():
+        return
+    given = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    size |= {key: value for key, value in given.items() if value is not None}
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise UserError(
+            f"--{prefix}min_pixels {size['shortest_edge']} is above --{prefix}max_pixels {size['longest_edge']}"
+        )
+    media_processor.size = size
