@@ -1,0 +1,11 @@
+"""Run qwenvl/tools/check_env.py by path, with no PYTHONPATH."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from qwenvl.tools.check_env import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
