@@ -96,10 +96,14 @@ class WholeFiles:
         self._open: dict[str, TextIO] = {}
 
     def __enter__(self) -> dict[str, TextIO]:
-        for name, path in self._final.items():
-            # A link in the folder must not lead the writing to some other file, so a leftover goes first.
-            partial_path(path).unlink(missing_ok=True)
-            self._open[name] = open(partial_path(path), "x", encoding="utf-8")  # noqa: SIM115
+        try:
+            for name, path in self._final.items():
+                # A link in the folder must not lead the writing to some other file, so a leftover goes first.
+                partial_path(path).unlink(missing_ok=True)
+                self._open[name] = open(partial_path(path), "x", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            self.__exit__(OSError, error, None)
+            raise UserError(f"{path.parent}: cannot write there ({error.strerror}); give another --out") from None
         return self._open
 
     def __exit__(

@@ -20,7 +20,6 @@ from qwenvl.tools.report_records import (
 )
 from qwenvl.tools.reports import parse_sections
 
-VIEWS = ("frontal", "image", "study")
 PRIORS = ("none", "report", "image", "both")
 _VIEW_ORDER = (*FRONTAL, "LATERAL", "LL")
 

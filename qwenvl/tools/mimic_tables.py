@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwenvl.errors import UserError
+from qwenvl.tools.split_files import SPLITS
 
-SPLITS = ("train", "validate", "test")
 LABEL_TABLES = ("chexpert", "negbio")
 FRONTAL = ("PA", "AP")
 # The view position is blank for many images whose view code says the same in words.

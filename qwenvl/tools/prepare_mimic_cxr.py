@@ -1,37 +1,31 @@
 """Owns the command that turns a MIMIC-CXR download into train, valid and test files; with help from its neighbours."""
 
 import argparse
-import csv
 import itertools
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
 
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.tools.cli import (
-    JsonListWriter,
     ToolParser,
-    WholeFiles,
     default_workers,
     in_parallel,
     peak_memory_mib,
     positive_int,
     print_summary,
     progress,
-    write_json,
 )
 from qwenvl.tools.llava_rad import convert_annotations
 from qwenvl.tools.mimic_reports import ReportSource, open_reports
-from qwenvl.tools.mimic_studies import PRIORS, VIEWS, Converted, MimicOptions, Patient, convert_patients
+from qwenvl.tools.mimic_studies import PRIORS, Converted, MimicOptions, Patient, convert_patients
 from qwenvl.tools.mimic_tables import LABEL_TABLES, MimicTables, find_table, read_tables
 from qwenvl.tools.report_records import add_report_options, report_options
 from qwenvl.tools.reports import MIMIC_MARK
+from qwenvl.tools.split_files import SplitFiles, add_output_options
 
-FILE_OF_SPLIT = {"train": "mimic_train.json", "validate": "mimic_valid.json", "test": "mimic_test.json"}
-STATS, DROPPED = "stats.json", "mimic_dropped.csv"
 _PATIENTS_PER_TASK = 100
 
 
@@ -40,30 +34,22 @@ def build_parser() -> ToolParser:
     parser = ToolParser("Turn MIMIC-CXR-JPG and its reports into training files. Originals are only read.")
     parser.add_argument("--jpg_root", required=True, help="folder of MIMIC-CXR-JPG: the CSVs and files/p10 to p19")
     parser.add_argument("--reports", help="mimic-cxr-reports.zip, or the folder that it was unpacked to")
-    parser.add_argument("--out", default="data/mimic", help="folder for mimic_train/valid/test.json and stats.json")
     parser.add_argument("--llava_rad", nargs="+", metavar="JSON", help="LLaVA-Rad annotation files, instead of reports")
     parser.add_argument("--split_csv", help="the split table, if not in --jpg_root")
     parser.add_argument("--metadata_csv", help="the metadata table, if not in --jpg_root")
     parser.add_argument("--labels", choices=LABEL_TABLES, help="keep the labels of this table in each record")
     parser.add_argument("--labels_csv", help="the label table, if not in --jpg_root")
     parser.add_argument(
-        "--views",
-        choices=VIEWS,
-        default="frontal",
-        help="one frontal image a study (PA before AP), a record for each image, or the whole study, frontal first",
-    )
-    parser.add_argument("--max_images", type=positive_int, default=4, help="images a record with --views study")
-    parser.add_argument(
         "--prior",
         choices=PRIORS,
         default="none",
         help="tell the patient's last earlier study of the same split: its report, its frontal image, or both",
     )
+    add_output_options(parser, out="data/mimic", views="frontal")
     add_report_options(parser)
     parser.add_argument("--paths", choices=("absolute", "relative"), default="absolute", help="relative to --jpg_root")
     parser.add_argument("--no_file_check", action="store_true", help="do not look whether each image file is there")
     parser.add_argument("--allow_outside", action="store_true", help="take --llava_rad images outside --jpg_root too")
-    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
     parser.add_argument("--workers", type=positive_int, default=default_workers(), help="number of processes")
     return parser
 
@@ -73,19 +59,23 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     args = build_parser().parse_args(argv)
     options = _options(args)
-    out = Path(args.out)
-    with WholeFiles(out, [*FILE_OF_SPLIT.values(), STATS, DROPPED], args.overwrite) as files:
-        if args.llava_rad:
-            results = convert_annotations([Path(path) for path in args.llava_rad], options, args.allow_outside)
-            stats = _write(progress(results, "LLaVA-Rad", "part"), files, Counter())
-        else:
-            tables, reports = _sources(args)
-            stats = _write(_convert(tables, reports, options, args.workers), files, tables.counts)
-            stats["counts"]["reports without a study"] += reports.of_others(tables.patients)
-        if not any(stats["records"].values()):
-            raise UserError(f"no study could be converted, nothing is written: {stats['dropped'] or 'no study found'}")
-        write_json(files[STATS], stats)
-    _print_stats(stats, out, time.monotonic() - started)
+    counts: Counter[str] = Counter()
+    studies = 0
+    with SplitFiles(Path(args.out), "mimic", ["subject_id", "study_id"], args.overwrite) as output:
+        for result in _from_annotations(args, options) if args.llava_rad else _from_reports(args, options):
+            for split, record in result.records:
+                output.write(split, record)
+            for dropped in result.dropped:
+                output.drop(*dropped)
+            counts.update(result.counts)
+            studies += result.studies
+        output.finish(studies, counts)
+    seconds = time.monotonic() - started
+    speed = [("seconds", f"{seconds:.1f}"), ("studies a second", round(studies / max(seconds, 1e-9)))]
+    print_summary(
+        f"MIMIC-CXR -> {args.out}",
+        [*output.summary(), *speed, ("peak memory of a process, MiB", peak_memory_mib())],
+    )
     return 0
 
 
@@ -113,21 +103,29 @@ def _options(args: argparse.Namespace) -> MimicOptions:
     )
 
 
-def _sources(args: argparse.Namespace) -> tuple[MimicTables, ReportSource]:
+def _from_annotations(args: argparse.Namespace, options: MimicOptions) -> Iterator[Converted]:
+    paths = [Path(path) for path in args.llava_rad]
+    yield from progress(convert_annotations(paths, options, args.allow_outside), "LLaVA-Rad", "part")
+
+
+def _from_reports(args: argparse.Namespace, options: MimicOptions) -> Iterator[Converted]:
     reports = open_reports(Path(args.reports))
+    tables = _tables(args)
+    tasks = (([*patients], options) for patients in _grouped(_patients(tables, reports), _PATIENTS_PER_TASK))
+    total = -(-len(tables.patients) // _PATIENTS_PER_TASK)
+    yield from progress(in_parallel(convert_patients, tasks, args.workers), "MIMIC-CXR", "part", total)
+    others = Counter({"reports without a study": reports.of_others(tables.patients)})
+    yield Converted(counts=tables.counts + others)
+
+
+def _tables(args: argparse.Namespace) -> MimicTables:
     root = Path(args.jpg_root)
     split = Path(args.split_csv) if args.split_csv else find_table(root, "split")
     metadata = Path(args.metadata_csv) if args.metadata_csv else find_table(root, "metadata")
     labels = None
     if args.labels:
         labels = Path(args.labels_csv) if args.labels_csv else find_table(root, args.labels)
-    return read_tables(split, metadata, labels), reports
-
-
-def _convert(tables: MimicTables, reports: ReportSource, options: MimicOptions, workers: int) -> Iterator[Converted]:
-    tasks = (([*patients], options) for patients in _grouped(_patients(tables, reports), _PATIENTS_PER_TASK))
-    total = -(-len(tables.patients) // _PATIENTS_PER_TASK)
-    yield from progress(in_parallel(convert_patients, tasks, workers), "MIMIC-CXR", "part", total)
+    return read_tables(split, metadata, labels)
 
 
 def _patients(tables: MimicTables, reports: ReportSource) -> Iterator[Patient]:
@@ -141,39 +139,6 @@ def _grouped(items: Iterable[Patient], size: int) -> Iterator[list[Patient]]:
     items = iter(items)
     while group := list(itertools.islice(items, size)):
         yield group
-
-
-def _write(results: Iterable[Converted], files: dict[str, TextIO], counts: Counter[str]) -> dict[str, Any]:
-    """Write records and dropped studies as they come; return the statistics."""
-    writers = {split: JsonListWriter(files[name]) for split, name in FILE_OF_SPLIT.items()}
-    dropped = csv.writer(files[DROPPED], lineterminator="\n")
-    dropped.writerow(("subject_id", "study_id", "reason"))
-    reasons: Counter[str] = Counter()
-    studies = 0
-    for result in results:
-        for split, record in result.records:
-            writers[split].write(record)
-        dropped.writerows(result.dropped)
-        reasons.update(reason for _, _, reason in result.dropped)
-        counts.update(result.counts)
-        studies += result.studies
-    for writer in writers.values():
-        writer.close()
-    return {
-        "studies": studies,
-        "records": {split: writer.count for split, writer in writers.items()},
-        "dropped": dict(reasons.most_common()),
-        "counts": counts,
-    }
-
-
-def _print_stats(stats: dict[str, Any], out: Path, seconds: float) -> None:
-    rows = [("studies read", stats["studies"])]
-    rows += [(f"{split} records", count) for split, count in stats["records"].items()]
-    rows += [(f"dropped: {reason}", count) for reason, count in stats["dropped"].items()]
-    rows += [(name, count) for name, count in stats["counts"].items() if count]
-    rows += [("seconds", f"{seconds:.1f}"), ("studies a second", round(stats["studies"] / max(seconds, 1e-9)))]
-    print_summary(f"MIMIC-CXR -> {out}", [*rows, ("peak memory of a process, MiB", peak_memory_mib())])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""Owns the published files of IU X-Ray (Open-i, Demner-Fushman et al. 2016): XML reports, PNG films, projections.
+
+`NLMCXR_reports.tgz` holds `ecgen-radiology/<n>.xml`, one report of one patient each; `NLMCXR_png.tgz` holds the films
+flat, named as the reports' `parentImage` ids. Which view a film is stands in neither, only in the CSV
+`indiana_projections.csv` of the Kaggle edition (uid, filename, projection).
+"""
+
+import csv
+import os
+import re
+import tarfile
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from qwenvl.errors import UserError
+from qwenvl.tools.cli import partial_path, progress
+
+_IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_.*?(IM-.+?)(?:\.dcm)?(?:\.png)?")
+_LARGEST_REPORT = 1 << 22
+_COPY_CHUNK = 1 << 20
+_PROJECTION_COLUMNS = ("uid", "filename", "projection")
+
+
+@dataclass
+class OpeniReport:
+    """One report: its sections by small letters, its image ids in order; `flaw` says why it cannot be read."""
+
+    name: str
+    uid: str = ""
+    sections: dict[str, str] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
+    flaw: str | None = None
+
+
+def read_reports(path: Path) -> list[OpeniReport]:
+    """Read all XML reports of a folder (at any depth) or a .tgz, sorted by number; raises `UserError` for none."""
+    reports = [_parse(name, data) for name, data in _xml_files(path)]
+    if not reports:
+        raise UserError(f"{path}: no .xml report in it; give NLMCXR_reports.tgz or the folder unpacked from it")
+    return sorted(reports, key=lambda report: (patient_number(report), report.name))
+
+
+def patient_number(report: OpeniReport) -> int:
+    """Return the number of the report's patient: that of its uId ("CXR123"), else of its file; -1 without one."""
+    digits = re.search(r"\d+", report.uid) or re.search(r"\d+", Path(report.name).stem)
+    return int(digits[0]) if digits else -1
+
+
+def find_films(path: Path) -> dict[str, Path]:
+    """Return the PNG films below a folder by image id; raises `UserError` for no folder, no film, or an id twice."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give --images NLMCXR_png.tgz or the folder unpacked from it")
+    films: dict[str, Path] = {}
+    for film in sorted(path.rglob("*.png")):
+        other = films.setdefault(film.stem, film)
+        if other is not film:
+            raise UserError(f"{path}: image {film.stem} is there twice, as {other} and as {film}; keep one")
+    if not films:
+        raise UserError(f"{path}: no .png film in it; give --images NLMCXR_png.tgz or the folder unpacked from it")
+    return films
+
+
+def unpack_films(archive: Path, folder: Path) -> Path:
+    """Unpack the PNG films of a .tgz flat into `folder`; each appears whole, and those already there are kept.
+
+    Only the last part of a member's name is used, so nothing can leave `folder`. Raises `UserError` for a damaged file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for member, stream in progress(_members(archive, ".png"), "unpacking films", "film"):
+        film = folder / os.path.basename(member.name)
+        if film.exists() and film.stat().st_size == member.size:
+            continue
+        with open(partial_path(film), "wb") as copy:
+            while chunk := stream.read(_COPY_CHUNK):
+                copy.write(chunk)
+        os.replace(partial_path(film), film)
+    return folder
+
+
+def read_projections(path: Path) -> dict[tuple[str, str], str]:
+    """Return "Frontal" or "Lateral" by `image_key` from indiana_projections.csv; raises `UserError`."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream)
+            missing = [name for name in _PROJECTION_COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                found = ", ".join(rows.fieldnames or ()) or "an empty file"
+                raise UserError(f"{path}: no column {', '.join(missing)}; found {found}")
+            return {image_key(row["filename"]): row["projection"].strip().capitalize() for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot read it ({error}); give indiana_projections.csv") from None
+
+
+def image_key(name: str) -> tuple[str, str]:
+    """Return what a film's id in Open-i and its file name in the Kaggle edition have in common.
+
+    "CXR1_1_IM-0001-3001" and "1_IM-0001-3001.dcm.png" are one film: ("1", "IM-0001-3001").
+    """
+    hit = _IMAGE_NAME.fullmatch(name)
+    return (hit[1], hit[2]) if hit else ("", name)
+
+
+def _xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for file in progress(sorted(path.rglob("*.xml")), "reports", "report"):
+            yield file.name, file.read_bytes()
+        return
+    for member, stream in progress(_members(path, ".xml"), "reports", "report"):
+        yield os.path.basename(member.name), stream.read(_LARGEST_REPORT)
+
+
+def _members(archive: Path, suffix: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    try:
+        with tarfile.open(archive, "r|*") as members:
+            for member in members:
+                stream = members.extractfile(member) if member.isfile() and member.name.endswith(suffix) else None
+                if stream is not None and not os.path.basename(member.name).startswith("."):
+                    yield member, stream
+    except FileNotFoundError:
+        raise UserError(f"{archive}: no such file or folder; correct the path") from None
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive}: no whole tar archive ({error}); is the download complete?") from None
+
+
+def _parse(name: str, data: bytes) -> OpeniReport:
+    try:
+        root = ET.fromstring(data)
+    # An encoding that Python does not know comes as LookupError, a NUL as ValueError.
+    except (ET.ParseError, LookupError, ValueError):
+        return OpeniReport(name, flaw="report is no well-formed XML")
+    uid = root.find(".//uId")
+    report = OpeniReport(name, uid.get("id", "") if uid is not None else "")
+    for section in root.iter("AbstractText"):
+        report.sections[section.get("Label", "").strip().lower()] = "".join(section.itertext())
+    report.images = [image.get("id", "") for image in root.iter("parentImage")]
+    return report
