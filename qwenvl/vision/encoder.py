@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qwenvl.errors import UserError
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.geometry import Preprocessing, TokenRule
 
 LAST_LAYER = -1
 CONTRACT = (
@@ -81,6 +81,7 @@ class VisionEncoder(nn.Module):
     patch_size: int
     preprocessing: Preprocessing
     prefix_tokens: int = 0
+    published_size: tuple[int, int] | None = None
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode pixel values (B, 3, h, w) into features (B, N, D_vis), N = rows * columns of `token_grid(h, w)`."""
@@ -89,17 +90,18 @@ class VisionEncoder(nn.Module):
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return (rows, columns) of the tokens for an input of (height, width) pixels; the N of no grid is (1, N).
 
-        Raises `UserError` for a size that is no multiple of the patch: such a size is never floored.
+        Raises `UserError` for a size that is no multiple of the patch: such a size is never floored, unless the encoder
+        was published with it (SigLIP's 384 pixels of patch 14).
         """
         patch = self.patch_size
-        if height % patch or width % patch or height < patch or width < patch:
+        uneven = height % patch or width % patch or height < patch or width < patch
+        if uneven and (height, width) != self.published_size:
             near = max(patch, round(height / patch) * patch), max(patch, round(width / patch) * patch)
             raise UserError(
                 f"{type(self).__name__}: input size {height}x{width} is no multiple of the patch of {patch} pixels; "
                 f"give one that is, such as {near[0]}x{near[1]}"
             )
-        rows, columns = height // patch, width // patch
-        return (1, self.prefix_tokens + rows * columns) if self.prefix_tokens else (rows, columns)
+        return TokenRule(patch, self.prefix_tokens).grid(height, width)
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
@@ -175,11 +177,11 @@ def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tens
 
 
 def weights_hash(encoder: nn.Module) -> str:
-    """Return the SHA-256 of an encoder's parameters and buffers: names, shapes and bytes."""
+    """Return the SHA-256 of an encoder's state dict: names, shapes and bytes."""
     digest = hashlib.sha256()
-    tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+    state = encoder.state_dict()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -269,6 +269,22 @@ def swap_processor(processor: ProcessorMixin, vision_config: CustomVisionConfig)
     )
 
 
+def check_placeholders(
+    input_ids: torch.Tensor, token_id: int, grid_thw: torch.Tensor | None, merge_size: int, where: str
+) -> None:
+    """Check that a sequence (L,) has one placeholder for each token of its media; raises `UserError` naming `where`.
+
+    `grid_thw` (media, 3) counts frames, rows and columns before the merge of merge_size x merge_size.
+    """
+    found = int((input_ids == token_id).sum())
+    expected = 0 if grid_thw is None else int(grid_thw.prod(-1).sum()) // merge_size**2
+    if found != expected:
+        raise UserError(
+            f"{where}: {found} placeholders (token {token_id}) for {expected} tokens of its media; use the processor "
+            "saved with the model, and no placeholder tokens in the text"
+        )
+
+
 def _features_as_values(images: list[torch.Tensor]) -> tuple[torch.Tensor, list[list[int]]]:
     """Turn features (h, w, D_vis) into values (tokens, 1, D_vis), which join for any number of tokens, and grids."""
     values = torch.cat([image.flatten(0, 1).unsqueeze(1) for image in images])

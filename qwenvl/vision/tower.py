@@ -129,17 +129,23 @@ class CustomVisionTower(PreTrainedModel):
         return self
 
     def set_encoder_trainable(self, trainable: bool) -> list[str]:
-        """Train or freeze the encoder; return the names of parameters that stay frozen as no gradient can reach them.
-
-        Such are mask tokens, and with an inner layer chosen the blocks and the norm behind it.
-        """
+        """Train or freeze the encoder; return the names of parameters that `freeze_unreachable` left frozen."""
         self.encoder.requires_grad_(trainable)
         self.encoder.train(trainable and self.training)
-        if not trainable:
-            return []
-        unreachable = unreachable_parameters(self.encoder, self.geometry)
-        for name in unreachable:
-            self.encoder.get_parameter(name).requires_grad_(False)
+        return self.freeze_unreachable() if trainable else []
+
+    def freeze_unreachable(self) -> list[str]:
+        """Freeze the trainable parameters of the encoder that no gradient can reach; log and return their names.
+
+        Such are mask tokens, and with an inner layer chosen the blocks and the norm behind it. Left trainable, they
+        make distributed training wait for gradients that never come.
+        """
+        unreachable = []
+        for name in unreachable_parameters(self.encoder, self.geometry):
+            parameter = self.encoder.get_parameter(name)
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                unreachable.append(name)
         if unreachable:
             logger.info("encoder parameters that no gradient reaches stay frozen: %s", ", ".join(unreachable))
         return unreachable
@@ -180,7 +186,10 @@ class CustomVisionTower(PreTrainedModel):
         return torch.cat(found)
 
     def _encode_equal(self, pixels: torch.Tensor, frozen: bool) -> torch.Tensor:
-        pixels = pixels.to(next(self.encoder.parameters(), pixels).dtype)
+        parameters = list(self.encoder.parameters())
+        # An adapter keeps the untrained weights beside the trained copy, which may be of higher precision.
+        used = next((parameter for parameter in parameters if parameter.requires_grad), next(iter(parameters), pixels))
+        pixels = pixels.to(used.dtype)
         pieces = pixels.split(FROZEN_ENCODER_BATCH) if frozen else (pixels,)
         return torch.cat([self.encoder(piece) for piece in pieces])
 

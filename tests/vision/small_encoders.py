@@ -1,4 +1,21 @@
-"""Small configurations of every encoder, for tests on the CPU."""
+"""Small configurations of every encoder, and what tests of the vision side do with them, on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.video_utils import VideoMetadata
+
+from qwenvl.vision import TowerOptions, plan_vision_config, swap_processor, swap_vision_tower
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 VIT_WITH_MLP = {**VIT, "intermediate_size": 48}
@@ -18,6 +35,7 @@ SMALL_ENCODERS: dict[str, dict] = {
         "depths": [1, 1, 1, 1],
     },
     "siglip": {**VIT_WITH_MLP, "image_size": 32, "patch_size": 8},
+    "siglip#uneven": {**VIT_WITH_MLP, "image_size": 31, "patch_size": 7},
     "siglip2": {**VIT_WITH_MLP, "image_size": 32, "patch_size": 8},
     "siglip2#naflex": {**VIT_WITH_MLP, "model_type": "siglip2_vision_model", "num_patches": 16, "patch_size": 8},
     "medsiglip": {**VIT_WITH_MLP, "image_size": 32, "patch_size": 8},
@@ -67,3 +85,38 @@ SMALL_ENCODERS: dict[str, dict] = {
 def name_of(case: str) -> str:
     """Return the encoder's name of a case."""
     return case.partition("#")[0]
+
+
+def with_encoder(case: str, **changes: Any) -> TowerOptions:
+    """Return the options of a tower around a small encoder, with `changes` to them."""
+    return TowerOptions(name_of(case), encoder_config=SMALL_ENCODERS[case], **changes)
+
+
+def swap(folder: Path, tower: TowerOptions) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a base model's folder and put the tower in; return the model, in eval mode, and its processor."""
+    torch.manual_seed(0)
+    base = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    vision_config = plan_vision_config(model.config, tower, base)
+    return swap_vision_tower(model, vision_config).eval(), swap_processor(base, vision_config)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Return a picture of coloured noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def ask(processor: ProcessorMixin, images: list | None = None, frames: torch.Tensor | None = None) -> BatchFeature:
+    """Return the model's inputs for one question about pictures, or about a video (T, 3, H, W) sampled at 2 fps."""
+    kinds = ["image"] * len(images or []) + ["video"] * (frames is not None)
+    content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": "What is it?"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    video = {}
+    if frames is not None:
+        indices = list(range(len(frames)))
+        metadata = VideoMetadata(total_num_frames=len(frames), fps=2.0, frames_indices=indices)
+        video = {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
+    return processor(text=[text], images=images, return_tensors="pt", **video)

@@ -72,6 +72,15 @@ class TimmEncoder(VisionEncoder):
         )[0]
         return torch.cat([output[1], output[0]], dim=1) if isinstance(output, tuple) else output
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass; Transformers sets it on every module that has it."""
+        return getattr(self.model, "grad_checkpointing", False)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.model.set_grad_checkpointing(enable)
+
     @staticmethod
     def _tokens(features: torch.Tensor, layout: str) -> torch.Tensor:
         """Flatten a map (B, D, h, w), or (B, h, w, D) for NHWC, to (B, N, D)."""

@@ -45,6 +45,8 @@ class TransformersEncoder(VisionEncoder):
         if options.keep_prefix_tokens:
             self.prefix_tokens, self.dropped_tokens = self.dropped_tokens, 0
         self.preprocessing = self.default_preprocessing(model.config.to_dict())
+        own = getattr(model.config, "image_size", None)
+        self.published_size = None if own is None else square(own)
         self._check_options(options)
 
     def count_prefix_tokens(self, config: PreTrainedConfig) -> int:
