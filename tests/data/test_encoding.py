@@ -1,0 +1,70 @@
+"""Samples: what one record becomes with a model's processor."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import ProcessorMixin
+
+from qwenvl.data.annotations import Record
+from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.images import load_image
+from qwenvl.data.labels import IGNORE_INDEX
+from qwenvl.errors import UserError
+
+
+def test_a_sample_is_what_the_processor_makes_of_the_chat(
+    processor: ProcessorMixin, make_record: Callable[..., Record]
+):
+    record = make_record("<image>What?", "Red.", "<image>And this?", "Wide.", images=("red.png", "wide.png"))
+    pictures = [load_image(path) for path in record.images]
+    chat = [
+        {"role": "user", "content": [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+        {"role": "user", "content": [{"type": "image", "image": pictures[1]}, {"type": "text", "text": "And this?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Wide."}]},
+    ]
+    expected = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    sample = RecordEncoder(processor).encode(record)
+    assert torch.equal(sample["input_ids"], expected["input_ids"][0])
+    for key in ("pixel_values", "image_grid_thw"):
+        assert torch.equal(sample[key], expected[key])
+
+
+def test_a_video_is_sampled_by_the_processors_rule_and_stamped_with_its_times(
+    own_processor: ProcessorMixin, make_record: Callable[..., Record]
+):
+    own_processor.video_processor.fps, own_processor.video_processor.min_frames = 2.0, 4
+    record = make_record("<video>What happens?", "It moves.", videos=("clip.mp4",))
+    sample = RecordEncoder(own_processor).encode(record)
+    text = own_processor.tokenizer.decode(sample["input_ids"])
+    # 16 frames at 8 per second, of which 0, 5, 10 and 15 are taken and joined two by two.
+    assert "<0.3 seconds>" in text and "<1.6 seconds>" in text and text.count(" seconds>") == 2
+    assert sample["video_grid_thw"].tolist() == [[2, 4, 4]]
+    assert "pixel_values" not in sample
+
+
+def test_pixels_belong_to_the_pictures_in_their_order(processor: ProcessorMixin, make_record: Callable[..., Record]):
+    encoder = RecordEncoder(processor)
+    both = encoder.encode(make_record("<image><image>?", "Yes.", images=("tall.png", "red.png")))
+    alone = [encoder.encode(make_record("<image>?", "Yes.", images=(name,))) for name in ("tall.png", "red.png")]
+    assert torch.equal(both["pixel_values"], torch.cat([sample["pixel_values"] for sample in alone]))
+
+
+def test_encoding_twice_gives_the_same_bits(processor: ProcessorMixin, every_kind: dict[str, Record]):
+    encoder = RecordEncoder(processor)
+    for record in every_kind.values():
+        first, second = encoder.encode(record), encoder.encode(record)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_labels_are_those_of_the_answers(processor: ProcessorMixin, every_kind: dict[str, Record]):
+    sample = RecordEncoder(processor).encode(every_kind["images in two turns"])
+    learnt = sample["labels"][sample["labels"] != IGNORE_INDEX]
+    assert processor.tokenizer.decode(learnt) == "Grey.<|im_end|>Red.<|im_end|>"
+
+
+def test_a_file_that_cannot_be_read_is_named(processor: ProcessorMixin, make_record: Callable[..., Record]):
+    with pytest.raises(UserError, match="gone.png"):
+        RecordEncoder(processor).encode(make_record("<image>?", "Yes.", images=("gone.png",)))
