@@ -1,10 +1,14 @@
 """Owns the difference between a user's mistake and a defect of the program."""
 
 import contextlib
+import os
 import sys
+import time
 from collections.abc import Iterator
 
 USER_ERROR_EXIT_CODE = 2
+# Processes of one run mostly meet the same mistake: the launcher ends the others once the first has told it.
+_SECONDS_FOR_THE_FIRST_PROCESS = 3
 
 
 class UserError(ValueError):
@@ -17,5 +21,7 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_SECONDS_FOR_THE_FIRST_PROCESS)
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(USER_ERROR_EXIT_CODE) from None

@@ -29,6 +29,11 @@ def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedCo
 
     Raises `UserError` if there is none at `name_or_path`, or if it is another kind of model.
     """
+    if not Path(name_or_path).exists() and name_or_path.count("/") != 1:
+        raise UserError(
+            f"{name_or_path}: no such folder; give the folder of a Qwen3-VL, or a hub name such as "
+            "Qwen/Qwen3-VL-4B-Instruct"
+        )
     try:
         config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir)
     except (OSError, ValueError) as error:
@@ -137,8 +142,6 @@ def _why_not_loaded(name_or_path: str, error: Exception) -> str:
     folder = Path(name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         return "the folder has no config.json, so it is no Transformers model; give the folder of a Qwen3-VL"
-    if not folder.exists() and name_or_path.count("/") != 1:
-        return "no such folder; give the folder of a Qwen3-VL, or a hub name such as Qwen/Qwen3-VL-4B-Instruct"
     return (
         f"the model configuration could not be loaded ({_first_line(error)}); give the folder of a Qwen3-VL, or "
         "download one first with `hf download Qwen/Qwen3-VL-4B-Instruct --local-dir FOLDER`"

@@ -8,6 +8,19 @@ import transformers
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
+from qwenvl.train.distributed import join_deepspeed_processes_on_cpu
+
+CUSTOM_VISION_FLAGS = (
+    "custom_vision_pretrained_path",
+    "custom_vision_input",
+    "vision_layer",
+    "vision_final_norm",
+    "vision_prefix_tokens",
+    "vision_resize",
+    "vision_input_size",
+    "vision_merger",
+    "save_encoder",
+)
 
 
 @dataclass
@@ -31,6 +44,50 @@ class ModelArguments:
             "variable-length kernel on a GPU, else sdpa."
         },
     )
+    custom_vision_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Swap the vision encoder: a registered name (python -m qwenvl.vision lists them), hf:org/model, "
+            "timm:model_name, or path/to/file.py:ClassName."
+        },
+    )
+    custom_vision_pretrained_path: str | None = field(
+        default=None, metadata={"help": "Folder, hub name or file with the encoder's weights (default: its published)."}
+    )
+    custom_vision_input: str = field(
+        default="native",
+        metadata={"help": "native: the encoder's own preprocessing; qwen: the official processor's pixel values."},
+    )
+    vision_layer: int = field(
+        default=-1, metadata={"help": "Layer whose features are taken: -1 the last, -2 that before."}
+    )
+    vision_final_norm: bool | None = field(
+        default=None, metadata={"help": "Apply the encoder's final norm (default: after the last layer alone)."}
+    )
+    vision_prefix_tokens: bool = field(default=False, metadata={"help": "Keep CLS and register tokens."})
+    vision_resize: str = field(
+        default="encoder",
+        metadata={"help": "How a picture meets the input size: encoder (as published), pad, squash or crop."},
+    )
+    vision_input_size: str | None = field(
+        default=None, metadata={"help": "Input size of the encoder in pixels: 518, or 518x1036 for height x width."}
+    )
+    vision_merger: str = field(default="simple", metadata={"help": "simple (one linear layer), norm_linear or mlp2."})
+    vision_merger_path: str | None = field(
+        default=None, metadata={"help": "Start from the merger in this output folder: stage 2 takes stage 1's."}
+    )
+    save_encoder: bool = field(
+        default=False, metadata={"help": "Copy a frozen encoder into every checkpoint; otherwise it is named there."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.custom_vision_encoder is not None:
+            return
+        for name in CUSTOM_VISION_FLAGS:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(
+                    f"--{name} {getattr(self, name)} is for a custom encoder; name one by --custom_vision_encoder"
+                )
 
 
 @dataclass
@@ -89,6 +146,10 @@ class DataArguments:
             smallest, largest = getattr(self, low), getattr(self, high)
             if not 0 < smallest <= largest:
                 raise UserError(f"--{low} {smallest} and --{high} {largest}: expected 0 < {low} <= {high}")
+        if self.video_min_frames < 2:
+            raise UserError(
+                f"--video_min_frames {self.video_min_frames}: Qwen3-VL reads frames in pairs; give 2 or more"
+            )
         if self.video_fps <= 0:
             raise UserError(f"--video_fps {self.video_fps}: give a number above 0")
 
@@ -142,12 +203,21 @@ class TrainingArguments(transformers.TrainingArguments):
         self.logging_nan_inf_filter = False
         self.remove_unused_columns = False
         self.label_names = ["labels"]
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every batch reaches every trainable parameter
+        if self.deepspeed and join_deepspeed_processes_on_cpu():
+            self.accelerator_config = {"use_configured_state": True}
         try:
             super().__post_init__()
         except (ValueError, ImportError) as error:
             raise UserError(f"training arguments: {' '.join(str(error).split())}") from error
 
     def _check_deepspeed_file(self) -> None:
+        if self.deepspeed and self.use_cpu:
+            raise UserError(
+                "--use_cpu True turns --deepspeed off; leave --use_cpu out (on a machine without a GPU, set the "
+                "environment variable DS_ACCELERATOR=cpu)"
+            )
         if not isinstance(self.deepspeed, str) or self.deepspeed.lstrip().startswith("{"):
             return
         path = Path(self.deepspeed)

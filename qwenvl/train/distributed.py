@@ -1,7 +1,10 @@
 """Owns the few words that processes exchange outside the Trainer."""
 
+import os
+
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 
 def _is_distributed() -> bool:
@@ -31,3 +34,16 @@ def sum_over_processes(values: list[float], device: torch.device) -> list[float]
 def is_main_process() -> bool:
     """Whether this process writes the log and the files."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def join_deepspeed_processes_on_cpu() -> bool:
+    """Let the processes that torchrun started on a machine without a GPU find each other; tell whether they did.
+
+    Accelerate chooses a backend for DeepSpeed by the accelerator, and knows none for processors.
+    """
+    if torch.cuda.is_available() or "LOCAL_RANK" not in os.environ:
+        return False
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")
+    del os.environ["ACCELERATE_USE_DEEPSPEED"]
+    return True

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-IGNORE_INDEX = -100
+from qwenvl.data.labels import IGNORE_INDEX
+
 # Rows of logits turned into probabilities at a time: bounds the float32 copy, (512, 151936) is 0.3 GiB.
 _ROWS_AT_A_TIME = 512
 

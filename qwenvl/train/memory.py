@@ -79,8 +79,8 @@ def _text_activations(config: PreTrainedConfig, tokens: int, element_size: int, 
     hidden = config.hidden_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
-    # Inputs of the two norms and their outputs; queries and keys before and after norm and rotation, values, attention's
-    # output; gate, up, their activation and product.
+    # Inputs of the two norms and their outputs; queries and keys before and after norm and rotation; values; what
+    # attention gives; gate, up, their activation and product.
     one_layer = 4 * hidden + 3 * (queries + keys) + keys + 2 * queries + 4 * config.intermediate_size
     kept = config.num_hidden_layers * (hidden if checkpointed else one_layer) + (one_layer if checkpointed else 0)
     return tokens * kept * element_size

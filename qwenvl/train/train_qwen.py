@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,10 +11,12 @@ if not __package__:  # run by path, as torchrun does: Python has put this folder
 
 import torch
 import transformers
+from torch.utils.tensorboard import SummaryWriter
 from transformers import HfArgumentParser, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
-from qwenvl.errors import exit_on_user_error
+from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments, check_arguments
@@ -50,6 +51,7 @@ def train(argv: list[str] | None = None) -> None:
     processor = load_processor(model_args.model_name_or_path, training_args.cache_dir)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     data = make_supervised_data_module(processor, data_args, training_args, varlen=attention.backend == "varlen")
+    check_media(model_args, data)
     model = build_model(model_args, training_args, without_weights=training_args.dry_run)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
     logger.info("what is trained:\n%s", table)
@@ -63,6 +65,16 @@ def train(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Read the command line, `argv` or that of the process."""
     return HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
+
+
+def check_media(model_args: ModelArguments, data: DataModule) -> None:
+    """Raise `UserError` if parts that only pictures reach are to be trained on text alone."""
+    for switch in ("tune_mm_mlp", "tune_mm_vision"):
+        if getattr(model_args, switch) and not data.train_dataset.media_kinds():
+            raise UserError(
+                f"--{switch} True, but no sample of --dataset_use has an image or a video, so it would not be trained; "
+                f"set --{switch} False"
+            )
 
 
 def configure_logging(training_args: TrainingArguments) -> None:
@@ -84,11 +96,15 @@ def build_trainer(
 ) -> QwenVLTrainer:
     """Wire model, data and callbacks together; the Trainer writes beside the output folder's finished checkpoints."""
     output_dir = training_args.output_dir
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(output_dir) / "runs" / time.strftime("%Y%m%d-%H%M%S")))
-    if training_args.process_index == 0:
-        clear_incomplete(output_dir)
+    callbacks = [CommitCheckpoints(output_dir), StopOnSigterm()]
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(Path(output_dir) / INCOMPLETE)
+    trainer_args.report_to = [name for name in training_args.report_to if name != "tensorboard"]
+    if training_args.process_index == 0:
+        clear_incomplete(output_dir)
+        if "tensorboard" in training_args.report_to:
+            runs = Path(output_dir) / "runs" / time.strftime("%Y%m%d-%H%M%S")
+            callbacks.append(TensorBoardCallback(SummaryWriter(str(runs))))
     return QwenVLTrainer(
         model=model,
         args=trainer_args,
@@ -100,7 +116,7 @@ def build_trainer(
         eval_sampler=data.eval_sampler,
         bad_samples=data.bad_samples,
         run_arguments=arguments,
-        callbacks=[CommitCheckpoints(output_dir), StopOnSigterm()],
+        callbacks=callbacks,
     )
 
 

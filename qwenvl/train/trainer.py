@@ -58,6 +58,8 @@ class QwenVLTrainer(Trainer):
         self.throughput = ThroughputMeter()
         self._step_indices: list[int] = []
         self._step_losses: list[torch.Tensor] = []
+        self._group_components: list[str] = []
+        self._learning_rates: dict[str, float] = {}
         self._gradient_norms: dict[str, torch.Tensor] = {}
 
     # Batches
@@ -106,7 +108,7 @@ class QwenVLTrainer(Trainer):
         if self.optimizer is None:
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = build_param_groups(self.model, self.args.component_learning_rates, self.args.weight_decay)
-            self.group_components = [group["component"] for group in groups]
+            self._group_components = [group["component"] for group in groups]
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
         return self.optimizer
 
@@ -122,6 +124,7 @@ class QwenVLTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_losses.append(loss)
         if self.accelerator.sync_gradients:
+            self._learning_rates = dict(zip(self._group_components, self.lr_scheduler.get_last_lr(), strict=True))
             self._gradient_norms = gradient_norms(self.model)
             self._check_finite()
         return loss
@@ -144,8 +147,7 @@ class QwenVLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each component's learning rate and gradient norm, throughput, waiting and memory to a training entry."""
         if "loss" in logs:
-            rates = zip(self.group_components, self.lr_scheduler.get_last_lr(), strict=True)
-            logs |= {f"learning_rate_{component}": rate for component, rate in rates}
+            logs |= {f"learning_rate_{component}": rate for component, rate in self._learning_rates.items()}
             logs |= {f"grad_norm_{component}": norm.item() for component, norm in self._gradient_norms.items()}
             logs |= self.throughput.summary(self.args.device)
         super().log(logs, start_time)

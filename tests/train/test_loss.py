@@ -2,7 +2,8 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from qwenvl.train.loss import IGNORE_INDEX, supervised_loss, supervised_targets
+from qwenvl.data.labels import IGNORE_INDEX
+from qwenvl.train.loss import supervised_loss, supervised_targets
 
 VOCAB = 11
 

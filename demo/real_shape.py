@@ -1,0 +1,75 @@
+"""Owns folders with the true shape of Qwen3-VL 4B and 8B and random weights: for speed, memory and loading, not for use."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from demo.standin import build_standin
+
+_TEXT = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+_ROPE = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+_VISION = {"num_heads": 16, "num_position_embeddings": 2304, "initializer_range": 0.02}
+# https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct and -8B-Instruct, config.json
+SHAPES = {
+    "4b": {
+        "text": {"hidden_size": 2560, "intermediate_size": 9728},
+        "vision": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "out_hidden_size": 2560,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+        "tied": True,
+    },
+    "8b": {
+        "text": {"hidden_size": 4096, "intermediate_size": 12288},
+        "vision": {
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "out_hidden_size": 4096,
+            "deepstack_visual_indexes": [8, 16, 24],
+        },
+        "tied": False,
+    },
+}
+_VOCABULARY = 151936
+
+
+def build_real_shape(folder: str | Path, shape: str, num_layers: int = 36) -> Path:
+    """Write a folder of the shape of Qwen3-VL-4B ("4b") or 8B ("8b"), bf16, with the stand-in's tokenizer.
+
+    It takes 9 or 18 GB on disk. The weights are drawn on the GPU if there is one. Returns the folder.
+    """
+    folder = build_standin(folder)
+    config = AutoConfig.from_pretrained(folder)
+    text = _TEXT | SHAPES[shape]["text"] | {"num_hidden_layers": num_layers}
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    config.text_config.rope_parameters = _ROPE
+    config.text_config.vocab_size = _VOCABULARY
+    config.text_config.initializer_range = 0.02
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings = SHAPES[shape]["tied"]
+    for name, value in (_VISION | SHAPES[shape]["vision"]).items():
+        setattr(config.vision_config, name, value)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Build a folder from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="where to write the model")
+    parser.add_argument("shape", choices=sorted(SHAPES), help="whose shape")
+    arguments = parser.parse_args()
+    print(build_real_shape(arguments.folder, arguments.shape))
+
+
+if __name__ == "__main__":
+    main()

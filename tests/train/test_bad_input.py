@@ -1,0 +1,163 @@
+"""Every mistake of a user that training knows of: one line that tells what, where and what to do, and exit code 2."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwenvl.train import train_qwen
+from tests.train.conftest import RECIPE, command_line, conversation, write_records
+
+GOOD = conversation("<image>\nWhat?", "A circle.", image="red.png")
+
+
+@pytest.fixture
+def fails(
+    standin: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Return a function that runs the program with these records and flags, and returns its one line of complaint.
+
+    No model may be loaded before the mistake is found.
+    """
+
+    def no_model(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded before the mistake was found")
+
+    monkeypatch.setattr(train_qwen, "build_model", no_model)
+
+    def run(content: str | list | None = None, **flags: object) -> str:
+        path = tmp_path / "train.json"
+        text = content if isinstance(content, str) else json.dumps(content if content is not None else [GOOD])
+        path.write_text(text, encoding="utf-8")
+        for name in ("red.png", "wide.png", "clip.mp4"):
+            shutil.copy(media / name, tmp_path)
+        arguments = {"model_name_or_path": standin, "dataset_use": path, "output_dir": tmp_path / "run"}
+        arguments |= RECIPE | flags
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        monkeypatch.setattr("sys.argv", ["train_qwen.py", *command_line(**arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            train_qwen.main()
+        assert stopped.value.code == 2
+        complaints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(complaints) == 1
+        return complaints[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", ["train.json", "empty"]),
+        ("[]", ["train.json", "no usable record"]),
+        ('[{"image": "red.png",\n  "conversations" []}]', ["train.json", "line 2", "column"]),
+        ([GOOD, {"image": "red.png"}], ["train.json row 1", "conversations"]),
+        ([conversation("<image><image>", "A.", image="red.png")], ["train.json row 0", "2", "1"]),
+        ([conversation("<image>\nWhat?", "<image> it is.", image="red.png")], ["train.json row 0", "answer"]),
+        ([conversation("<image>", "A.", image="gone.png")], ["train.json row 0", "gone.png"]),
+        ([conversation("<image>", "A.", image="train.json")], ["train.json row 0", "train.json"]),
+        ([conversation("<video>", "A.", video="red.png")], ["train.json row 0", "red.png"]),
+        ([GOOD, conversation("<image>", "word " * 900, image="red.png")], ["train.json row 1", "512", "tokens"]),
+    ],
+    ids=[
+        "empty file",
+        "no records",
+        "malformed JSON",
+        "no conversations",
+        "more placeholders than media",
+        "placeholder in an answer",
+        "missing picture",
+        "broken picture",
+        "broken video",
+        "too long",
+    ],
+)
+def test_a_bad_file_or_record_is_named_with_its_place(
+    fails: Callable[..., str], content: str | list, told: list[str]
+) -> None:
+    complaint = fails(content)
+
+    assert all(words in complaint for words in told), complaint
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"dataset_use": "mimic_trian"}, ["mimic_trian", "mimic_train"]),
+        ({"dataset_use": "nowhere/train.json"}, ["nowhere/train.json"]),
+        ({"dataset_use": None}, ["--dataset_use"]),
+        ({"tune_mm_mlp": False}, ["--mm_projector_lr", "frozen"]),
+        ({"vision_tower_lr": 1e-6}, ["--vision_tower_lr", "frozen"]),
+        ({"tune_mm_llm": False}, ["--lora_enable", "--tune_mm_llm"]),
+        (
+            {"tune_mm_llm": False, "tune_mm_mlp": False, "lora_enable": False, "mm_projector_lr": None},
+            ["nothing would be trained"],
+        ),
+        ({"attn_implementation": "fast"}, ["fast", "sdpa"]),
+        ({"attn_implementation": "flash_attention_2"}, ["flash-attn is not installed"]),
+        ({"model_name_or_path": "nowhere"}, ["nowhere"]),
+        ({"output_dir": "/proc/run"}, ["/proc/run", "cannot be written"]),
+        ({"deepspeed": "zero9.json", "use_cpu": None}, ["zero9.json", "no such file"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_flag_is_named_with_what_to_do(fails: Callable[..., str], flags: dict, told: list[str]) -> None:
+    complaint = fails(**flags)
+
+    assert all(words in complaint for words in told), complaint
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen2_vl", "bert"])
+def test_a_model_that_is_no_qwen3_vl_is_refused(fails: Callable[..., str], tmp_path: Path, model_type: str) -> None:
+    folder = tmp_path / "qwen3-vl-4b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+
+    assert f"is a {model_type} model; expected a Qwen3-VL" in fails(model_name_or_path=folder)
+
+
+def test_a_folder_of_another_run_is_refused(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+
+    assert "another run's checkpoints" in fails()
+
+
+def test_a_lora_target_that_matches_nothing_lists_what_there_is(run_training: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="w_pack matches no linear layer.*q_proj"):
+        run_training(lora_target_modules="w_pack")
+
+
+def test_text_alone_cannot_train_the_merger(fails: Callable[..., str]) -> None:
+    assert "--tune_mm_mlp" in fails([conversation("Hello?", "Hello.")])
+
+
+def test_under_skip_bad_samples_are_logged_and_the_run_goes_on(
+    run_training: Callable[..., Path], media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [conversation("<image>", "A.", image="red.png")] * 4 + [conversation("<image>", "B.", image="gone.png")]
+    path = write_records(media / "one_bad.json", records)
+
+    run_training(dataset_use=path, bad_sample_policy="skip")
+
+    assert "row 4" in caplog.text
+    assert "gone.png" in caplog.text
+
+
+def test_under_skip_too_many_bad_samples_stop_the_run(fails: Callable[..., str]) -> None:
+    records = [GOOD] + [conversation("<image>", "B.", image=f"gone_{i}.png") for i in range(3)]
+
+    assert "--max_bad_samples" in fails(records, bad_sample_policy="skip", max_bad_samples=2)
+
+
+def test_a_picture_that_breaks_only_when_decoded_stops_the_run_with_its_name(
+    run_training: Callable[..., Path], media: Path
+) -> None:
+    whole = (media / "wide.png").read_bytes()
+    (media / "cut.png").write_bytes(whole[: len(whole) // 2])
+    path = write_records(media / "cut.json", [conversation("<image>", "A.", image="cut.png")] * 2)
+
+    with pytest.raises(ValueError, match=r"cut\.json row \d.*cut\.png"):
+        run_training(dataset_use=path)

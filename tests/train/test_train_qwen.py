@@ -1,0 +1,123 @@
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from qwenvl.train.train_qwen import train
+from tests.train.conftest import RECIPE, command_line, losses
+
+Run = Callable[..., Path]
+
+
+def test_the_loss_falls_when_the_same_few_samples_are_learnt(run_training: Run) -> None:
+    series = losses(run_training(max_steps=40, per_device_train_batch_size=6, learning_rate=1e-2))
+
+    assert sum(series[-4:]) < 0.5 * sum(series[:4])
+
+
+def test_the_merger_and_the_adapter_change_and_nothing_else(run_training: Run, standin: Path) -> None:
+    before = AutoModelForImageTextToText.from_pretrained(standin).state_dict()
+
+    saved = load_file(run_training() / "adapter_model.safetensors")
+
+    mergers = {name: tensor for name, tensor in saved.items() if "lora_" not in name}
+    assert len(mergers) == sum("merger" in name for name in before)
+    for name, tensor in mergers.items():
+        assert not torch.equal(tensor, before[name.removeprefix("base_model.model.")]), name
+    assert all(".language_model." in name for name in saved if "lora_" in name)
+    assert any(tensor.abs().max() > 0 for name, tensor in saved.items() if "lora_B" in name)
+
+
+def test_without_lora_only_the_asked_for_component_changes(run_training: Run, standin: Path) -> None:
+    before = AutoModelForImageTextToText.from_pretrained(standin).state_dict()
+
+    folder = run_training(lora_enable=False, tune_mm_llm=False, per_device_train_batch_size=4)
+
+    after = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "merger" in name}
+
+
+def test_the_vision_encoder_is_trained_when_asked(run_training: Run, standin: Path) -> None:
+    before = AutoModelForImageTextToText.from_pretrained(standin).state_dict()
+
+    saved = load_file(
+        run_training(tune_mm_vision=True, vision_tower_lr=1e-3, per_device_train_batch_size=4)
+        / "adapter_model.safetensors"
+    )
+
+    blocks = [name for name in saved if "visual.blocks" in name]
+    assert len(blocks) == sum("visual.blocks" in name for name in before)
+    assert any(not torch.equal(saved[name], before[name.removeprefix("base_model.model.")]) for name in blocks)
+
+
+@pytest.mark.parametrize("mode", [{"data_flatten": True}, {"data_packing": True, "model_max_length": 160}])
+def test_padded_and_flattened_batches_give_the_same_first_loss(run_training: Run, mode: dict) -> None:
+    everything = {"per_device_train_batch_size": 12, "max_steps": 1}
+
+    padded = losses(run_training("padded", **everything))
+    flattened = losses(run_training("flattened", **everything | mode))
+
+    assert flattened == pytest.approx(padded, rel=1e-5)
+
+
+def test_evaluation_logs_loss_and_token_accuracy(run_training: Run, pictures: Path) -> None:
+    output_dir = run_training(eval_dataset_use=pictures, eval_strategy="steps", eval_steps=2)
+
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    evaluated = [entry for entry in history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluated] == [2, 3]
+    assert all(0 <= entry["eval_token_accuracy"] <= 1 for entry in evaluated)
+
+
+def test_evaluation_gives_the_training_loss_of_the_same_samples(run_training: Run, pictures: Path) -> None:
+    output_dir = run_training(
+        eval_dataset_use=pictures, eval_on_start=True, max_steps=1, per_device_train_batch_size=12
+    )
+
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    first_evaluation = next(entry["eval_loss"] for entry in history if "eval_loss" in entry)
+    assert first_evaluation == pytest.approx(losses(output_dir)[0], rel=1e-5)
+
+
+def test_every_entry_of_the_log_tells_rates_norms_speed_padding_waiting_and_memory(run_training: Run) -> None:
+    history = json.loads((run_training() / "trainer_state.json").read_text())["log_history"]
+
+    entry = next(entry for entry in history if "loss" in entry)
+    assert entry["learning_rate_merger"] == pytest.approx(1e-3)
+    assert entry["learning_rate_llm"] == pytest.approx(2e-3)
+    norms = (entry["grad_norm_merger"] ** 2 + entry["grad_norm_llm"] ** 2) ** 0.5
+    assert norms == pytest.approx(entry["grad_norm"], rel=1e-4)
+    assert entry["tokens_per_second"] > entry["samples_per_second"] > 0
+    assert 0 <= entry["padding_share"] < 1
+    assert 0 <= entry["data_wait_share"] <= 1
+    assert entry["peak_memory_gib"] > 0
+
+
+def test_the_log_goes_to_tensorboard_beside_the_checkpoints(run_training: Run) -> None:
+    output_dir = run_training(report_to="tensorboard")
+
+    assert list((output_dir / "runs").glob("*/events.out.tfevents.*"))
+
+
+def test_a_dry_run_tells_the_plan_and_writes_no_model(run_training: Run, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="qwenvl"):
+        output_dir = run_training(dry_run=True, data_packing=True)
+
+    for word in ("merger", "steps per epoch", "tokens a step", "GPU memory"):
+        assert word in caplog.text
+    assert not (output_dir / "adapter_config.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
+    standin: Path, pictures: Path, tmp_path: Path
+) -> None:
+    flags = RECIPE | {"learning_rate": 1e30, "mm_projector_lr": 1e30, "max_grad_norm": 0, "max_steps": 20}
+
+    with pytest.raises(ValueError, match=r"is not finite; samples of this step: \[.*\] \(.*pictures.json row"):
+        train(command_line(model_name_or_path=standin, dataset_use=pictures, output_dir=tmp_path / "run", **flags))
