@@ -51,7 +51,9 @@ def levels_to_uint8(levels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map `low`..`high` linearly onto 0..255 and clip the rest; levels that are no number become black. Any shape."""
     scale = 255.0 / (high - low) if high > low else 0.0
     grey = (levels.astype(np.float32) - np.float32(low)) * np.float32(scale)
-    return np.rint(np.clip(np.nan_to_num(grey, nan=0.0, posinf=255.0, neginf=0.0), 0, 255)).astype(np.uint8)
+    if levels.dtype.kind == "f":
+        grey = np.nan_to_num(grey, nan=0.0, posinf=255.0, neginf=0.0)
+    return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
 
 
 def grey_to_uint8(levels: np.ndarray, grey_range: GreyRange, depth: int | None = None) -> np.ndarray:
