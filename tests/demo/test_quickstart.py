@@ -1,0 +1,116 @@
+"""Tests of the quick start: its small parts, and the whole of it, whose score and control must hold."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel, ProcessorMixin
+
+from demo import quickstart
+from demo.quickstart import Result, exact_match, main, prepare_folder, rows, series, shuffled, write_report
+from qwenvl.data.annotations import Record, Turn
+from qwenvl.errors import UserError
+
+GOOD = Result(score=0.95, control=0.1, samples_per_second=200, peak_memory=1, train_seconds=60, device="CPU")
+HISTORY = [
+    {"step": 10, "loss": 2.0, "samples_per_second": 100.0, "peak_memory_gib": 0.5},
+    {"step": 10, "eval_loss": 1.5},
+    {"step": 20, "loss": 1.0, "samples_per_second": 300.0, "peak_memory_gib": 0.7},
+    {"step": 20, "train_runtime": 9.0},
+]
+
+
+def record(answer: str) -> Record:
+    return Record("digits.json", 0, (Turn("user", "<image>\nWhich?"), Turn("assistant", answer)), ("a.png",), ())
+
+
+def test_shuffling_moves_every_picture_and_loses_none():
+    pictures = [f"{index}.png" for index in range(297)]
+    moved = shuffled(pictures)
+    assert sorted(moved) == sorted(pictures)
+    assert all(before != after for before, after in zip(pictures, moved, strict=True))
+
+
+def test_exact_match_takes_nothing_but_the_whole_answer():
+    assert exact_match(["1", "12", "", "4."], [record("1"), record("1"), record("3"), record("4")]) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [({}, True), ({"score": 0.89}, False), ({"control": 0.21}, False), ({"score": 0.90, "control": 0.20}, True)],
+)
+def test_score_and_control_both_decide(changes: dict, passed: bool):
+    assert Result(**(GOOD.__dict__ | changes)).passed == passed
+
+
+@pytest.mark.parametrize(("score", "code"), [(0.95, 0), (0.5, 1)])
+def test_exit_code_tells_whether_the_result_is_as_expected(
+    score: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(quickstart, "run_quickstart", lambda folder: Result(**(GOOD.__dict__ | {"score": score})))
+    assert main([str(tmp_path)]) == code
+
+
+def test_report_shows_table_curve_and_verdict(tmp_path: Path):
+    table = rows(GOOD, tmp_path / "trained")
+    write_report(tmp_path, table, passed=False)
+    report = (tmp_path / "report.md").read_text()
+    assert "NOT as expected" in report
+    assert "| held-out scans read right | 0.950 | >= 0.90 |" in report
+    assert "loss_curve.png" in report
+
+
+def test_loss_curve_is_drawn_from_the_logged_steps(tmp_path: Path):
+    assert series(HISTORY, "loss") == ([10, 20], [2.0, 1.0])
+    quickstart.draw_curve(HISTORY, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_earlier_quick_start_is_replaced_and_any_other_folder_is_left_alone(tmp_path: Path):
+    ours = prepare_folder(tmp_path / "new" / "quickstart")
+    (ours / "old").touch()
+    assert [path.name for path in prepare_folder(ours).iterdir()] == [quickstart.MARKER]
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty"):
+        prepare_folder(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_settings_of_the_users_shell_do_not_reach_the_quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "scripts" / "train.sh"
+    script.parent.mkdir()
+    table = (quickstart.REPOSITORY / "scripts/train.sh").read_text().split("SETTINGS='")[1].split("'")[0]
+    show = f'echo "$DATASETS $LORA_R $NNODES ${{LORA_TARGET_MODULES-}}" > {tmp_path}/seen'
+    script.write_text(f"SETTINGS='{table}'\n{show}\nexit 3\n")
+    for name, value in (("DATASETS", "theirs"), ("LORA_R", "64"), ("NNODES", "4"), ("LORA_TARGET_MODULES", "all")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(quickstart, "REPOSITORY", tmp_path)
+    digits = quickstart.DigitFiles(Path("train.json"), Path("held.json"))
+    with pytest.raises(SystemExit, match="3"):
+        quickstart.run_training(tmp_path, digits, tmp_path)
+    assert (tmp_path / "seen").read_text() == "train.json 8 1 \n"
+
+
+def answer_right_but_blind(
+    model: PreTrainedModel, processor: ProcessorMixin, records: list[Record], pictures: list[str]
+) -> list[str]:
+    return [record.turns[-1].text for record in records]
+
+
+def test_the_quick_start_reads_unseen_digits_and_only_from_the_picture(
+    tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path_factory.mktemp("quickstart") / "out"
+    assert main([str(folder)]) == 0
+    table = capfd.readouterr().out
+    assert "held-out scans read right" in table
+    assert (folder / "loss_curve.png").stat().st_size > 5000
+    assert "as expected" in (folder / "report.md").read_text()
+    result = quickstart.evaluate(folder / "trained", folder / "digits/digits_held_out.json")
+    assert result.score >= quickstart.LOWEST_SCORE
+    assert result.control <= quickstart.HIGHEST_CONTROL
+    assert result.train_seconds < 240 or os.getloadavg()[0] > 2, "4 minutes on two free cores are the limit"
+    monkeypatch.setattr(quickstart, "generate_answers", answer_right_but_blind)
+    assert not quickstart.evaluate(folder / "trained", folder / "digits/digits_held_out.json").passed
+    shutil.rmtree(folder)
