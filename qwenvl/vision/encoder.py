@@ -149,14 +149,17 @@ def check_contract(encoder: VisionEncoder) -> None:
 
 @torch.no_grad()
 def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tensor:
-    """Encode one picture and check the shape of what comes out; return the features (1, N, D_vis).
+    """Encode one picture of noise and check the shape of what comes out; return the features (1, N, D_vis).
 
     Raises `UserError` saying what the encoder gave and what was expected.
     """
     name = type(encoder).__name__
     parameter = next(encoder.parameters(), torch.zeros(()))
-    noise = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, 3, height, width, generator=noise).to(parameter.device, parameter.dtype)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (encoder.preprocessing.mean, encoder.preprocessing.std)
+    )
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    picture = ((noise - mean) / std).to(parameter.device, parameter.dtype)
     was_training = encoder.training
     encoder.eval()
     try:

@@ -24,8 +24,8 @@ class SimpleVisionMerger(nn.Module):
     def calibrate(self, features: torch.Tensor, target_rms: float) -> None:
         """Draw the weights so that these features (..., D_vis) come out with the given root mean square.
 
-        A token far longer than a word's embedding drowns the words in the residual stream of the first layers, and a
-        model that could read the text no longer can; with a word's length it starts from what it knew.
+        With the root mean square of a word's embedding, what the first layers add to a token changes it as much as it
+        changes a word, and the loss starts near that of the text alone.
         """
         for layer in self.modules():
             if isinstance(layer, nn.Linear):

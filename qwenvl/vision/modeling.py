@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
+    Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -205,6 +206,10 @@ def _settle_hash(encoder: VisionEncoder, vision_config: CustomVisionConfig) -> N
 
 def _official_pixels(processor: ProcessorMixin) -> dict[str, Any]:
     """Read how the official image and video processors cut and normalise; they must do it alike."""
+
+    if not isinstance(processor.image_processor, Qwen2VLImageProcessor):
+        found = type(processor.image_processor).__name__
+        raise UserError(f"--custom_vision_input qwen needs Qwen3-VL's own image processor, got {found}")
 
     def settings(part: Any) -> dict[str, Any]:
         return {

@@ -241,8 +241,6 @@ def swap_processor(processor: ProcessorMixin, vision_config: CustomVisionConfig)
     """
     image, video = processor.image_processor, processor.video_processor
     by_qwen = vision_config.input_mode == QWEN
-    if by_qwen and not isinstance(image, Qwen2VLImageProcessor):
-        raise UserError(f"--custom_vision_input qwen needs Qwen3-VL's own image processor, got {type(image).__name__}")
     wanted = vision_config.geometry().preprocessing
     geometry = vision_config.geometry().to_dict()
     fixed = {"height": wanted.height, "width": wanted.width}

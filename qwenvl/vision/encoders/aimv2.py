@@ -1,10 +1,10 @@
 """Owns AIMv2 (arXiv 2411.14402)."""
 
-from transformers import Aimv2VisionModel, PreTrainedModel
+from transformers import Aimv2Config, Aimv2Model, Aimv2VisionModel, AutoConfig, PreTrainedModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qwenvl.vision.encoder import EncoderCard, EncoderOptions
-from qwenvl.vision.encoders.transformers_models import TransformersEncoder, square
+from qwenvl.vision.encoders.transformers_models import TransformersEncoder, load_whole, square
 from qwenvl.vision.geometry import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
@@ -21,6 +21,17 @@ class Aimv2Encoder(TransformersEncoder):
     def __init__(self, model: PreTrainedModel, options: EncoderOptions) -> None:
         super().__init__(model, options)
         self.any_size = model.config.is_native
+
+    @classmethod
+    def load_model(cls, model_type: str, values: dict, weights: str | None) -> PreTrainedModel:
+        """Load a vision checkpoint, or the vision part of a whole one ("-lit"), whose names differ by a prefix."""
+        if weights is None:
+            return super().load_model(model_type, values, weights)
+        config = AutoConfig.from_pretrained(weights)
+        if not isinstance(config, Aimv2Config):
+            return super().load_model(model_type, values, weights)
+        config.vision_config.update(values)
+        return load_whole(Aimv2Model, weights, config).vision_model
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:

@@ -1,0 +1,225 @@
+"""Names of encoders, and what a user is told when one is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from qwenvl.errors import UserError
+from qwenvl.vision import EncoderOptions, Preprocessing, VisionEncoder, build_encoder, list_encoders, register_encoder
+from qwenvl.vision.encoder import check_forward
+from qwenvl.vision.encoders.dinov2 import Dinov2Encoder
+from qwenvl.vision.registry import encoder_class, encoder_geometry, resolve_encoder
+from tests.vision.small_encoders import SMALL_ENCODERS
+
+OWN = """
+import torch
+from torch import nn
+from qwenvl.vision import Preprocessing, VisionEncoder
+
+class Own(VisionEncoder):
+    def __init__(self, width=8):
+        super().__init__()
+        self.hidden_size, self.patch_size = width, 4
+        self.preprocessing = Preprocessing(16, 8, "squash")
+        self.patches = nn.Conv2d(3, width, 4, 4)
+
+    def forward(self, pixel_values):
+        return self.patches(pixel_values).flatten(2).transpose(1, 2)
+
+class NoEncoder(nn.Module):
+    pass
+
+class NoWidth(VisionEncoder):
+    pass
+
+class NoPatch(VisionEncoder):
+    def __init__(self):
+        super().__init__()
+        self.hidden_size, self.preprocessing = 8, Preprocessing()
+
+class NeedsArgument(VisionEncoder):
+    def __init__(self, width):
+        super().__init__()
+
+class WrongShape(Own):
+    def forward(self, pixel_values):
+        return self.patches(pixel_values)
+
+class Fails(Own):
+    def forward(self, pixel_values):
+        return self.patches(pixel_values[:, :2])
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    path = tmp_path / "own_encoder.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_required_encoders_are_registered():
+    assert set(list_encoders()) >= {
+        *("rad_dino", "rad_dino_maira2", "dinov2", "dinov3", "siglip", "siglip2", "medsiglip"),
+        *("clip", "biomedclip", "aimv2", "c_radio"),
+    }
+
+
+def test_unknown_name_lists_the_known_and_the_nearest():
+    with pytest.raises(UserError, match="'rad_din'; did you mean rad_dino.*Known: aimv2, .*siglip2; or hf:ORG/MODEL"):
+        encoder_class("rad_din")
+
+
+@pytest.mark.parametrize("name", ["hf:", "timm:", "other:thing"])
+def test_form_without_argument_or_unknown_form_is_refused(name):
+    with pytest.raises(UserError, match="no vision encoder is called"):
+        encoder_class(name)
+
+
+def test_duplicate_name_is_refused():
+    with pytest.raises(UserError, match="'rad_dino' is already registered by RadDinoEncoder"):
+        register_encoder("rad_dino")(Dinov2Encoder)
+
+
+def test_class_that_is_no_encoder_is_told_the_contract(own_file):
+    with pytest.raises(UserError, match="'NoEncoder' is no encoder; an encoder is a subclass of .*hidden_size"):
+        encoder_class(f"{own_file}:NoEncoder")
+    with pytest.raises(UserError, match="is no encoder"):
+        register_encoder("linear")(torch.nn.Linear)
+
+
+def test_own_file_gives_an_encoder_that_is_rebuilt_from_its_spec(own_file):
+    spec = resolve_encoder(f"{own_file}:Own", config={"width": 12})
+    encoder = build_encoder(spec)
+    assert encoder_geometry(encoder).grid(500, 3) == (4, 2)
+    assert check_forward(encoder, 16, 8).shape == (1, 8, 12)
+    assert build_encoder(spec).hidden_size == 12
+
+
+def test_own_file_loads_weights_strictly(own_file, tmp_path):
+    source = build_encoder(f"{own_file}:Own")
+    torch.save(source.state_dict(), tmp_path / "own.pt")
+    loaded = build_encoder(resolve_encoder(f"{own_file}:Own", path=str(tmp_path / "own.pt")))
+    assert torch.equal(loaded.patches.weight, source.patches.weight)
+    torch.save({"patches.weight": source.patches.weight}, tmp_path / "part.pt")
+    with pytest.raises(UserError, match="part.pt: these weights do not fit Own: .*patches.bias"):
+        build_encoder(resolve_encoder(f"{own_file}:Own", path=str(tmp_path / "part.pt")))
+    with pytest.raises(UserError, match="absent.pt: no such file"):
+        build_encoder(resolve_encoder(f"{own_file}:Own", path=str(tmp_path / "absent.pt")))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Absent", "has no class 'Absent'; it has .*Own"),
+        ("NoWidth", "NoWidth has no `hidden_size` of type int"),
+        ("NoPatch", "NoPatch has neither `patch_size` nor a `token_grid`"),
+        ("NeedsArgument", "NeedsArgument cannot be built from its defaults: .*width"),
+    ],
+)
+def test_incomplete_encoder_is_told_what_is_missing(own_file, name, message):
+    with pytest.raises(UserError, match=message):
+        resolve_encoder(f"{own_file}:{name}")
+
+
+def test_wrong_shape_is_named_with_what_was_expected(own_file):
+    encoder = build_encoder(f"{own_file}:WrongShape")
+    with pytest.raises(UserError, match=r"\(1, 3, 16, 8\) gave \(1, 8, 4, 2\), expected \(1, 8, 8\).*4 x 2 tokens"):
+        check_forward(encoder, 16, 8)
+    with pytest.raises(UserError, match="Fails: forward of one picture .* failed"):
+        check_forward(build_encoder(f"{own_file}:Fails"), 16, 8)
+
+
+def test_missing_file_and_broken_file_are_named(tmp_path):
+    with pytest.raises(UserError, match="no file .*absent.py"):
+        encoder_class(f"{tmp_path}/absent.py:Own")
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(UserError, match="broken.py cannot be imported: ModuleNotFoundError"):
+        encoder_class(f"{tmp_path}/broken.py:Own")
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "message"),
+    [
+        ("rad_dino", {"input_size": (30, 28)}, "30x28 is no multiple of the patch of 7 pixels; .*28x28"),
+        ("rad_dino", {"layer": 0}, "layer 0: expected -1"),
+        ("rad_dino", {"layer": -4}, "layer -4 of 3; expected -1 .last. to -3"),
+        ("timm:resnet18", {"layer": -9}, "layer -9 of 5"),
+        ("rad_dino", {"resize": "stretch"}, "'stretch': expected one of encoder, crop, pad"),
+        ("aimv2", {"input_size": (64, 64)}, "takes pictures of 32x32 pixels only, got 64x64"),
+        ("aimv2", {"resize": "native"}, "takes pictures of 32x32 pixels only, got resize policy native"),
+        ("c_radio", {"final_norm": True}, "CRadioEncoder has no final norm"),
+        ("hf:vit", {"final_norm": True}, "has no option final_norm"),
+        ("dinov3#convnext", {"layer": -2}, "last stage only"),
+    ],
+)
+def test_option_that_does_not_fit_is_refused(case, options, message):
+    with pytest.raises(UserError, match=message):
+        resolve_encoder(case.partition("#")[0], config=SMALL_ENCODERS[case], options=EncoderOptions(**options))
+
+
+def test_own_encoder_without_the_option_is_named(own_file):
+    with pytest.raises(UserError, match="has no option layer, keep_prefix_tokens"):
+        resolve_encoder(f"{own_file}:Own", options=EncoderOptions(layer=-2, keep_prefix_tokens=True))
+
+
+@pytest.mark.parametrize("case", ["rad_dino", "dinov3", "siglip", "clip", "c_radio", "aimv2#native"])
+def test_other_input_size_interpolates_positions(case):
+    size = (56, 24) if SMALL_ENCODERS[case]["patch_size"] == 8 else (56, 21)
+    spec = resolve_encoder(case.partition("#")[0], config=SMALL_ENCODERS[case], options=EncoderOptions(input_size=size))
+    encoder = build_encoder(spec)
+    patch = encoder.patch_size
+    assert (encoder.preprocessing.height, encoder.preprocessing.width) == size
+    assert check_forward(encoder, *size).shape[1] == (size[0] // patch) * (size[1] // patch)
+
+
+@pytest.mark.parametrize("case", ["timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224", "timm:resnet18"])
+def test_timm_model_is_made_for_the_size_asked_for(case):
+    spec = resolve_encoder(case, config=SMALL_ENCODERS[case], options=EncoderOptions(input_size=(64, 96)))
+    encoder = build_encoder(spec)
+    assert check_forward(encoder, 64, 96).shape[1] == (64 // encoder.patch_size) * (96 // encoder.patch_size)
+
+
+def test_size_that_the_encoder_was_published_with_may_be_uneven():
+    encoder = build_encoder(resolve_encoder("siglip", config=SMALL_ENCODERS["siglip#uneven"]))
+    assert encoder.token_grid(31, 31) == (4, 4)
+    with pytest.raises(UserError, match="no multiple"):
+        encoder.token_grid(30, 30)
+
+
+def test_hf_form_takes_the_family_of_the_configuration():
+    config = {**SMALL_ENCODERS["clip"], "model_type": "clip_vision_model"}
+    encoder = build_encoder(resolve_encoder("hf:someone/clip", config=config))
+    assert type(encoder).__name__ == "ClipEncoder"
+
+
+def test_unknown_timm_model_lists_near_ones():
+    with pytest.raises(UserError, match="has no model 'resnet_eighteen'; nearest: .*resnet"):
+        resolve_encoder("timm:resnet_eighteen")
+
+
+def test_aspect_cannot_be_kept_by_an_encoder_of_irregular_tokens():
+    class Pooled(VisionEncoder):
+        any_size = True
+
+        def __init__(self):
+            super().__init__()
+            self.hidden_size, self.patch_size = 3, 8
+            self.preprocessing = Preprocessing(resize="native")
+
+        def token_grid(self, height, width):
+            return 1, 1
+
+    with pytest.raises(UserError, match="cannot keep a picture's aspect"):
+        encoder_geometry(Pooled())
+
+
+def test_listing_shows_one_line_for_each_encoder():
+    listing = subprocess.run([sys.executable, "-m", "qwenvl.vision"], capture_output=True, text=True, check=True)
+    lines = listing.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == list_encoders()
+    rad_dino = next(line for line in lines if line.startswith("rad_dino "))
+    for fact in ("RadDinoEncoder", "microsoft/rad-dino", "768", "518x518", "1369", "MIT", "open"):
+        assert fact in rad_dino
