@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from itertools import chain
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 # How Qwen2, Qwen2.5 and Qwen3 cut text into words. A space begins a word or stands alone, and none of the alternatives
@@ -14,41 +15,73 @@ _KNOWN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _CUT = re.compile(r" (?<=\S )")
-# Words remembered before starting anew, about 200 MB.
+# Words remembered before starting anew, some 200 MB.
 _MOST_WORDS = 1_000_000
 
 
+class _Numbering(dict):
+    """Gives each new key the next number, and keeps the keys that are new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new: list[str | tuple[str]] = []
+
+    def __missing__(self, key: str | tuple[str]) -> int:
+        self.new.append(key)
+        self[key] = number = len(self)
+        return number
+
+
 class BulkTokenizer:
-    """Tokenizes like `tokenizer`, about ten times as fast on texts whose words recur.
+    """Tokenizes like `tokenizer`, many times as fast on texts whose words recur.
 
     Words are remembered only for tokenizers that cut text as Qwen's do; any other one is called on the whole texts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._first: dict[str, list[int]] = {}
-        self._later: dict[str, list[int]] = {}
         self.by_words = _cuts_at_spaces(tokenizer)
+        self._forget()
 
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text."""
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the token ids of all texts one after another, (T,), and how many each text has, (n,)."""
         if not texts:
-            return []
+            return np.empty(0, np.int64), np.empty(0, np.int64)
         if not self.by_words:
-            return self._tokenizer(list(texts))["input_ids"]
-        words = [_CUT.split(text) for text in texts]
-        if len(self._later) > _MOST_WORDS:
-            self._first.clear()
-            self._later.clear()
-        self._learn(self._first, {text_words[0] for text_words in words}, "")
-        self._learn(self._later, set(chain.from_iterable(text_words[1:] for text_words in words)), " ")
-        first, later = self._first.__getitem__, self._later.__getitem__
-        return [[*first(start), *chain.from_iterable(map(later, rest))] for start, *rest in words]
+            return _flat(self._tokenizer(list(texts))["input_ids"])
+        if len(self._numbering) > _MOST_WORDS:
+            self._forget()
+        words: list[list] = [_CUT.split(text) for text in texts]
+        for text_words in words:
+            # All but the first follow a space. As a tuple, the first is never taken for one of them.
+            text_words[0] = (text_words[0],)
+        counts = np.array([len(text_words) for text_words in words])
+        numbers = np.fromiter(map(self._numbering.__getitem__, chain.from_iterable(words)), np.int64, counts.sum())
+        self._learn_new()
+        sizes = self._sizes[numbers]
+        ends = sizes.cumsum()
+        ids = self._ids[np.arange(ends[-1]) + np.repeat(self._starts[numbers] - (ends - sizes), sizes)]
+        return ids, np.add.reduceat(sizes, counts.cumsum() - counts)
 
-    def _learn(self, known: dict[str, list[int]], words: set[str], before: str) -> None:
-        new = list(words - known.keys())
-        if new:
-            known.update(zip(new, self._tokenizer([before + word for word in new])["input_ids"], strict=True))
+    def _forget(self) -> None:
+        self._numbering = _Numbering()
+        # By a word's number: where its tokens start in `_ids`, and how many there are.
+        self._ids = self._starts = self._sizes = np.empty(0, np.int64)
+
+    def _learn_new(self) -> None:
+        words, self._numbering.new = self._numbering.new, []
+        if not words:
+            return
+        texts = [word[0] if isinstance(word, tuple) else f" {word}" for word in words]
+        ids, sizes = _flat(self._tokenizer(texts)["input_ids"])
+        self._starts = np.concatenate([self._starts, len(self._ids) + sizes.cumsum() - sizes])
+        self._sizes = np.concatenate([self._sizes, sizes])
+        self._ids = np.concatenate([self._ids, ids])
+
+
+def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    sizes = np.array([len(text_ids) for text_ids in ids], np.int64)
+    return np.fromiter(chain.from_iterable(ids), np.int64, sizes.sum()), sizes
 
 
 def _cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:

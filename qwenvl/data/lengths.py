@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -90,9 +89,8 @@ class TokenCounter:
             media.append(record_media)
         if not places:
             return
-        ids = self._tokenize(texts)
-        lengths = np.array([len(text_ids) for text_ids in ids])
-        mask, _ = supervised_mask(np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum()), self._encoder.markers)
+        ids, lengths = self._tokenize(texts)
+        mask, _ = supervised_mask(ids, self._encoder.markers)
         hidden, counts.patches[places] = np.array(media).T
         counts.total[places] = lengths + hidden
         counts.supervised[places] = np.add.reduceat(mask, lengths.cumsum() - lengths, dtype=np.int64)
