@@ -52,7 +52,7 @@ class FeatureCache:
                 "set --tune_mm_vision False or leave the cache out"
             )
         described = {name: getattr(tower.config, name) for name in DESCRIBED}
-        described["size"] = dict(image_processor.size)
+        described["limits"] = dict(image_processor.size) if image_processor.takes_pixel_limits else None
         described["weights"] = weights_hash(tower.encoder)
         text = json.dumps(described, sort_keys=True, default=list)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]

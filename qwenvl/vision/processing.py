@@ -63,8 +63,14 @@ class _CustomVision:
         return geometry
 
     def area_limits(self, num_frames: int) -> tuple[int, int]:
-        """Return the smallest and the largest area in pixels of a picture or frame."""
-        raise NotImplementedError
+        """Return the limits of a picture's or frame's area: its share of `size`, never above the encoder's own limit.
+
+        As in Qwen3-VL, a video's limits are of the volume frames * height * width.
+        """
+        published = Geometry.from_dict(self.geometry).preprocessing.max_pixels
+        largest = self.size["longest_edge"] // num_frames
+        largest = largest if published is None else min(largest, published)
+        return min(self.size["shortest_edge"] // num_frames, largest), largest
 
     def official_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
         """Return the size (height, width) that the official processor gives a picture or frame."""
@@ -145,10 +151,6 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         """Return zero features (rows, columns, D_vis) of a picture of that size, where pictures come from a cache."""
         return torch.zeros(*self.grid_for(height, width), self.hidden_size)
 
-    def area_limits(self, num_frames: int = 1) -> tuple[int, int]:
-        """Return the limits of a picture's area in pixels."""
-        return self.size["shortest_edge"], self.size["longest_edge"]
-
     def official_size(self, height: int, width: int, num_frames: int = 1) -> tuple[int, int]:
         """Return the size (height, width) that the official processor gives a picture."""
         factor = self.official["patch_size"] * self.official["merge_size"]
@@ -207,13 +209,6 @@ class CustomVisionVideoProcessor(_CustomVision, Qwen3VLVideoProcessor):
         """Return the number of tokens that `num_frames` sampled frames of (height, width) pixels take."""
         rows, columns = self.grid_for(height, width, num_frames)
         return num_frames * rows * columns
-
-    def area_limits(self, num_frames: int) -> tuple[int, int]:
-        """Return each frame's share of the limits, which are of the volume frames * height * width."""
-        published = Geometry.from_dict(self.geometry).preprocessing.max_pixels
-        largest = self.size["longest_edge"] // num_frames
-        largest = largest if published is None else min(largest, published)
-        return min(self.size["shortest_edge"] // num_frames, largest), largest
 
     def official_size(self, height: int, width: int, num_frames: int = 1) -> tuple[int, int]:
         """Return the size (height, width) that the official processor gives each of the frames."""
