@@ -18,7 +18,7 @@ from qwenvl.data.collators import (
 )
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
-from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes
+from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import Draw, PackSampler, plan_packs
 from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
 from qwenvl.errors import UserError
@@ -196,25 +196,12 @@ class _DatasetReader:
         with self.training_args.main_process_first(desc="reading the headers of media"):
             sizes = read_media_sizes(annotations.records, self.data_args.media_cache_dir)
         counts = TokenCounter(self.encoder).count(annotations.records, sizes)
-        kept = self._usable(annotations.records, counts)
+        kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.ledger)
         if not len(kept):
             raise UserError(f"{dataset_use}: none of the {len(annotations.records)} records is usable; see the log")
         records, counts = [annotations.records[index] for index in kept], counts.of(kept)
         packs = self._packs(records, counts.total, _renumbered(annotations.packs, kept))
         return SupervisedDataset(records, counts, packs, self.encoder, self.data_args.bad_sample_policy)
-
-    def _usable(self, records: Sequence[Record], counts: TokenCounts) -> np.ndarray:
-        """Return the places of the records that can be used, (n,), having reported the others."""
-        limit = self.training_args.model_max_length
-        too_long = np.flatnonzero(counts.total > limit).tolist()
-        for place in sorted([*counts.bad, *too_long]):
-            where, length = records[place].where, counts.total[place]
-            reason = f"{length} tokens are more than --model_max_length {limit}: raise it, lower --max_pixels (or the "
-            reason += "video's limits), or shorten the text"
-            self.ledger.report(counts.bad.get(place, BadSample(where, None, reason)))
-        usable = counts.total <= limit
-        usable[list(counts.bad)] = False
-        return np.flatnonzero(usable)
 
     def _packs(self, records: Sequence[Record], lengths: np.ndarray, given: list[list[int]] | None) -> list[list[int]]:
         """Return the packs that the file gives, with packs planned for the records that it leaves alone."""

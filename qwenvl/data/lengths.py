@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata
 
-from qwenvl.data.annotations import BadSample, Record
+from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import supervised_mask
@@ -133,6 +133,20 @@ def read_media_sizes(records: Sequence[Record], cache_dir: str | None = None) ->
     images = {path for record in records for path in record.images}
     videos = {path for record in records for path in record.videos}
     return scan_media_sizes(images, videos, cache_dir)
+
+
+def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, ledger: BadSampleLedger) -> np.ndarray:
+    """Return the places of the records that can be read and have at most `limit` tokens, (n,), reporting the others."""
+    too_long = np.flatnonzero(counts.total > limit).tolist()
+    for place in sorted([*counts.bad, *too_long]):
+        reason = (
+            f"{counts.total[place]} tokens are more than --model_max_length {limit}: raise it, lower --max_pixels (or "
+            "the video's limits), or shorten the text"
+        )
+        ledger.report(counts.bad.get(place, BadSample(records[place].where, None, reason)))
+    usable = counts.total <= limit
+    usable[list(counts.bad)] = False
+    return np.flatnonzero(usable)
 
 
 def _checked(path: str, sizes: MediaSizes, count: Callable[[Any], _Counted]) -> _Counted:

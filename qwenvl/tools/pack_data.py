@@ -1,0 +1,108 @@
+"""Owns packing ahead of training: an annotation file in, a nested list out, each inner list one pack of samples."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwenvl.data import DatasetSpec, data_list, load_datasets
+from qwenvl.data.annotations import BadSampleLedger, Record
+from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.json_rows import read_rows
+from qwenvl.data.lengths import TokenCounter, read_media_sizes, usable_places
+from qwenvl.data.packing import plan_packs
+from qwenvl.data.pixel_limits import set_pixel_limits
+from qwenvl.errors import UserError
+from qwenvl.model.build import load_processor
+from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, print_summary
+from qwenvl.train.argument import DataArguments
+
+# What decides how many tokens a sample has, with the same defaults as in training.
+_SHARED_FLAGS = (
+    ("max_pixels", int),
+    ("min_pixels", int),
+    ("video_fps", float),
+    ("video_max_frames", int),
+    ("video_min_frames", int),
+    ("video_max_pixels", int),
+    ("video_min_pixels", int),
+    ("bad_sample_policy", str),
+    ("max_bad_samples", int),
+    ("media_cache_dir", str),
+)
+
+
+def pack_dataset(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    """Write the packed file and return what is worth telling, as (name, value)."""
+    spec = _one_dataset(options.dataset_use)
+    output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
+    ledger = BadSampleLedger(options.bad_sample_policy, options.max_bad_samples)
+    annotations = load_datasets(options.dataset_use, options.seed, ledger)
+    if annotations.packs is not None:
+        raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
+    processor = load_processor(options.model_name_or_path)
+    set_pixel_limits(processor, options)
+    sizes = read_media_sizes(annotations.records, options.media_cache_dir)
+    counts = TokenCounter(RecordEncoder(processor)).count(annotations.records, sizes)
+    kept = usable_places(annotations.records, counts, options.model_max_length, ledger)
+    if not len(kept):
+        raise UserError(f"{spec.annotation_path}: none of the {len(annotations.records)} records is usable")
+    lengths = counts.total[kept]
+    packs = [kept[pack] for pack in plan_packs(lengths, options.model_max_length, options.seed)]
+    _write_packs(output, packs, annotations.records, options.overwrite)
+    return [
+        ("records", len(kept)),
+        ("records left out", ledger.count),
+        ("tokens", int(lengths.sum())),
+        ("tokens of a record, most", int(lengths.max())),
+        (f"packs of at most {options.model_max_length}", len(packs)),
+        ("packs are full to", f"{lengths.sum() / (len(packs) * options.model_max_length):.2%}"),
+        ("written to", output),
+    ]
+
+
+def _one_dataset(dataset_use: str) -> DatasetSpec:
+    specs = data_list(dataset_use)
+    if len(specs) > 1:
+        raise UserError(f"{dataset_use} names {len(specs)} data sets; pack them one by one")
+    return specs[0]
+
+
+def _default_output(annotation_path: str, capacity: int) -> Path:
+    path = Path(annotation_path)
+    return path.with_name(f"{path.stem}_packed_{capacity}.json")
+
+
+def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], overwrite: bool) -> None:
+    """Write the rows of each pack as they stand in the annotation file."""
+    rows = {row.index: row.value for row in read_rows(records[0].source, lambda place, reason: None)}
+    with WholeFiles(output.parent, [output.name], overwrite) as streams:
+        writer = JsonListWriter(streams[output.name])
+        for pack in packs:
+            writer.write(json.dumps([rows[records[place].row] for place in pack], ensure_ascii=False))
+        writer.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Pack one data set and print how full the packs are."""
+    parser = ToolParser(__doc__)
+    parser.add_argument("--model_name_or_path", required=True, help="the model that will be trained, for its processor")
+    parser.add_argument("--dataset_use", required=True, help="one data set: a registered name, or a .json/.jsonl file")
+    parser.add_argument("--model_max_length", type=positive_int, required=True, help="most tokens of a pack")
+    parser.add_argument(
+        "--out", default=None, help="file to write; media stay relative to the old one's folder (default: beside it)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the order among equally long samples")
+    fields = {field.name: field for field in dataclasses.fields(DataArguments)}
+    for name, kind in _SHARED_FLAGS:
+        field = fields[name]
+        parser.add_argument(f"--{name}", type=kind, default=field.default, help=field.metadata["help"])
+    options = parser.parse_args(argv)
+    # The same rules between these flags as in training.
+    DataArguments(**{name: getattr(options, name) for name, _ in _SHARED_FLAGS})
+    print_summary("Packed", pack_dataset(options))
+    return 0

@@ -1,0 +1,111 @@
+"""Packing ahead of training: the file holds every record once, and training takes it as it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.encoding import RecordEncoder
+from qwenvl.errors import UserError
+from qwenvl.tools.pack_data import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Return an annotation file of 30 records with pictures."""
+    Image.new("RGB", (96, 64)).save(tmp_path / "film.png")
+    rows = [
+        {
+            "image": "film.png",
+            "id": number,
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?"},
+                {"from": "gpt", "value": "It is " + "so " * (number % 9) + "grey."},
+            ],
+        }
+        for number in range(30)
+    ]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def pack(dataset: Path, standin: Path, *flags: str) -> None:
+    """Run the tool with a small capacity."""
+    required = ["--model_name_or_path", str(standin), "--dataset_use", str(dataset), "--model_max_length", "200"]
+    assert main([*required, "--media_cache_dir", str(dataset.parent), *flags]) == 0
+
+
+def test_the_packed_file_holds_every_row_once_and_no_pack_is_too_long(dataset: Path, standin: Path, processor):
+    pack(dataset, standin)
+    packed = dataset.with_name("train_packed_200.json")
+    rows = json.loads(packed.read_text(encoding="utf-8"))
+    assert sorted(row["id"] for pack in rows for row in pack) == list(range(30))
+    assert all(row == json.loads(dataset.read_text())[row["id"]] for pack in rows for row in pack)
+    annotations = read_annotations(str(packed), str(dataset.parent), BadSampleLedger())
+    encoder = RecordEncoder(processor)
+    lengths = [len(encoder.encode(record)["input_ids"]) for record in annotations.records]
+    assert max(sum(lengths[index] for index in pack) for pack in annotations.packs) <= 200
+    assert len(annotations.packs) < 30
+
+
+def test_jsonl_rows_are_found_by_their_line(dataset: Path, standin: Path):
+    rows = json.loads(dataset.read_text())
+    lines = dataset.with_suffix(".jsonl")
+    lines.write_text("\n" + "\n\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    pack(lines, standin, "--out", str(dataset.with_name("out.json")))
+    packed = json.loads(dataset.with_name("out.json").read_text(encoding="utf-8"))
+    assert sorted(row["id"] for pack in packed for row in pack) == list(range(30))
+
+
+def test_skipped_records_are_left_out_and_told(dataset: Path, standin: Path, capsys: pytest.CaptureFixture):
+    rows = json.loads(dataset.read_text())
+    rows[3]["conversations"][1]["value"] = "word " * 300
+    dataset.write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="row 3: .* tokens are more than --model_max_length 200"):
+        pack(dataset, standin)
+    pack(dataset, standin, "--bad_sample_policy", "skip")
+    packed = json.loads(dataset.with_name("train_packed_200.json").read_text())
+    assert sorted(row["id"] for pack in packed for row in pack) == [number for number in range(30) if number != 3]
+    assert "records left out" in capsys.readouterr().out
+
+
+def test_pixel_limits_change_the_packs_as_they_change_training(dataset: Path, standin: Path):
+    pack(
+        dataset, standin, "--out", str(dataset.with_name("small.json")), "--min_pixels", "1024", "--max_pixels", "1024"
+    )
+    pack(dataset, standin, "--out", str(dataset.with_name("large.json")), "--min_pixels", "65536")
+    small, large = (len(json.loads(dataset.with_name(f"{size}.json").read_text())) for size in ("small", "large"))
+    assert small < large
+
+
+def test_a_file_that_is_there_or_packed_already_is_not_packed_over(dataset: Path, standin: Path):
+    pack(dataset, standin)
+    with pytest.raises(UserError, match="already holds train_packed_200.json"):
+        pack(dataset, standin)
+    pack(dataset, standin, "--overwrite")
+    with pytest.raises(UserError, match="packed already"):
+        pack(dataset.with_name("train_packed_200.json"), standin)
+
+
+def test_contradicting_limits_are_refused_as_in_training(dataset: Path, standin: Path):
+    with pytest.raises(UserError, match="--min_pixels 9000 and --max_pixels 8000"):
+        pack(dataset, standin, "--min_pixels", "9000", "--max_pixels", "8000")
+
+
+def test_several_data_sets_are_refused(dataset: Path, standin: Path):
+    with pytest.raises(UserError, match="pack them one by one"):
+        pack(Path(f"{dataset},{dataset}"), standin)
+
+
+def test_the_tool_runs_by_path_and_a_mistake_is_one_line(tmp_path: Path):
+    command = [sys.executable, str(REPOSITORY / "tools/pack_data.py"), "--dataset_use", "nothing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: the following arguments are required")
