@@ -31,7 +31,7 @@ from qwenvl.train.checkpoint import (
     run_arguments,
 )
 from qwenvl.train.distributed import barrier
-from qwenvl.train.dry_run import report_dry_run
+from qwenvl.train.plan import report_plan
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.trainer import QwenVLTrainer
 
@@ -55,8 +55,9 @@ def train(argv: list[str] | None = None) -> None:
     model = build_model(model_args, training_args, without_weights=training_args.dry_run)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
     logger.info("what is trained:\n%s", table)
+    report_plan(model, data, training_args)
     if training_args.dry_run:
-        report_dry_run(model, data, training_args)
+        logger.info("a dry run: nothing was trained")
         return
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)

@@ -1,4 +1,4 @@
-"""Owns the dry run: what a training command would do, told without doing it."""
+"""Owns the plan of a run: what a training command will do, told before it does it."""
 
 import logging
 import math
@@ -15,8 +15,8 @@ from qwenvl.train.param_groups import format_table
 logger = logging.getLogger(__name__)
 
 
-def report_dry_run(model: nn.Module, data: DataModule, training_args: TrainingArguments) -> None:
-    """Log what a run would do: samples, batches, steps, tokens a step, and the GPU memory it would take."""
+def report_plan(model: nn.Module, data: DataModule, training_args: TrainingArguments) -> None:
+    """Log what a run will do: samples, batches, steps, tokens a step, and the GPU memory it will take."""
     plan = plan_table(data, training_args)
     memory = estimate_memory(
         model,
@@ -27,7 +27,6 @@ def report_dry_run(model: nn.Module, data: DataModule, training_args: TrainingAr
     rows = [("GPU memory of a process", "GiB")] + [(name, f"{gib:.2f}") for name, gib in memory.items()]
     logger.info("the plan:\n%s", format_table(plan))
     logger.info("an estimate of the memory:\n%s", format_table(rows))
-    logger.info("a dry run: nothing was trained")
 
 
 def plan_table(data: DataModule, training_args: TrainingArguments) -> list[tuple[str, ...]]:
