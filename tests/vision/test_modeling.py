@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -242,3 +243,24 @@ def _answer_loss(model, inputs, answer) -> float:
         inputs.get("mm_token_type_ids", torch.zeros_like(inputs["input_ids"])), (0, answer.shape[1])
     )
     return model(input_ids=ids, labels=labels, mm_token_type_ids=types, **extra).loss.item()
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_adapter_with_whole_merger_and_encoder_loads_to_equal_logits(standin, tmp_path, train_encoder):
+    modules = ["visual.merger"] + ["visual.encoder"] * train_encoder
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", modules_to_save=modules)
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    peft_model = get_peft_model(model, lora)
+    tower = peft_model.get_base_model().model.visual
+    assert tower.freeze_unreachable() == train_encoder * ["modules_to_save.default.model.embeddings.mask_token"]
+    inputs = question(processor)
+    peft_model.train()
+    peft_model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    without = [name for name, value in peft_model.named_parameters() if value.requires_grad and value.grad is None]
+    assert without == []
+    torch.optim.SGD([p for p in peft_model.parameters() if p.requires_grad], lr=0.1).step()
+    peft_model.save_pretrained(tmp_path)
+    fresh, _ = swap(standin, with_encoder("rad_dino"))
+    loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, peft_model.eval()(**inputs).logits)
