@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-setup_environment demo,dev,medical
+setup_environment demo,dev
 cd "$ROOT"
 # The tests' models are so small that a second thread only costs time.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
