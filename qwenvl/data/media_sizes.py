@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,10 +106,13 @@ def _read_cache(path: Path) -> dict[str, list]:
 
 def _write_cache(path: Path, entries: dict[str, list]) -> None:
     """Replace the cache in one step, so that a run beside this one never reads half a file."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-            json.dump(entries, file)
-        os.replace(file.name, path)
+        try:
+            partial.write_text(json.dumps(entries))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("cannot keep the media sizes in %s (%s); they will be read again", path, error)

@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Regex, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
 
@@ -35,6 +35,20 @@ def test_tokens_are_those_of_the_tokenizer_for_any_text(processor: ProcessorMixi
     for start in range(0, 4000, 500):
         texts = [random_text(seed) for seed in range(start, start + 500)]
         assert_same(tokenize, processor.tokenizer, texts)
+
+
+def test_no_token_is_lost_that_spans_spaces_and_signs(processor: ProcessorMixin):
+    # With tokens for every run of signs that the texts have, a cut at a wrong place would show.
+    like = processor.tokenizer.backend_tokenizer
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.normalizer = like.pre_tokenizer, like.normalizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([random_text(seed) for seed in range(2000)], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenize = BulkTokenizer(tokenizer)
+    assert tokenize.by_words
+    assert_same(tokenize, tokenizer, [random_text(seed) for seed in range(2000)])
 
 
 def test_tokens_are_the_same_after_the_words_were_forgotten(processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch):

@@ -156,6 +156,11 @@ def test_an_optimizer_step_sees_the_same_samples_on_two_processes_and_with_accum
     assert steps(1, 2, 2) == expected
 
 
+def test_pixel_limits_act_on_the_lengths(load: Callable[..., DataModule]):
+    large, small = load().train_dataset, load(max_pixels=32 * 32).train_dataset
+    assert (large.lengths[:9] > small.lengths[:9]).any() and (large.lengths[9:] == small.lengths[9:]).all()
+
+
 def test_a_filler_learns_nothing_and_is_otherwise_the_sample(load: Callable[..., DataModule]):
     dataset = load().train_dataset
     real, filler = dataset[Draw(1)], dataset[Draw(1, filler=True)]
