@@ -1,5 +1,6 @@
 """Owns the swap: Qwen3-VL with a custom tower as ordinary Transformers classes, made from an official model."""
 
+import copy
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,10 +120,10 @@ def plan_vision_config(
 def custom_config(base_config: PreTrainedConfig, vision_config: CustomVisionConfig) -> PreTrainedConfig:
     """Return the base model's configuration with the custom vision part; the text part is shared, not copied."""
     config_class, _ = _classes_for(base_config)
-    left_out = ("model_type", "vision_config", "text_config", "transformers_version", "architectures")
-    values = {key: value for key, value in base_config.to_dict().items() if key not in left_out}
-    config = config_class(vision_config=vision_config, text_config=base_config.text_config, **values)
-    config.text_config = base_config.text_config
+    # A copy, not a new one: a constructor would reset the attention backends that were chosen for the text part.
+    config = copy.copy(base_config)
+    config.__class__ = config_class
+    config.vision_config = vision_config
     return config
 
 
@@ -145,7 +146,7 @@ def build_tower(vision_config: CustomVisionConfig, *, text_rms: float) -> Custom
 def swap_vision_tower(
     model: PreTrainedModel, vision_config: CustomVisionConfig, *, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """Return a model with the language model's own weights and a custom tower; the given one is used up.
+    """Put a custom tower into a model, whose language model stays as it is; return the model, now of the custom class.
 
     `dtype` is that of the tower's parameters (default: the model's); buffers keep theirs. The encoder comes frozen, the
     merger trainable.
@@ -160,17 +161,12 @@ def swap_vision_tower(
     tower = build_tower(vision_config, text_rms=_rms(embeddings, model.config.text_config.initializer_range))
     for parameter in tower.parameters():
         parameter.data = parameter.data.to(dtype or model.dtype)
-    tower.to(embeddings.device)
-    config = custom_config(model.config, vision_config)
-    config.dtype = model.config.dtype
-    with torch.device("meta"):
-        swapped = model_class(config)
-    swapped.model.visual = tower
-    swapped.model.language_model = model.model.language_model
-    swapped.lm_head = model.lm_head
-    swapped.generation_config = model.generation_config
-    swapped.name_or_path = model.name_or_path
-    return swapped.train(model.training)
+    model.model.visual = tower.to(embeddings.device)
+    # The custom class differs from the official one by its configuration class alone. A second model, to move the parts
+    # into, could not be built where DeepSpeed has partitioned this one.
+    model.__class__ = model_class
+    model.config = model.model.config = custom_config(model.config, vision_config)
+    return model.train(model.training)
 
 
 def _classes_for(config: PreTrainedConfig) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:

@@ -264,3 +264,12 @@ def test_adapter_with_whole_merger_and_encoder_loads_to_equal_logits(standin, tm
     loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, peft_model.eval()(**inputs).logits)
+
+
+def test_attention_backend_of_the_language_model_is_kept(standin):
+    model = AutoModelForImageTextToText.from_pretrained(standin, attn_implementation="eager")
+    vision_config = plan_vision_config(model.config, with_encoder("rad_dino"), AutoProcessor.from_pretrained(standin))
+    swapped = swap_vision_tower(model, vision_config)
+    assert swapped.model.language_model.config is swapped.config.text_config
+    assert swapped.config.text_config._attn_implementation == "eager"
+    assert swapped.config is swapped.model.config

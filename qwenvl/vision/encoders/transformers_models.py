@@ -1,9 +1,10 @@
 """Owns what all encoders of the Transformers library share, and the form hf:ORG/MODEL for those without a file here."""
 
+import importlib
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 from qwenvl.errors import UserError
@@ -133,7 +134,30 @@ def load_whole(model_class: Any, weights: str, config: PreTrainedConfig) -> PreT
     if missing:
         shown = ", ".join(missing[:NAMED_AT_MOST]) + (" ..." if len(missing) > NAMED_AT_MOST else "")
         raise UserError(f"{weights}: {len(missing)} weights of {type(model).__name__} are missing there: {shown}")
-    return model
+    return _unpartitioned(model)
+
+
+def _unpartitioned(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with whole weights: under ZeRO-3 `from_pretrained` leaves a share in each process.
+
+    The encoder is tried and hashed before DeepSpeed's engine exists, which then partitions it with the rest.
+    """
+    parameters = list(model.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return model
+    with importlib.import_module("deepspeed").zero.GatheredParameters(parameters):
+        state = {name: value.detach().to(torch.float32, copy=True) for name, value in model.state_dict().items()}
+    whole = type(model)(model.config).to(torch.float32)
+    whole.load_state_dict(state, strict=True)
+    return whole
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class that the library's AutoModel takes for a configuration."""
+    found = MODEL_MAPPING.get(type(config), None)
+    if found is None:
+        raise UserError(f"Transformers has no plain model for {config.model_type}; give the name of a vision model")
+    return found[0] if isinstance(found, tuple) else found
 
 
 def square(value: int | list[int]) -> tuple[int, int]:
@@ -194,7 +218,8 @@ class AnyTransformersEncoder(TransformersEncoder):
     def load_model(cls, model_type: str, values: dict, weights: str | None) -> PreTrainedModel:
         """Return whatever model the library builds for the configuration."""
         config = AutoConfig.for_model(model_type, **values)
-        return AutoModel.from_config(config) if weights is None else load_whole(AutoModel, weights, config)
+        model_class = _model_class(config)
+        return model_class(config) if weights is None else load_whole(model_class, weights, config)
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing | None:
@@ -205,7 +230,7 @@ class AnyTransformersEncoder(TransformersEncoder):
         """Count what the model gives beyond its patches, on the meta device."""
         height, width = square(getattr(config, "image_size", 224))
         with torch.device("meta"):
-            model = AutoModel.from_config(config)
+            model = _model_class(config)(config)
             tokens = model(torch.zeros(1, 3, height, width)).last_hidden_state
         if tokens.ndim != 3:
             raise UserError(
