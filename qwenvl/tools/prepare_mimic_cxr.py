@@ -24,7 +24,7 @@ from qwenvl.tools.mimic_studies import PRIORS, Converted, MimicOptions, Patient,
 from qwenvl.tools.mimic_tables import LABEL_TABLES, MimicTables, find_table, read_tables
 from qwenvl.tools.report_records import add_report_options, report_options
 from qwenvl.tools.reports import MIMIC_MARK
-from qwenvl.tools.split_files import SplitFiles, add_output_options
+from qwenvl.tools.split_files import SplitFiles, add_output_options, max_images
 
 _PATIENTS_PER_TASK = 100
 
@@ -86,6 +86,12 @@ def _options(args: argparse.Namespace) -> MimicOptions:
         raise UserError(
             "--llava_rad has findings of single images: give --reports for --views study, --prior, --labels or --target"
         )
+    if args.llava_rad and (args.split_csv or args.metadata_csv):
+        raise UserError("--llava_rad needs no tables: leave --split_csv and --metadata_csv out")
+    if args.allow_outside and not args.llava_rad:
+        raise UserError("--allow_outside is about paths in --llava_rad files: without them leave it out")
+    if args.labels_csv and not args.labels:
+        raise UserError("--labels_csv says where the table is, --labels which one it is: give both")
     root = Path(args.jpg_root).resolve()
     images = next((folder for folder in (root / "files", root) if any(folder.glob("p[0-9][0-9]"))), None)
     if images is None:
@@ -97,7 +103,7 @@ def _options(args: argparse.Namespace) -> MimicOptions:
         prefix=prefix,
         report=report_options(args, MIMIC_MARK),
         views=args.views,
-        max_images=args.max_images,
+        max_images=max_images(args),
         prior=args.prior,
         check_files=not args.no_file_check,
     )

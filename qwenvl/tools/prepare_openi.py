@@ -32,7 +32,7 @@ from qwenvl.tools.report_records import (
     user_text,
 )
 from qwenvl.tools.reports import OPENI_MARK
-from qwenvl.tools.split_files import SplitFiles, add_output_options
+from qwenvl.tools.split_files import SplitFiles, add_output_options, max_images
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _options(args: argparse.Namespace) -> OpeniOptions:
         raise UserError(f"--valid_percent {shares[0]:g} and --test_percent {shares[1]:g} leave nothing to train on")
     if args.views == "frontal" and not args.projections:
         raise UserError("Open-i does not say which films are frontal: give --projections, or --views study or image")
-    return OpeniOptions(report_options(args, OPENI_MARK), args.views, args.max_images)
+    return OpeniOptions(report_options(args, OPENI_MARK), args.views, max_images(args))
 
 
 class _Converter:

@@ -1,5 +1,6 @@
 """Owns what a converter leaves behind: one file of records a split, the list of what was dropped, and the counts."""
 
+import argparse
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_in
 
 SPLITS = ("train", "validate", "test")
 VIEWS = ("frontal", "image", "study")
+_MAX_IMAGES = 4
 _FILE_SUFFIX = {"train": "train", "validate": "valid", "test": "test"}
 
 
@@ -70,6 +72,13 @@ class SplitFiles:
         return rows + [(name, count) for name, count in self.stats["counts"].items() if count]
 
 
+def max_images(args: argparse.Namespace) -> int:
+    """Return the cap on the images of a record; raises `UserError` where it was given and would do nothing."""
+    if args.max_images is not None and args.views != "study":
+        raise UserError(f"--max_images does nothing with --views {args.views}: give --views study, or leave it out")
+    return args.max_images or _MAX_IMAGES
+
+
 def add_output_options(parser: ToolParser, out: str, views: str) -> None:
     """Add the options on the choice of images and on the output folder, with `out` and `views` as defaults."""
     group = parser.add_argument_group("images and output")
@@ -79,6 +88,6 @@ def add_output_options(parser: ToolParser, out: str, views: str) -> None:
         default=views,
         help="one frontal image a study, a record for each image, or the whole study, frontal first",
     )
-    group.add_argument("--max_images", type=positive_int, default=4, help="images a record with --views study")
+    group.add_argument("--max_images", type=positive_int, help="with --views study: images a record, 4 if not given")
     group.add_argument("--out", default=out, help="folder for the files of the splits, the dropped studies, the counts")
     group.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")

@@ -422,13 +422,21 @@ def test_statistics_hold_counts_and_no_text_of_a_report(tree: Tree, convert, tmp
         [],
         ["--reports", "r", "--llava_rad", "a.json"],
         ["--llava_rad", "a.json", "--prior", "both"],
-        ["--views", "side"],
+        ["--llava_rad", "a.json", "--split_csv", "a.csv"],
+        ["--reports", "r", "--views", "side"],
+        ["--reports", "r", "--max_images", "2"],
+        ["--reports", "r", "--allow_outside"],
+        ["--reports", "r", "--labels_csv", "a.csv"],
+        ["--reports", "r", "--min_words", "5", "--max_words", "4"],
+        ["--reports", "r", "--prompt", "<image> Go."],
     ],
 )
-def test_options_that_do_not_fit_are_refused(tree: Tree, tmp_path: Path, options: list[str]):
+def test_options_that_do_not_fit_or_would_do_nothing_are_refused(tree: Tree, tmp_path: Path, options: list[str]):
     root = tree.study(10000001, 50000001).write()
+    options = [str(root) if option == "r" else option for option in options]
     with pytest.raises(UserError):
         main(["--jpg_root", str(root), "--out", str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
 
 
 def test_run_by_path_it_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path: Path):
