@@ -19,11 +19,19 @@ class PixelLimits(Protocol):
     video_min_pixels: int | None
 
 
+_PIXEL_LIMITS = ("shortest_edge", "longest_edge")
+
+
+def takes_pixel_limits(media_processor: Any) -> bool:
+    """Whether the size of an image or video processor is a pair of limits to the number of pixels."""
+    return all(dict(media_processor.size).get(key) is not None for key in _PIXEL_LIMITS)
+
+
 def set_pixel_limits(processor: ProcessorMixin, limits: PixelLimits) -> None:
     """Set the limits on the processor, so that every later call and the saved processor obey them.
 
-    A processor whose size is no pair of pixel limits, as that of an encoder for pictures of one size, keeps its own.
-    Raises `UserError` for limits that contradict each other.
+    Raises `UserError` for limits that contradict each other, and for those given to an encoder that takes pictures of
+    one size.
     """
     _set_size(processor.image_processor, "", limits.min_pixels, limits.max_pixels)
     video_processor = processor.video_processor
@@ -42,11 +50,16 @@ def set_pixel_limits(processor: ProcessorMixin, limits: PixelLimits) -> None:
 
 
 def _set_size(media_processor: Any, prefix: str, min_pixels: int | None, max_pixels: int | None) -> None:
-    size = {key: dict(media_processor.size).get(key) for key in ("shortest_edge", "longest_edge")}
-    if None in size.values():
-        return
     given = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    size |= {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not takes_pixel_limits(media_processor):
+        if given:
+            raise UserError(
+                f"--{prefix}min_pixels and --{prefix}max_pixels have no effect: this vision encoder takes pictures of "
+                f"one size, {dict(media_processor.size)}; leave them out"
+            )
+        return
+    size = {key: dict(media_processor.size)[key] for key in _PIXEL_LIMITS} | given
     if size["shortest_edge"] > size["longest_edge"]:
         raise UserError(
             f"--{prefix}min_pixels {size['shortest_edge']} is above --{prefix}max_pixels {size['longest_edge']}"

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -15,13 +16,21 @@ from transformers import (
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
-from qwenvl.model.components import set_trainable
-from qwenvl.model.lora import add_lora
+from qwenvl.model.components import plain_tower_name, set_trainable
+from qwenvl.model.custom_vision import load_merger
+from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.train.argument import ModelArguments, TrainingArguments
+from qwenvl.vision import (
+    CUSTOM_MODEL_TYPES,
+    CustomVisionConfig,
+    CustomVisionTower,
+    custom_config,
+    swap_vision_tower,
+)
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", *CUSTOM_MODEL_TYPES)
 
 
 def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedConfig:
@@ -40,7 +49,7 @@ def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedCo
         raise UserError(f"{name_or_path}: {_why_not_loaded(name_or_path, error)}") from None
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
-            f"{name_or_path} is a {config.model_type} model; expected a Qwen3-VL ({', '.join(SUPPORTED_MODEL_TYPES)}), "
+            f"{name_or_path} is a {config.model_type} model; expected a Qwen3-VL, dense or MoE, "
             "such as Qwen/Qwen3-VL-4B-Instruct"
         )
     return config
@@ -69,29 +78,33 @@ def load_pretrained(
 
 
 def build_model(
-    model_args: ModelArguments, training_args: TrainingArguments, *, without_weights: bool = False
-) -> PreTrainedModel:
-    """Build the model to train: loaded, frozen where asked, with LoRA if asked.
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    vision_config: CustomVisionConfig | None = None,
+    *,
+    without_weights: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """Build the model to train: loaded, its encoder swapped if asked, frozen where asked, with LoRA if asked.
 
-    `without_weights` builds it on the meta device, where it takes no memory. Trainable parameters are float32, because
-    steps of a small learning rate vanish in bf16's eight bits; DeepSpeed keeps such a copy itself.
+    `vision_config` is that of a custom tower. `without_weights` builds on the meta device, where the model takes no
+    memory. Trainable parameters are float32, because steps of a small learning rate vanish in bf16's eight bits;
+    DeepSpeed keeps such a copy itself.
     """
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     logger.info("attention: %s (%s)", attention.backend, attention.reason)
+    dtype = compute_dtype(training_args)
     if without_weights:
         config = load_config(model_args.model_name_or_path, training_args.cache_dir)
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(
-                config, dtype=compute_dtype(training_args), attn_implementation=attention.by_sub_config
-            )
-        model.name_or_path = model_args.model_name_or_path
+        config = config if vision_config is None else custom_config(config, vision_config)
+        model = _build_on_meta(config, dtype, attention, model_args.model_name_or_path)
     else:
         model = load_pretrained(
-            model_args.model_name_or_path,
-            dtype=compute_dtype(training_args),
-            attention=attention,
-            cache_dir=training_args.cache_dir,
+            model_args.model_name_or_path, dtype=dtype, attention=attention, cache_dir=training_args.cache_dir
         )
+        if vision_config is not None:
+            model = swap_vision_tower(model, vision_config)
+        if model_args.vision_merger_path is not None:
+            load_merger(model, model_args.vision_merger_path)
     # A key-value cache hides the borders between packed samples and costs time; it has no use in training.
     model.config.use_cache = False
     model.config.text_config.use_cache = False
@@ -100,6 +113,17 @@ def build_model(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
+    return model
+
+
+def _build_on_meta(
+    config: PreTrainedConfig, dtype: torch.dtype, attention: Attention, name_or_path: str
+) -> PreTrainedModel:
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation=attention.by_sub_config
+        )
+    model.name_or_path = name_or_path
     return model
 
 
@@ -112,25 +136,31 @@ def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
 
 def _make_trainable(
     model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments
-) -> PreTrainedModel:
-    if training_args.lora_enable:
-        return add_lora(
+) -> PreTrainedModel | PeftModel:
+    tower = model.model.visual
+    unreachable: list[str] = []
+    if isinstance(tower, CustomVisionTower) and model_args.tune_mm_vision:
+        unreachable = [f"encoder.{name}" for name in tower.set_encoder_trainable(True)]
+    if model_args.tune_mm_llm and not training_args.lora_enable:
+        trainable = {"llm": True, "merger": model_args.tune_mm_mlp, "vision": model_args.tune_mm_vision}
+        set_trainable(model, trainable)
+    else:
+        lora = LoraSettings(
+            training_args.lora_r,
+            training_args.lora_alpha,
+            training_args.lora_dropout,
+            training_args.lora_target_modules,
+        )
+        model = add_adapter(
             model,
-            r=training_args.lora_r,
-            alpha=training_args.lora_alpha,
-            dropout=training_args.lora_dropout,
-            target_modules=training_args.lora_target_modules,
+            lora if training_args.lora_enable else None,
             train_merger=model_args.tune_mm_mlp,
             train_vision=model_args.tune_mm_vision,
+            save_vision=model_args.save_encoder,
         )
-    set_trainable(
-        model,
-        {
-            "llm": model_args.tune_mm_llm,
-            "merger": model_args.tune_mm_mlp,
-            "vision": model_args.tune_mm_vision,
-        },
-    )
+    for name, parameter in model.named_parameters():
+        if plain_tower_name(name) in unreachable:
+            parameter.requires_grad_(False)
     return model
 
 

@@ -33,6 +33,15 @@ def component_of(parameter_name: str) -> str:
     return "vision" if _VISION.search(parameter_name) else "llm"
 
 
+def plain_tower_name(parameter_name: str) -> str:
+    """Return the name of a parameter as the tower itself has it (`merger.proj.weight`), or "" if it is not the tower's.
+
+    Wrappers put words before `visual.`; PEFT also puts some between a module that it trains whole and its parameters.
+    """
+    _, tower, name = parameter_name.partition("visual.")
+    return name.replace(".modules_to_save.default", "") if tower else ""
+
+
 def named_component_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Yield (component, name, parameter) for each parameter that the forward pass uses, each once."""
     for name, parameter in model.named_parameters():

@@ -1,13 +1,15 @@
-"""Owns LoRA: from the run's arguments to a PEFT model whose adapter carries the trained merger (and encoder) along."""
+"""Owns the adapter: LoRA on the language model, and the merger (and encoder) that are trained whole beside it."""
 
 import re
+from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers import PreTrainedModel
 
 from qwenvl.errors import UserError
-from qwenvl.model.components import module_names
+from qwenvl.model.components import module_names, named_component_parameters
 
 
 def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
@@ -35,32 +37,48 @@ def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
     return rf".*\.language_model\..*\.({'|'.join(map(re.escape, wanted))})"
 
 
-def add_lora(
+@dataclass(frozen=True)
+class LoraSettings:
+    """Rank, scale (alpha / r) and input dropout of LoRA, and the linear layers that get it."""
+
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: str
+
+
+def add_adapter(
     model: PreTrainedModel,
+    lora: LoraSettings | None,
     *,
-    r: int,
-    alpha: int,
-    dropout: float,
-    target_modules: str,
     train_merger: bool,
     train_vision: bool,
+    save_vision: bool = False,
 ) -> PeftModel:
-    """Freeze the model, add LoRA to its language model, and make the merger and the vision encoder trainable if asked.
+    """Freeze the model and add what is trained: LoRA on the language model if given, merger and encoder if asked.
 
     What is trained whole goes into PEFT's `modules_to_save`, so the adapter folder holds it and a plain
-    `PeftModel.from_pretrained(base, folder)` restores it. LoRA is https://arxiv.org/abs/2106.09685.
+    `PeftModel.from_pretrained(base, folder)` restores it; `save_vision` puts a frozen encoder there, too. LoRA is
+    https://arxiv.org/abs/2106.09685.
     """
-    trained_whole = []
+    kept_whole = []
     if train_merger:
-        trained_whole += module_names(model, "merger")
-    if train_vision:
-        trained_whole += module_names(model, "vision")
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=lora_target_pattern(model, target_modules),
-        modules_to_save=trained_whole or None,
-    )
-    return get_peft_model(model, config)
+        kept_whole += module_names(model, "merger")
+    if train_vision or save_vision:
+        kept_whole += module_names(model, "vision")
+    if lora is None:
+        config = LoraConfig(task_type="CAUSAL_LM", target_modules=DUMMY_TARGET_MODULES, modules_to_save=kept_whole)
+    else:
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora_target_pattern(model, lora.target_modules),
+            modules_to_save=kept_whole or None,
+        )
+    adapted = get_peft_model(model, config)
+    if not train_vision:
+        for component, _, parameter in named_component_parameters(adapted):
+            parameter.requires_grad_(parameter.requires_grad and component != "vision")
+    return adapted

@@ -16,9 +16,7 @@ from PIL import Image
 from qwenvl.train.param_groups import format_table
 from qwenvl.train.train_qwen import train
 
-_WORDS = (
-    "the lungs are clear and heart size is normal with no pleural effusion or focal opacity in left right lobe".split()
-)
+_ANSWER = "the lungs are clear, the heart is of normal size and there is no pleural effusion or focal opacity"
 
 
 def write_films(folder: Path, count: int, size: tuple[int, int], words: int) -> Path:
@@ -29,7 +27,7 @@ def write_films(folder: Path, count: int, size: tuple[int, int], words: int) -> 
         pixels = random.integers(0, 255, (size[0] // 8, size[1] // 8), dtype=np.uint8)
         name = f"film_{index:05d}.jpg"
         Image.fromarray(pixels).resize((size[1], size[0])).save(folder / name)
-        answer = " ".join(random.choice(_WORDS, words))
+        answer = " ".join(random.choice(_ANSWER.split(), words))
         records.append(
             {
                 "image": name,

@@ -5,11 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
+from transformers import ProcessorMixin, Qwen2VLImageProcessor
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
 from qwenvl.train.distributed import join_deepspeed_processes_on_cpu
 
+OFFICIAL_PIXEL_LIMITS = {
+    "max_pixels": 28 * 28 * 576,
+    "min_pixels": 28 * 28 * 16,
+    "video_max_pixels": 28 * 28 * 1024,
+    "video_min_pixels": 28 * 28 * 256,
+}
 CUSTOM_VISION_FLAGS = (
     "custom_vision_pretrained_path",
     "custom_vision_input",
@@ -109,16 +116,16 @@ class DataArguments:
         default=False,
         metadata={"help": "Fill rows up to --model_max_length with whole samples, planned from image headers."},
     )
-    max_pixels: int = field(default=28 * 28 * 576, metadata={"help": "Most pixels of an image after resizing."})
-    min_pixels: int = field(default=28 * 28 * 16, metadata={"help": "Fewest pixels of an image after resizing."})
+    max_pixels: int | None = field(default=None, metadata={"help": "Most pixels of an image after resizing (451584)."})
+    min_pixels: int | None = field(default=None, metadata={"help": "Fewest pixels of an image after resizing (12544)."})
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
     video_max_frames: int = field(default=8, metadata={"help": "Most frames sampled from a video."})
     video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled from a video."})
-    video_max_pixels: int = field(
-        default=1024 * 28 * 28, metadata={"help": "Most pixels of a video after resizing, over all its frames."}
+    video_max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of a video after resizing, over all its frames (802816)."}
     )
-    video_min_pixels: int = field(
-        default=256 * 28 * 28, metadata={"help": "Fewest pixels of a video after resizing, over all its frames."}
+    video_min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels of a video after resizing, over all its frames (200704)."}
     )
     bad_sample_policy: str = field(
         default="error",
@@ -138,20 +145,28 @@ class DataArguments:
             raise UserError(f"--bad_sample_policy {self.bad_sample_policy!r} is unknown; choose error or skip")
         if self.max_bad_samples < 0:
             raise UserError(f"--max_bad_samples {self.max_bad_samples}: give 0 or more")
-        for low, high in (
-            ("min_pixels", "max_pixels"),
-            ("video_min_pixels", "video_max_pixels"),
-            ("video_min_frames", "video_max_frames"),
-        ):
-            smallest, largest = getattr(self, low), getattr(self, high)
-            if not 0 < smallest <= largest:
-                raise UserError(f"--{low} {smallest} and --{high} {largest}: expected 0 < {low} <= {high}")
+        if self.video_min_frames > self.video_max_frames:
+            raise UserError(
+                f"--video_min_frames {self.video_min_frames} is above --video_max_frames {self.video_max_frames}"
+            )
+        for name in OFFICIAL_PIXEL_LIMITS:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)}: give a number of pixels above 0")
         if self.video_min_frames < 2:
             raise UserError(
                 f"--video_min_frames {self.video_min_frames}: Qwen3-VL reads frames in pairs; give 2 or more"
             )
         if self.video_fps <= 0:
             raise UserError(f"--video_fps {self.video_fps}: give a number above 0")
+
+    def fill_pixel_limits(self, processor: ProcessorMixin) -> None:
+        """Give limits that were left out the official repository's values, except to encoders that have their own."""
+        image_processor = processor.image_processor
+        # A custom tower that takes the official processor's pixels keeps that processor's settings under `official`.
+        official = isinstance(image_processor, Qwen2VLImageProcessor) or getattr(image_processor, "official", None)
+        for name, value in OFFICIAL_PIXEL_LIMITS.items():
+            if official and getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 @dataclass

@@ -18,9 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
-from qwenvl.model.build import load_pretrained, load_processor
+from qwenvl.model.build import load_config, load_pretrained, load_processor
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.distributed import barrier
+from qwenvl.vision import CUSTOM_MODEL_TYPES, swap_vision_tower
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _FIXED_FOR_RESUME = (
     "lora_r",
     "lora_alpha",
     "lora_target_modules",
+    "custom_vision_encoder",
+    "vision_merger",
 )
 _SECRET = re.compile(r"token|password|secret", re.IGNORECASE)
 
@@ -188,10 +191,10 @@ def load_checkpoint(
     """
     folder = Path(folder)
     attention = resolve_attention(attn_implementation)
-    adapter_config = folder / ADAPTER_CONFIG_NAME
-    if adapter_config.is_file():
-        recorded = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        model = load_pretrained(base_model or recorded, dtype=dtype, attention=attention)
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        adapter = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+        model = load_pretrained(base_model or adapter["base_model_name_or_path"], dtype=dtype, attention=attention)
+        model = _with_tower_of(model, folder, adapter["modules_to_save"] or [])
         model = PeftModel.from_pretrained(model, str(folder))
     elif (folder / "config.json").is_file():
         model = load_pretrained(str(folder), dtype=dtype, attention=attention)
@@ -201,3 +204,14 @@ def load_checkpoint(
         raise UserError(f"{folder} holds no trained model ({' or '.join(_MODEL_CONFIG_NAMES)}); {remedy}")
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval(), load_processor(str(folder))
+
+
+def _with_tower_of(model: PreTrainedModel, folder: Path, saved_modules: list[str]) -> PreTrainedModel:
+    """Give a base model the custom tower that an adapter was trained with, if it was and the base has it not yet."""
+    if not (folder / "config.json").is_file() or model.config.model_type in CUSTOM_MODEL_TYPES:
+        return model
+    vision_config = load_config(str(folder)).vision_config
+    if "visual.encoder" in saved_modules:
+        # The adapter brings the encoder's weights: those that it was trained from are not needed.
+        vision_config.encoder_weights = None
+    return swap_vision_tower(model, vision_config)

@@ -10,8 +10,9 @@ from qwenvl.model.components import component_sizes
 _GIB = 2**30
 # What the CUDA context, the kernels' workspaces and the allocator's rounding take beside tensors.
 _OVERHEAD_GIB = 1.5
-# Per supervised token and word: logits in half precision and in float32, and the gradients of both.
-_LOGIT_BYTES = 2 + 4 + 2 + 4
+# Per supervised token and word: logits and their gradient, both float32 as Accelerate hands them on.
+_LOGIT_BYTES = 4 + 4
+_USUAL_EXPANSION, _USUAL_DEPTH = 4, 12
 
 
 @dataclass(frozen=True)
@@ -88,5 +89,6 @@ def _text_activations(config: PreTrainedConfig, tokens: int, element_size: int, 
 
 def _vision_activations(config: PreTrainedConfig, patches: int, element_size: int, keeps_layers: bool) -> float:
     hidden = config.hidden_size
-    one_layer = 10 * hidden + 2 * config.intermediate_size
-    return patches * one_layer * element_size * (config.depth if keeps_layers else 1)
+    # A custom encoder does not say its depth and inner width in one way: the usual ones are taken.
+    one_layer = 10 * hidden + 2 * getattr(config, "intermediate_size", _USUAL_EXPANSION * hidden)
+    return patches * one_layer * element_size * (getattr(config, "depth", _USUAL_DEPTH) if keeps_layers else 1)

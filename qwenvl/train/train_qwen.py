@@ -19,6 +19,7 @@ from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, load_config, load_processor
+from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments, check_arguments
 from qwenvl.train.callbacks import StopOnSigterm
 from qwenvl.train.checkpoint import (
@@ -31,9 +32,10 @@ from qwenvl.train.checkpoint import (
     run_arguments,
 )
 from qwenvl.train.distributed import barrier
-from qwenvl.train.plan import report_plan
 from qwenvl.train.param_groups import component_table
+from qwenvl.train.plan import report_plan
 from qwenvl.train.trainer import QwenVLTrainer
+from qwenvl.vision import swap_processor
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +46,22 @@ def train(argv: list[str] | None = None) -> None:
     configure_logging(training_args)
     check_arguments(model_args, data_args, training_args)
     arguments = run_arguments(model_args, data_args, training_args)
-    load_config(model_args.model_name_or_path, training_args.cache_dir)
+    base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
     set_seed(training_args.seed)
     processor = load_processor(model_args.model_name_or_path, training_args.cache_dir)
+    vision_config = plan_custom_vision(model_args, base_config, processor)
+    if vision_config is not None:
+        processor = swap_processor(processor, vision_config)
+    data_args.fill_pixel_limits(processor)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     data = make_supervised_data_module(processor, data_args, training_args, varlen=attention.backend == "varlen")
     check_media(model_args, data)
-    model = build_model(model_args, training_args, without_weights=training_args.dry_run)
+    model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
     logger.info("what is trained:\n%s", table)
-    report_plan(model, data, training_args)
+    report_plan(model, data, data_args, training_args)
     if training_args.dry_run:
         logger.info("a dry run: nothing was trained")
         return

@@ -23,6 +23,7 @@ from qwenvl.train.distributed import sum_over_processes
 from qwenvl.train.loss import supervised_loss, supervised_targets
 from qwenvl.train.metrics import ThroughputMeter, gradient_norms
 from qwenvl.train.param_groups import build_param_groups
+from qwenvl.vision import CUSTOM_MODEL_TYPES
 
 
 class EpochDataLoader(DataLoader):
@@ -201,4 +202,8 @@ class QwenVLTrainer(Trainer):
         """Save the model (or adapter), the processor and the run's arguments."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            write_run_arguments(output_dir or self.args.output_dir, self.run_arguments)
+            folder = output_dir or self.args.output_dir
+            write_run_arguments(folder, self.run_arguments)
+            if self.model.config.model_type in CUSTOM_MODEL_TYPES:
+                # An adapter folder has no model configuration; here it names the tower that the base model lacks.
+                self.model.config.save_pretrained(folder)

@@ -123,6 +123,7 @@ def custom_config(base_config: PreTrainedConfig, vision_config: CustomVisionConf
     # A copy, not a new one: a constructor would reset the attention backends that were chosen for the text part.
     config = copy.copy(base_config)
     config.__class__ = config_class
+    config.model_type = config_class.model_type
     config.vision_config = vision_config
     return config
 

@@ -86,7 +86,11 @@ def test_limits_that_contradict_each_other_are_refused(own_processor: ProcessorM
         set_pixel_limits(own_processor, SimpleNamespace(**FLAGS | flags))
 
 
-def test_a_processor_for_pictures_of_one_size_keeps_it(own_processor: ProcessorMixin):
+def test_a_processor_for_pictures_of_one_size_keeps_it_and_refuses_limits(own_processor: ProcessorMixin):
     own_processor.image_processor.size = {"height": 518, "width": 518}
-    set_pixel_limits(own_processor, SimpleNamespace(**FLAGS))
+    own_processor.video_processor.size = {"height": 518, "width": 518}
+    unset = dict.fromkeys(("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels"))
+    set_pixel_limits(own_processor, SimpleNamespace(**FLAGS | unset))
     assert dict(own_processor.image_processor.size)["height"] == 518
+    with pytest.raises(UserError, match="--max_pixels have no effect"):
+        set_pixel_limits(own_processor, SimpleNamespace(**FLAGS))

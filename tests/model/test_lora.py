@@ -1,13 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from qwenvl.errors import UserError
 from qwenvl.model.components import component_sizes
-from qwenvl.model.lora import add_lora
+from qwenvl.model.lora import LoraSettings, add_adapter
 
-SETTINGS = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "q_proj,k_proj,v_proj,o_proj"}
+LORA = LoraSettings(r=2, alpha=4, dropout=0.0, target_modules="q_proj,k_proj,v_proj,o_proj")
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def test_lora_touches_the_language_model_alone(model: PreTrainedModel) -> None:
     # An encoder whose layers are called as the language model's.
     model.model.visual.blocks[0].q_proj = type(model.lm_head)(4, 4)
 
-    lora = add_lora(model, **SETTINGS, train_merger=False, train_vision=False)
+    lora = add_adapter(model, LORA, train_merger=False, train_vision=False)
 
     adapted = [name for name, _ in lora.named_parameters() if "lora_" in name]
     assert adapted
@@ -29,7 +31,7 @@ def test_lora_touches_the_language_model_alone(model: PreTrainedModel) -> None:
 def test_the_merger_is_trained_whole_beside_lora(model: PreTrainedModel) -> None:
     before = component_sizes(model)
 
-    sizes = component_sizes(add_lora(model, **SETTINGS, train_merger=True, train_vision=False))
+    sizes = component_sizes(add_adapter(model, LORA, train_merger=True, train_vision=False))
 
     assert sizes["merger"].trainable == before["merger"].total
     assert sizes["vision"].trainable == 0
@@ -39,14 +41,14 @@ def test_the_merger_is_trained_whole_beside_lora(model: PreTrainedModel) -> None
 def test_the_encoder_is_trained_whole_beside_lora(model: PreTrainedModel) -> None:
     before = component_sizes(model)
 
-    sizes = component_sizes(add_lora(model, **SETTINGS, train_merger=False, train_vision=True))
+    sizes = component_sizes(add_adapter(model, LORA, train_merger=False, train_vision=True))
 
     assert sizes["vision"].trainable == before["vision"].total
     assert sizes["merger"].trainable == 0
 
 
 def test_all_linear_reaches_every_linear_layer_of_the_language_model(model: PreTrainedModel) -> None:
-    lora = add_lora(model, **SETTINGS | {"target_modules": "all-linear"}, train_merger=False, train_vision=False)
+    lora = add_adapter(model, replace(LORA, target_modules="all-linear"), train_merger=False, train_vision=False)
 
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in lora.named_parameters() if ".lora_" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -55,4 +57,20 @@ def test_all_linear_reaches_every_linear_layer_of_the_language_model(model: PreT
 @pytest.mark.parametrize("targets", ["qkv", "q_proj,w_pack", ""])
 def test_a_target_that_matches_nothing_is_an_error_that_lists_the_layers(model: PreTrainedModel, targets: str) -> None:
     with pytest.raises(UserError, match="q_proj"):
-        add_lora(model, **SETTINGS | {"target_modules": targets}, train_merger=False, train_vision=False)
+        add_adapter(model, replace(LORA, target_modules=targets), train_merger=False, train_vision=False)
+
+
+def test_without_lora_the_adapter_holds_what_is_trained_whole_and_nothing_else(model: PreTrainedModel) -> None:
+    sizes = component_sizes(add_adapter(model, None, train_merger=True, train_vision=False))
+
+    assert sizes["merger"].trainable == sizes["merger"].total
+    assert sizes["llm"].trainable == sizes["vision"].trainable == 0
+
+
+def test_a_frozen_encoder_can_be_saved_with_the_adapter(model: PreTrainedModel, tmp_path: Path) -> None:
+    adapted = add_adapter(model, LORA, train_merger=True, train_vision=False, save_vision=True)
+    adapted.save_pretrained(tmp_path)
+
+    assert component_sizes(adapted)["vision"].trainable == 0
+    with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
+        assert any(".visual.blocks." in name for name in file.keys())  # noqa: SIM118

@@ -46,8 +46,8 @@ def write_records(path: Path, records: list) -> Path:
 
 
 def command_line(**flags: object) -> list[str]:
-    """Turn flags into the command line of train_qwen.py."""
-    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    """Turn flags into the command line of train_qwen.py; None leaves a flag out."""
+    return [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def losses(output_dir: Path) -> list[float]:

@@ -35,7 +35,6 @@ def fails(
             shutil.copy(media / name, tmp_path)
         arguments = {"model_name_or_path": standin, "dataset_use": path, "output_dir": tmp_path / "run"}
         arguments |= RECIPE | flags
-        arguments = {name: value for name, value in arguments.items() if value is not None}
         monkeypatch.setattr("sys.argv", ["train_qwen.py", *command_line(**arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
@@ -96,6 +95,7 @@ def test_a_bad_file_or_record_is_named_with_its_place(
             {"tune_mm_llm": False, "tune_mm_mlp": False, "lora_enable": False, "mm_projector_lr": None},
             ["nothing would be trained"],
         ),
+        ({"min_pixels": 20000}, ["--min_pixels 20000 is above --max_pixels 16384"]),
         ({"attn_implementation": "fast"}, ["fast", "sdpa"]),
         ({"attn_implementation": "flash_attention_2"}, ["flash-attn is not installed"]),
         ({"model_name_or_path": "nowhere"}, ["nowhere"]),

@@ -17,7 +17,7 @@ from tests.train.conftest import losses
 Run = Callable[..., Path]
 
 
-def _logits(model: torch.nn.Module, processor: ProcessorMixin, media: Path) -> torch.Tensor:
+def logits_of(model: torch.nn.Module, processor: ProcessorMixin, media: Path) -> torch.Tensor:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     with Image.open(media / "wide.png") as picture:
@@ -30,12 +30,12 @@ def test_an_adapter_loads_alike_by_us_and_by_plain_peft(run_training: Run, stand
     folder = run_training()
 
     model, processor = load_checkpoint(folder, device="cpu")
-    ours = _logits(model, processor, media)
+    ours = logits_of(model, processor, media)
     plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(standin), folder)
 
-    torch.testing.assert_close(_logits(plain, processor, media), ours, rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(plain, processor, media), ours, rtol=0, atol=0)
     untrained = AutoModelForImageTextToText.from_pretrained(standin)
-    assert (_logits(untrained, processor, media) - ours).abs().max() > 1e-3
+    assert (logits_of(untrained, processor, media) - ours).abs().max() > 1e-3
 
 
 def test_a_fully_tuned_model_is_a_plain_transformers_folder(run_training: Run, media: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_fully_tuned_model_is_a_plain_transformers_folder(run_training: Run, m
     model, processor = load_checkpoint(folder, device="cpu")
 
     plain = AutoModelForImageTextToText.from_pretrained(folder)
-    torch.testing.assert_close(_logits(plain, processor, media), _logits(model, processor, media), rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(plain, processor, media), logits_of(model, processor, media), rtol=0, atol=0)
 
 
 def test_a_checkpoint_holds_the_same_model_as_the_output_folder(run_training: Run, media: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_checkpoint_holds_the_same_model_as_the_output_folder(run_training: Ru
 
     last, final = (load_checkpoint(path, device="cpu") for path in (folder / "checkpoint-3", folder))
 
-    torch.testing.assert_close(_logits(*last, media), _logits(*final, media), rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(*last, media), logits_of(*final, media), rtol=0, atol=0)
 
 
 def test_the_processor_in_a_checkpoint_keeps_the_pixel_limits(run_training: Run) -> None:

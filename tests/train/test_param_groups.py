@@ -6,7 +6,7 @@ from transformers import AutoModelForImageTextToText
 
 from qwenvl.errors import UserError
 from qwenvl.model.components import set_trainable
-from qwenvl.model.lora import add_lora
+from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.train.param_groups import build_param_groups, component_table
 
 RATES = {"vision": 1e-6, "merger": 1e-5, "llm": 2e-5}
@@ -49,7 +49,7 @@ def test_a_frozen_model_is_an_error(model: nn.Module) -> None:
 
 
 def test_under_lora_the_untrained_copy_of_the_merger_is_in_no_group(model: nn.Module) -> None:
-    lora = add_lora(model, r=2, alpha=4, dropout=0.0, target_modules="q_proj", train_merger=True, train_vision=False)
+    lora = add_adapter(model, LoraSettings(2, 4, 0.0, "q_proj"), train_merger=True, train_vision=False)
 
     names = {id(parameter): name for name, parameter in lora.named_parameters()}
     grouped = [names[id(p)] for group in build_param_groups(lora, RATES, 0.1) for p in group["params"]]

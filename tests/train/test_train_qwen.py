@@ -33,14 +33,25 @@ def test_the_merger_and_the_adapter_change_and_nothing_else(run_training: Run, s
     assert any(tensor.abs().max() > 0 for name, tensor in saved.items() if "lora_B" in name)
 
 
-def test_without_lora_only_the_asked_for_component_changes(run_training: Run, standin: Path) -> None:
+def test_the_merger_alone_is_trained_and_saved_as_an_adapter(run_training: Run, standin: Path) -> None:
     before = AutoModelForImageTextToText.from_pretrained(standin).state_dict()
 
-    folder = run_training(lora_enable=False, tune_mm_llm=False, per_device_train_batch_size=4)
+    saved = load_file(run_training(lora_enable=False, tune_mm_llm=False) / "adapter_model.safetensors")
+
+    assert {name.removeprefix("base_model.model.") for name in saved} == {name for name in before if "merger" in name}
+    assert any(
+        not torch.equal(tensor, before[name.removeprefix("base_model.model.")]) for name, tensor in saved.items()
+    )
+
+
+def test_full_fine_tuning_changes_the_language_model_and_not_what_is_frozen(run_training: Run, standin: Path) -> None:
+    before = AutoModelForImageTextToText.from_pretrained(standin).state_dict()
+
+    folder = run_training(lora_enable=False, tune_mm_mlp=False, mm_projector_lr=None)
 
     after = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if "merger" in name}
+    assert changed == {name for name in before if "visual" not in name}
 
 
 def test_the_vision_encoder_is_trained_when_asked(run_training: Run, standin: Path) -> None:

@@ -1,0 +1,187 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Dinov2Config, Dinov2Model
+
+from demo.standin import build_standin
+from qwenvl import load_checkpoint
+from qwenvl.errors import UserError
+from tests.train.conftest import losses
+from tests.train.test_checkpoint import logits_of
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a small Dinov2 with random weights, in the layout of microsoft/rad-dino."""
+    folder = tmp_path_factory.mktemp("encoders") / "rad-dino"
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=7
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def swap(encoder: Path) -> dict:
+    """Return the flags that swap the encoder; pixel limits are the encoder's own."""
+    return {
+        "custom_vision_encoder": "rad_dino",
+        "custom_vision_pretrained_path": encoder,
+        "max_pixels": None,
+        "min_pixels": None,
+    }
+
+
+def test_only_the_merger_and_the_adapter_are_trained_and_saved(run_training: Run, swap: dict) -> None:
+    saved = load_file(run_training(**swap) / "adapter_model.safetensors")
+
+    whole = {name for name in saved if "lora_" not in name}
+    assert whole == {f"base_model.model.model.visual.merger.proj.{kind}" for kind in ("weight", "bias")}
+    assert all(".language_model." in name for name in saved if "lora_" in name)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"custom_vision_input": "qwen"},
+        {"vision_layer": -2, "vision_prefix_tokens": True, "vision_merger": "mlp2"},
+        {"tune_mm_vision": True, "vision_tower_lr": 1e-3},
+        {"save_encoder": True},
+        {"lora_enable": False},
+        {"lora_enable": False, "tune_mm_llm": False},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_rebuilds_the_swapped_model_without_any_flag(
+    run_training: Run, swap: dict, media: Path, flags: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flags.get("custom_vision_input") == "qwen":
+        swap = swap | {"max_pixels": 16384, "min_pixels": 1024}
+    folder = run_training(**swap | flags, save_strategy="steps", save_steps=3)
+
+    first, second = (load_checkpoint(place, device="cpu") for place in (folder, folder / "checkpoint-3"))
+
+    torch.testing.assert_close(logits_of(*first, media), logits_of(*second, media), rtol=0, atol=0)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["vision_config"]["deepstack_visual_indexes"] == []
+
+
+def test_a_frozen_encoder_is_named_and_its_weights_are_checked(
+    run_training: Run, swap: dict, encoder: Path, tmp_path: Path
+) -> None:
+    folder = run_training(**swap)
+    vision_config = json.loads((folder / "config.json").read_text())["vision_config"]
+    assert vision_config["encoder_weights"] == str(encoder)
+    assert not any(".encoder." in name for name in load_file(folder / "adapter_model.safetensors"))
+
+    torch.manual_seed(1)
+    Dinov2Model(Dinov2Config.from_pretrained(encoder)).save_pretrained(tmp_path / "other")
+    vision_config["encoder_weights"] = str(tmp_path / "other")
+    whole = json.loads((folder / "config.json").read_text()) | {"vision_config": vision_config}
+    (folder / "config.json").write_text(json.dumps(whole))
+
+    with pytest.raises(UserError, match="not the weights that the tower was trained with"):
+        load_checkpoint(folder, device="cpu")
+
+
+def test_a_checkpoint_with_the_encoder_needs_its_source_no_more(
+    run_training: Run, swap: dict, encoder: Path, media: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    encoder_copy = tmp_path / "encoder"
+    encoder_copy.mkdir()
+    for path in encoder.iterdir():
+        (encoder_copy / path.name).write_bytes(path.read_bytes())
+    folder = run_training(**swap | {"custom_vision_pretrained_path": encoder_copy, "save_encoder": True})
+    before = logits_of(*load_checkpoint(folder, device="cpu"), media)
+
+    encoder_copy.rename(moved)
+
+    torch.testing.assert_close(logits_of(*load_checkpoint(folder, device="cpu"), media), before, rtol=0, atol=0)
+
+
+def test_parameters_that_no_gradient_reaches_stay_frozen_and_the_run_goes_on(run_training: Run, swap: dict) -> None:
+    folder = run_training(**swap, tune_mm_vision=True, vision_tower_lr=1e-3, vision_layer=-2, max_steps=4)
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert any(".visual.encoder." in name for name in saved)
+    assert len(losses(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"tune_mm_vision": True, "vision_tower_lr": 1e-3}, {"save_encoder": True}], ids=str
+)
+def test_a_resumed_run_with_a_custom_encoder_repeats_the_uninterrupted_one(
+    run_training: Run, swap: dict, tmp_path: Path, flags: dict
+) -> None:
+    steps = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "data_packing": True} | flags
+    whole = run_training("whole", **swap, **steps)
+    (tmp_path / "interrupted").mkdir()
+    (whole / "checkpoint-2").rename(tmp_path / "interrupted" / "checkpoint-2")
+
+    resumed = run_training("interrupted", **swap, **steps, resume_from_checkpoint="auto")
+
+    assert losses(resumed) == losses(whole)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (whole, resumed))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_stage_two_starts_from_the_merger_of_stage_one(run_training: Run, swap: dict) -> None:
+    stage_one = run_training("one", **swap, tune_mm_llm=False, lora_enable=False)
+
+    stage_two = run_training("two", **swap, vision_merger_path=stage_one, max_steps=1, mm_projector_lr=0.0)
+
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (stage_one, stage_two))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert any("lora_" in name for name in second)
+
+
+def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
+    run_training: Run, swap: dict, tmp_path: Path, media: Path
+) -> None:
+    for name, shape in {"8b": {"hidden_size": 96, "tie_word_embeddings": False}, "moe": {"moe": True}}.items():
+        base = build_standin(tmp_path / name, **shape)
+        folder = run_training(f"run_{name}", **swap, model_name_or_path=base)
+
+        config = json.loads((folder / "config.json").read_text())
+        assert config["vision_config"]["out_hidden_size"] == config["text_config"]["hidden_size"]
+        assert logits_of(*load_checkpoint(folder, device="cpu"), media).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"custom_vision_encoder": "rad_dion"}, "rad_dino"),
+        ({"custom_vision_pretrained_path": "nowhere/rad-dino"}, "nowhere/rad-dino"),
+        ({"vision_input_size": "wide"}, "--vision_input_size wide"),
+        ({"vision_input_size": "30"}, "no multiple of the patch"),
+        ({"vision_merger": "cubic"}, "--vision_merger cubic"),
+        ({"custom_vision_input": "raw"}, "--custom_vision_input raw"),
+        ({"vision_merger_path": "nowhere"}, "--vision_merger_path nowhere"),
+        ({"max_pixels": 4096}, "--max_pixels"),
+        ({"custom_vision_encoder": None}, "name one by --custom_vision_encoder"),
+        ({"model_max_length": 40}, "tokens are more than --model_max_length 40"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(run_training: Run, swap: dict, flags: dict, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        run_training(**swap | flags)
+
+
+def test_a_dry_run_counts_the_tokens_of_the_encoder(
+    run_training: Run, swap: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="qwenvl"):
+        run_training(**swap, dry_run=True)
+
+    assert "tokens a step" in caplog.text
