@@ -4,6 +4,7 @@ from types import ModuleType
 
 import numpy as np
 
+from qwenvl.data.grayscale import GreyRange, dicom_to_uint8
 from qwenvl.errors import UserError
 
 _PREAMBLE = 128
@@ -24,30 +25,17 @@ def dicom_size(path: str) -> tuple[int, int]:
 
 
 def dicom_pixels(path: str) -> np.ndarray:
-    """Return the first frame: grey values (H, W) of any range with high meaning white, or 8-bit colour (H, W, 3).
+    """Return the first frame as a viewer shows it: grey (H, W) or colour (H, W, 3), uint8.
 
     Grey goes through the modality LUT (or slope and intercept), then the first VOI LUT or window, and MONOCHROME1 is
-    turned over: the order of DICOM PS3.4 annex N.2, of which `pixel_array` does nothing.
-    Raises `UserError` without pydicom; whatever pydicom raises where the file is damaged or a decoder is missing.
+    turned over: the order of DICOM PS3.4 annex N.2, of which `pixel_array` does nothing. Without a window the levels
+    are spread from the darkest to the brightest. Raises `UserError` without pydicom, `ValueError` for a damaged file.
     """
-    pydicom = _pydicom(path)
-    from pydicom import pixels
-
-    dataset = pydicom.dcmread(path)
-    if "PixelData" not in dataset:
-        raise ValueError("it is a DICOM file without pixels")
+    dataset = _pydicom(path).dcmread(path)
     try:
-        values = pixels.pixel_array(dataset, index=0)
-    except (RuntimeError, NotImplementedError) as error:
-        syntax = dataset.file_meta.TransferSyntaxUID.name
-        raise ValueError(f"no decoder for its {syntax} pixels; the extra `medical` brings more: {error}") from error
-    kind = dataset.PhotometricInterpretation
-    if kind == "PALETTE COLOR":
-        values = pixels.apply_color_lut(values, dataset)
-    if values.ndim == 3:
-        return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
-    values = pixels.apply_voi_lut(pixels.apply_modality_lut(values, dataset), dataset)
-    return values.max() - values if kind == "MONOCHROME1" else values
+        return dicom_to_uint8(dataset, GreyRange("window"), frame=0)
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def _pydicom(path: str) -> ModuleType:

@@ -33,10 +33,11 @@ def load_image(path: str) -> Image.Image:
     """Read an image file (the first frame of several) as an upright RGB picture.
 
     - Transparent parts show white, as in qwen-vl-utils.
-    - Values deeper than 8 bits (16-bit, 32-bit, float, DICOM) are spread linearly from the smallest to the largest of
-      the picture over 0..255. The depth of the file would not do: 12-bit films in 16-bit files would come out nearly
+    - Values deeper than 8 bits (16-bit, 32-bit, float) are spread linearly from the smallest to the largest of the
+      picture over 0..255. The depth of the file would not do: 12-bit films in 16-bit files would come out nearly
       black, and scanners store offsets. So a grey value is relative to its picture; who needs absolute values writes
       8-bit files. A picture of one value is black, NaN too.
+    - DICOM is shown through its own window.
     - The EXIF orientation is applied.
 
     Raises `ImageError`, and `UserError` for DICOM without pydicom.
@@ -44,8 +45,7 @@ def load_image(path: str) -> Image.Image:
     with _errors_named(path), open(path, "rb") as file:
         if _is_dicom(path, file):
             _check_pixel_count(*dicom_size(path))
-            values = dicom_pixels(path)
-            return Image.fromarray(values) if values.ndim == 3 else _eight_bit(values).convert("RGB")
+            return Image.fromarray(dicom_pixels(path)).convert("RGB")
         with Image.open(file) as picture:
             _check_pixel_count(picture.height, picture.width)
             # Pillow turns a TIFF while it decodes it.
