@@ -31,6 +31,16 @@ LORA_TARGET_MODULES     lora_target_modules
 LEARNING_RATE           learning_rate                   2e-5
 MM_PROJECTOR_LR         mm_projector_lr
 VISION_TOWER_LR         vision_tower_lr
+ENCODER                 custom_vision_encoder
+ENCODER_PATH            custom_vision_pretrained_path
+VISION_INPUT            custom_vision_input
+VISION_LAYER            vision_layer
+VISION_RESIZE           vision_resize
+VISION_INPUT_SIZE       vision_input_size
+VISION_MERGER           vision_merger
+VISION_MERGER_PATH      vision_merger_path
+VISION_CACHE            cache_vision_features
+SAVE_ENCODER            save_encoder
 LR_SCHEDULER            lr_scheduler_type               cosine
 WARMUP_RATIO            warmup_ratio                    0.03
 WEIGHT_DECAY            weight_decay                    0.0
@@ -111,6 +121,9 @@ if [[ -z ${DEEPSPEED-} ]] && ((gpus > 0)) && [[ $processes != 1 || $nodes != 1 ]
 fi
 if [[ -n ${DEEPSPEED-} && $DEEPSPEED != none ]]; then
     arguments+=(--deepspeed "$(located "$DEEPSPEED")")
+elif ((gpus == 0)) && ! given deepspeed "$@" >/dev/null; then
+    # Without this word, several processes on a machine without a GPU would not find each other.
+    arguments+=(--use_cpu True)
 fi
 
 launcher=(--nproc_per_node "$processes")
