@@ -92,7 +92,10 @@ def test_presets_have_the_documented_defaults(python: str, preset: str):
     assert value(words, "model_name_or_path") == f"Qwen/Qwen3-VL-{'8B' if '8b' in preset else '4B'}-Instruct"
     assert values(words, "lora_enable", "lora_r", "lora_alpha", "lora_dropout") == ["True", "8", "16", "0.0"]
     assert values(words, "tune_mm_llm", "tune_mm_mlp", "tune_mm_vision") == ["True", "True", "False"]
-    assert values(words, "learning_rate", "mm_projector_lr", "vision_tower_lr") == ["2e-5", "1e-5", None]
+    swapped = "custom_vision" in preset  # a fresh merger learns at a higher rate
+    assert value(words, "custom_vision_encoder") == ("rad_dino" if swapped else None)
+    merger_rate = "2e-5" if swapped else "1e-5"
+    assert values(words, "learning_rate", "mm_projector_lr", "vision_tower_lr") == ["2e-5", merger_rate, None]
     assert values(words, "lr_scheduler_type", "warmup_ratio") == ["cosine", "0.03"]
     assert values(words, "bf16", "deepspeed", "nproc_per_node") == [None, None, "1"]
 
@@ -107,6 +110,13 @@ def test_deepspeed_can_be_chosen_by_name_or_left_out(python: str):
     zero3 = command(python, "train.sh", DATASETS="x", FAKE_GPUS="1", DEEPSPEED="scripts/zero3.json")
     assert value(zero3, "deepspeed") == str(SCRIPTS.parent / "scripts/zero3.json")
     assert value(command(python, "train.sh", DATASETS="x", FAKE_GPUS="2", DEEPSPEED="none"), "deepspeed") is None
+
+
+def test_processes_without_a_gpu_are_told_so_unless_deepspeed_joins_them(python: str):
+    assert value(command(python, "train.sh", DATASETS="x", NPROC_PER_NODE="2"), "use_cpu") == "True"
+    assert value(command(python, "train.sh", DATASETS="x", FAKE_GPUS="1"), "use_cpu") is None
+    assert value(command(python, "train.sh", DATASETS="x", DEEPSPEED="zero2.json"), "use_cpu") is None
+    assert value(command(python, "train.sh", "--deepspeed", "mine.json", DATASETS="x"), "use_cpu") is None
 
 
 def test_settings_come_from_the_environment_with_their_spaces_and_empty_ones_drop_their_flag(python: str):
