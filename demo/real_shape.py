@@ -1,4 +1,4 @@
-"""Owns folders with the true shape of Qwen3-VL 4B and 8B and random weights: for speed, memory and loading, not for use."""
+"""Owns folders with the true shape of Qwen3-VL-4B and 8B and random weights, for measuring speed and memory."""
 
 import argparse
 from pathlib import Path

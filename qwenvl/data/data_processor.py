@@ -1,11 +1,12 @@
 """Owns the data of a run: from the names of its data sets to samples, batches and the order in which they come."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
@@ -72,7 +73,7 @@ class SupervisedDataset(Dataset):
         self.records = records
         self.counts = counts
         self.packs = packs
-        self._encoder = encoder
+        self.encoder = encoder
         self._bad_sample_policy = bad_sample_policy
 
     @property
@@ -97,7 +98,7 @@ class SupervisedDataset(Dataset):
         """
         record = self.records[draw.index]
         try:
-            sample = self._encoder.encode(record)
+            sample = self.encoder.encode(record)
             self._check_length(draw.index, len(sample["input_ids"]))
         except (UserError, OSError) as error:
             bad = BadSample(record.where, None, str(error))
@@ -126,6 +127,17 @@ class DataModule:
     train_sampler: PackSampler
     eval_sampler: PackSampler | None
     bad_samples: BadSampleLedger
+
+    @property
+    def datasets(self) -> list[SupervisedDataset]:
+        """The data sets that there are: for training, and for evaluation."""
+        return [dataset for dataset in (self.train_dataset, self.eval_dataset) if dataset is not None]
+
+    def use_features(self, load_features: Callable[[str], torch.Tensor]) -> None:
+        """Take every picture as its encoder features, which `load_features` has for its path."""
+        for dataset in self.datasets:
+            dataset.encoder.use_features(load_features)
+        self.data_collator.dummies = self.train_dataset.encoder.blank_samples()
 
 
 def make_supervised_data_module(

@@ -1,6 +1,6 @@
 """Owns the step from one record to one sample: chat template, pictures and frames, tokens, labels and positions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
 from qwenvl.data.videos import load_video
 
 Video = tuple[torch.Tensor, VideoMetadata]
+# A picture, or its encoder features (rows, columns, D_vis) from a cache.
+Picture = Image.Image | torch.Tensor
 
 # In pixels. The processor enlarges it where its own smallest picture is larger.
 _BLANK_SIDE = 32
@@ -28,9 +30,16 @@ class RecordEncoder:
     def __init__(self, processor: ProcessorMixin) -> None:
         self.processor = processor
         self.markers = AssistantMarkers.from_processor(processor)
+        self._load_image: Callable[[str], Picture] = load_image
+        self._blank_picture: Picture = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
         self._media_tokens = MediaTokens(
             processor.image_token_id, processor.video_token_id, processor.image_processor.merge_size
         )
+
+    def use_features(self, load_features: Callable[[str], torch.Tensor]) -> None:
+        """Take each picture as the encoder features (rows, columns, D_vis) that `load_features` has for its path."""
+        self._load_image = load_features
+        self._blank_picture = self.processor.image_processor.blank_features(_BLANK_SIDE, _BLANK_SIDE)
 
     def render(self, records: Sequence[Record]) -> list[str]:
         """Return each record's chat as text, with one placeholder for each medium."""
@@ -41,7 +50,7 @@ class RecordEncoder:
 
         Raises `UserError` for a file that cannot be read.
         """
-        images = [load_image(path) for path in record.images]
+        images = [self._load_image(path) for path in record.images]
         videos = [load_video(path, self.processor.video_processor) for path in record.videos]
         sample = self._process(self.render([record])[0], images, videos)
         num_answers = sum(turn.role == "assistant" for turn in record.turns)
@@ -54,7 +63,7 @@ class RecordEncoder:
         metadata = VideoMetadata(num_frames, fps=1.0, frames_indices=list(range(num_frames)))
         media: dict[str, tuple[list, list]] = {
             "text": ([], []),
-            "image": ([Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))], []),
+            "image": ([self._blank_picture], []),
             "video": ([], [(frames, metadata)]),
         }
         blanks = {}
@@ -65,7 +74,7 @@ class RecordEncoder:
             blanks[kind] = sample | {"labels": torch.full_like(sample["input_ids"], IGNORE_INDEX)}
         return blanks
 
-    def _process(self, text: str, images: list[Image.Image], videos: list[Video]) -> Sample:
+    def _process(self, text: str, images: list[Picture], videos: list[Video]) -> Sample:
         media: dict[str, Any] = {}
         if images:
             media["images"] = images

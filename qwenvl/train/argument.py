@@ -26,6 +26,7 @@ CUSTOM_VISION_FLAGS = (
     "vision_resize",
     "vision_input_size",
     "vision_merger",
+    "cache_vision_features",
     "save_encoder",
 )
 
@@ -82,6 +83,10 @@ class ModelArguments:
     vision_merger: str = field(default="simple", metadata={"help": "simple (one linear layer), norm_linear or mlp2."})
     vision_merger_path: str | None = field(
         default=None, metadata={"help": "Start from the merger in this output folder: stage 2 takes stage 1's."}
+    )
+    cache_vision_features: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps a frozen encoder's features, computed once a picture."},
     )
     save_encoder: bool = field(
         default=False, metadata={"help": "Copy a frozen encoder into every checkpoint; otherwise it is named there."}
@@ -283,6 +288,10 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
                 f"--{rate} {getattr(training_args, rate)} is for a part that is frozen; set --{switch} True, or leave "
                 f"--{rate} out"
             )
+    if model_args.cache_vision_features and model_args.tune_mm_vision:
+        raise UserError(
+            "--cache_vision_features keeps features of a frozen encoder, but --tune_mm_vision is True; leave one out"
+        )
     if data_args.eval_dataset_use == "" and training_args.eval_strategy != "no":
         raise UserError(f"--eval_strategy {training_args.eval_strategy.value} needs --eval_dataset_use")
     resolve_attention(model_args.attn_implementation, training_args.half_precision)

@@ -32,6 +32,7 @@ from qwenvl.train.checkpoint import (
     run_arguments,
 )
 from qwenvl.train.distributed import barrier
+from qwenvl.train.features import cache_features
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import report_plan
 from qwenvl.train.trainer import QwenVLTrainer
@@ -65,6 +66,8 @@ def train(argv: list[str] | None = None) -> None:
     if training_args.dry_run:
         logger.info("a dry run: nothing was trained")
         return
+    if model_args.cache_vision_features:
+        cache_features(model, data, model_args.cache_vision_features, training_args)
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)
 

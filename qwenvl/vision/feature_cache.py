@@ -138,11 +138,13 @@ def fill_cache(
     batch_size: int = 16,
     rank: int = 0,
     world_size: int = 1,
+    skip_unreadable: bool = False,
 ) -> int:
     """Compute and store the features of every picture that has none; return how many this process added.
 
-    `load_image` returns an RGB picture. With several processes each takes its share; wait for all, then `reload`. A run
-    that is killed keeps the shards it finished.
+    `load_image` returns an RGB picture, or raises `UserError`, which ends the filling unless `skip_unreadable`. With
+    several processes each takes its share; wait for all, then `reload`. A run that is killed keeps the shards it
+    finished.
     """
     todo = cache.missing(paths)[rank::world_size]
     if todo:
@@ -150,8 +152,11 @@ def fill_cache(
     device = next(tower.encoder.parameters()).device
     pending: dict[str, torch.Tensor] = {}
     for start in range(0, len(todo), batch_size):
-        batch = todo[start : start + batch_size]
-        made = image_processor([load_image(str(path)) for path in batch], return_tensors="pt")
+        loaded = _loaded(todo[start : start + batch_size], load_image, skip_unreadable)
+        if not loaded:
+            continue
+        batch, pictures = zip(*loaded, strict=True)
+        made = image_processor(list(pictures), return_tensors="pt")
         grids = made["image_grid_thw"]
         with torch.no_grad():
             features = tower(made["pixel_values"].to(device), grids).last_hidden_state.cpu()
@@ -166,3 +171,16 @@ def fill_cache(
     cache.write_known_files(rank)
     cache.reload()
     return len(todo)
+
+
+def _loaded(paths: Sequence[Path], load_image: Callable[[str], Any], skip_unreadable: bool) -> list[tuple[Path, Any]]:
+    """Return the paths with their pictures, without those that cannot be read if they may be left out."""
+    loaded = []
+    for path in paths:
+        try:
+            loaded.append((path, load_image(str(path))))
+        except UserError as error:
+            if not skip_unreadable:
+                raise
+            logger.warning("no features: %s", error)
+    return loaded

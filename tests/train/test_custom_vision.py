@@ -14,6 +14,7 @@ from tests.train.conftest import losses
 from tests.train.test_checkpoint import logits_of
 
 Run = Callable[..., Path]
+TRAINED_ENCODER = {"tune_mm_vision": True, "vision_tower_lr": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +186,23 @@ def test_a_dry_run_counts_the_tokens_of_the_encoder(
         run_training(**swap, dry_run=True)
 
     assert "tokens a step" in caplog.text
+
+
+def test_a_run_from_cached_features_repeats_the_one_without_and_the_next_skips_the_encoder(
+    run_training: Run, swap: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    without = losses(run_training("without", **swap))
+    cached = swap | {"cache_vision_features": tmp_path / "features"}
+
+    with caplog.at_level("INFO", logger="qwenvl"):
+        first = losses(run_training("first", **cached))
+        second = losses(run_training("second", **cached))
+
+    assert first == second == pytest.approx(without, rel=1e-5)
+    assert "4 of 4 pictures are to be computed" in caplog.text
+    assert "0 of 4 pictures are to be computed" in caplog.text
+
+
+def test_the_features_of_a_trained_encoder_are_not_cached(run_training: Run, swap: dict, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="features of a frozen encoder"):
+        run_training(**swap | TRAINED_ENCODER, cache_vision_features=tmp_path)
