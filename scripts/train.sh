@@ -88,7 +88,8 @@ find_python
 devices=$("$PYTHON" -c '
 import torch
 print(torch.cuda.device_count(), torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
-') || fail "$PYTHON has no working PyTorch; run scripts/quickstart.sh once, or pip install -r requirements.txt"
+' 2>/dev/null) || fail "$PYTHON has no working PyTorch; run scripts/quickstart.sh once, or pip install -r" \
+    "requirements.txt (why: $PYTHON -c 'import torch')"
 read -r gpus has_bf16 <<<"$devices"
 processes=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 nodes=${NNODES:-1}
