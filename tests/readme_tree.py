@@ -1,4 +1,4 @@
-"""Owns the file tree of README.md, made from what each file says of itself; `python -m tests.readme_tree` updates it."""
+"""Owns the file tree of README.md, made from what each file says of itself; `python -m tests.readme_tree` renews it."""
 
 import ast
 import re
