@@ -1,0 +1,280 @@
+"""Owns the pre-flight check: every record of a run's data sets, and what the run would do with them."""
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from qwenvl.data import DatasetSpec, data_list, load_datasets
+from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Record
+from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
+from qwenvl.data.pixel_limits import set_pixel_limits
+from qwenvl.errors import UserError, exit_on_user_error
+from qwenvl.model.build import load_config, load_processor
+from qwenvl.model.custom_vision import plan_custom_vision
+from qwenvl.tools.check_arguments import CheckFlags, parse_check_arguments
+from qwenvl.tools.check_report import (
+    ProblemList,
+    SoundData,
+    batch_table,
+    chosen_batches,
+    draw_histogram,
+    length_rows,
+    memory_table,
+    summarize_batches,
+)
+from qwenvl.tools.cli import WholeFiles, print_summary
+from qwenvl.tools.duplicates import find_duplicates, find_leaks, media_of, picture_ids
+from qwenvl.tools.raw_rows import iter_rows, write_sound_rows
+from qwenvl.tools.record_checks import find_outside, find_special_tokens, find_undecodable, find_wrong_boxes
+from qwenvl.train.param_groups import format_table
+from qwenvl.vision import CustomVisionConfig, swap_processor
+
+logger = logging.getLogger(__name__)
+
+PROBLEMS, HISTOGRAM = "problems.jsonl", "token_lengths.png"
+
+
+class _Collector(BadSampleLedger):
+    """Keeps every bad sample and ends nothing."""
+
+    def report(self, bad: BadSample) -> None:
+        self.samples.append(bad)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One of the two parts that a run names, as read: `clean_files` are the names of its files in the output."""
+
+    clean_files: dict[str, str]
+    annotations: Annotations
+    counts: TokenCounts
+
+    @property
+    def records(self) -> list[Record]:
+        return self.annotations.records
+
+
+class DataCheck:
+    """Checks the data of one run; `problems` fills as the checks go on."""
+
+    def __init__(self, flags: CheckFlags) -> None:
+        self.flags = flags
+        self.specs = data_list(flags.data.dataset_use)
+        self.eval_specs = data_list(flags.data.eval_dataset_use) if flags.data.eval_dataset_use else []
+        self.problems = ProblemList({spec.annotation_path for spec in [*self.specs, *self.eval_specs]})
+        self.encoder, self.vision_config = _build_encoder(flags)
+
+    def run(self) -> list[_Split]:
+        """Make every check; return the training data and, where there is some, the evaluation data."""
+        splits = [self._split(self.flags.data.dataset_use, self.specs, "clean")]
+        if self.eval_specs:
+            splits.append(self._split(self.flags.data.eval_dataset_use, self.eval_specs, "eval_clean"))
+        options = self.flags.check
+        tokenizer, video_processor = self.encoder.processor.tokenizer, self.encoder.processor.video_processor
+        for split in splits:
+            self.problems.add("special token", find_special_tokens(split.records, tokenizer))
+            if options.decode == "full":
+                sound = self.problems.sound(split.records)
+                self.problems.add("file", find_undecodable(sound, video_processor, options.workers))
+        self._compare(splits)
+        self._check_packs(splits[0])
+        return splits
+
+    def _split(self, dataset_use: str, specs: Sequence[DatasetSpec], name: str) -> _Split:
+        ledger = _Collector()
+        annotations = _load(dataset_use, self.flags.seed, ledger)
+        self._add_by_path("record", ledger)
+        records = annotations.records
+        if not self.flags.check.allow_outside:
+            for spec in dict.fromkeys((spec.annotation_path, spec.data_path) for spec in specs):
+                own = [record for record in records if record.source == spec[0]]
+                self.problems.add("outside", find_outside(own, spec[1]))
+        sizes = read_media_sizes(records, self.flags.data.media_cache_dir)
+        counts = TokenCounter(self.encoder).count(records, sizes)
+        ledger = _Collector()
+        usable_places(records, counts, self.flags.training.model_max_length, ledger)
+        self._add_by_path("length", ledger)
+        if self.flags.check.box_space != "none":
+            self.problems.add("box", find_wrong_boxes(records, sizes, self.flags.check.box_space))
+        files = list(dict.fromkeys(spec.annotation_path for spec in specs))
+        return _Split(_clean_names(files, name), annotations, counts)
+
+    def _add_by_path(self, check: str, ledger: BadSampleLedger) -> None:
+        """Note bad samples under "file" where they are about one."""
+        for bad in ledger.samples:
+            self.problems.add(check if bad.path is None else "file", [bad])
+
+    def _compare(self, splits: Sequence[_Split]) -> None:
+        """Look for records and pictures that are there twice."""
+        options = self.flags.check
+        if options.duplicates == "none" and len(splits) == 1:
+            return
+        records = [record for split in splits for record in split.records]
+        ids = picture_ids((path for record in records for path in media_of(record)), options.same_picture == "content")
+        if options.duplicates != "none":
+            for split in splits:
+                sound = self.problems.sound(split.records)
+                self.problems.add("duplicate", find_duplicates(sound, ids, options.duplicates))
+        for held_out in splits[1:]:
+            sound = self.problems.sound(splits[0].records)
+            self.problems.add("leak", find_leaks(sound, held_out.records, ids))
+
+    def _check_packs(self, split: _Split) -> None:
+        packs = split.annotations.packs
+        if packs is None:
+            return
+        limit = self.flags.training.model_max_length
+        if not self.flags.data.data_packing:
+            raise UserError(f"{split.records[0].source} is a nested list, packed already: set --data_packing True")
+        for pack in packs:
+            tokens = split.counts.total[pack].sum()
+            if tokens > limit and len(pack) > 1:
+                reason = f"its pack has {tokens} tokens, more than --model_max_length {limit}: pack the file again"
+                self.problems.add("length", [BadSample(split.records[index].where, None, reason) for index in pack])
+
+    def sound_data(self, split: _Split) -> SoundData:
+        """Return the records without a problem, their counts, and their packs where the file has some."""
+        sound = [place for place, record in enumerate(split.records) if self.problems.is_sound(record)]
+        packs = split.annotations.packs
+        if packs is not None:
+            new_places = {place: new for new, place in enumerate(sound)}
+            packs = [[new_places[place] for place in pack if place in new_places] for pack in packs]
+            packs = [pack for pack in packs if pack]
+        records = [split.records[place] for place in sound]
+        return SoundData(records, split.counts.of(np.array(sound, dtype=np.int64)), packs)
+
+
+def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig | None]:
+    """Return the encoder of records that training would use, and the configuration of a custom tower."""
+    base_config = load_config(flags.model.model_name_or_path, flags.training.cache_dir)
+    processor = load_processor(flags.model.model_name_or_path, flags.training.cache_dir)
+    vision_config = plan_custom_vision(flags.model, base_config, processor)
+    if vision_config is not None:
+        processor = swap_processor(processor, vision_config)
+    flags.data.fill_pixel_limits(processor)
+    set_pixel_limits(processor, flags.data)
+    return RecordEncoder(processor), vision_config
+
+
+def _load(dataset_use: str, seed: int, ledger: BadSampleLedger) -> Annotations:
+    """Read the data sets; one without a single usable record is left out, with all its rows in the ledger."""
+    attempt = _Collector()
+    try:
+        annotations = load_datasets(dataset_use, seed, attempt)
+    except UserError:
+        if not attempt.count:
+            raise
+        usable = [entry for entry in dataset_use.split(",") if entry.strip() and _has_records(entry, seed, ledger)]
+        return load_datasets(",".join(usable), seed, _Collector()) if usable else Annotations([])
+    ledger.samples += attempt.samples
+    return annotations
+
+
+def _has_records(entry: str, seed: int, ledger: BadSampleLedger) -> bool:
+    attempt = _Collector()
+    try:
+        load_datasets(entry, seed, attempt)
+    except UserError as error:
+        if not attempt.count:
+            raise
+        logger.warning("%s", error)
+        return False
+    finally:
+        ledger.samples += attempt.samples
+    return True
+
+
+def _clean_names(files: Sequence[str], name: str) -> dict[str, str]:
+    """Return what each annotation file's clean copy is called: clean.json for one, clean_NAME.json for several."""
+    if len(files) == 1:
+        return {files[0]: f"{name}.json"}
+    stems = [Path(file).stem for file in files]
+    if len(set(stems)) < len(stems):
+        stems = [f"{number}_{stem}" for number, stem in enumerate(stems, 1)]
+    return {file: f"{name}_{stem}.json" for file, stem in zip(files, stems, strict=True)}
+
+
+def output_names(specs: Sequence[DatasetSpec], eval_specs: Sequence[DatasetSpec]) -> list[str]:
+    """Return the names of all files that a check writes."""
+    names = [PROBLEMS]
+    for part, name in ((specs, "clean"), (eval_specs, "eval_clean")):
+        names += _clean_names(list(dict.fromkeys(spec.annotation_path for spec in part)), name).values() if part else []
+    return names + [HISTOGRAM] if importlib.util.find_spec("matplotlib") else names
+
+
+def _refuse_originals(out: Path, names: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+    originals = {os.path.realpath(spec.annotation_path) for spec in specs}
+    hit = next((out / name for name in names if os.path.realpath(out / name) in originals), None)
+    if hit is not None:
+        raise UserError(f"{hit} is what would be checked, and would be written over: give another --out")
+
+
+def _write_clean(split: _Split, problems: ProblemList, streams: dict[str, TextIO]) -> Iterator[tuple[str, int]]:
+    """Copy the sound rows of each file; yield the name of the copy and its number of records."""
+    places: dict[str, set[str]] = {source: set() for source in split.clean_files}
+    for record in problems.sound(split.records):
+        places[record.source].add(record.place or "")
+    for source, name in split.clean_files.items():
+        by_line = any(place.startswith("line") for place in places[source])
+        rows = iter_rows(source, by_line) if places[source] else iter(())
+        yield name, write_sound_rows(streams[name], rows, places[source])
+
+
+def _print_plan(check: DataCheck, split: _Split) -> None:
+    """Print what training on the sound records would be like."""
+    data, flags = check.sound_data(split), check.flags
+    if not data.records:
+        print("no record is left to train on")
+        return
+    summaries = summarize_batches(data, flags, check.encoder)
+    chosen = summaries[chosen_batches(flags)]
+    supervised = f"{chosen.num_supervised:,} ({chosen.num_supervised / chosen.num_tokens:.1%})"
+    print_summary(
+        "Without the problems",
+        [("records", chosen.num_samples), ("tokens", chosen.num_tokens), ("supervised tokens", supervised)],
+    )
+    print(format_table(batch_table(summaries, flags)))
+    print(f"(* what the flags choose; {flags.sharding.processes} process(es))")
+    if flags.model.tune_mm_llm or flags.model.tune_mm_mlp or flags.model.tune_mm_vision:
+        print(format_table(memory_table(chosen, flags, check.vision_config)))
+    else:
+        print("GPU memory: no estimate, because no --tune_mm_* flag says what is trained")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check the data of a run; returns 0 where all is well and 1 where problems were found."""
+    flags = parse_check_arguments(argv)
+    check = DataCheck(flags)
+    out = Path(flags.check.out)
+    names = output_names(check.specs, check.eval_specs)
+    _refuse_originals(out, names, [*check.specs, *check.eval_specs])
+    with WholeFiles(out, names, flags.check.overwrite) as streams:
+        splits = check.run()
+        for row in check.problems.rows():
+            streams[PROBLEMS].write(json.dumps(row) + "\n")
+        written = [each for split in splits for each in _write_clean(split, check.problems, streams)]
+        lengths = np.delete(splits[0].counts.total, list(splits[0].counts.bad))
+        if HISTOGRAM in streams and len(lengths):
+            streams[HISTOGRAM].buffer.write(draw_histogram(lengths, flags.training.model_max_length))
+    rows = [("problems", len(check.problems)), *((f"  {name}", count) for name, count in check.problems.by_check())]
+    rows += [(f"records in {name}", count) for name, count in written]
+    rows += length_rows(lengths, flags.training.model_max_length) if len(lengths) else []
+    print_summary(f"Checked {flags.data.dataset_use} -> {out}", rows)
+    if HISTOGRAM not in names:
+        print(f"no {HISTOGRAM}: matplotlib is not installed (pip install matplotlib)")
+    _print_plan(check, splits[0])
+    return 1 if len(check.problems) else 0
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main())

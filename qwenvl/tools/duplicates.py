@@ -1,0 +1,101 @@
+"""Owns the search for what is there twice: equal pictures, records that repeat another, pictures in two splits."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from qwenvl.data.annotations import BadSample, Record
+
+# Reading waits for the disk.
+_THREADS = 16
+_EDGE_BYTES = 4096
+_CHUNK_BYTES = 1 << 20
+
+PictureIds = dict[str, Hashable]
+
+
+def media_of(record: Record) -> tuple[str, ...]:
+    """Return the paths of a record's pictures and videos."""
+    return (*record.images, *record.videos)
+
+
+def picture_ids(paths: Iterable[str], by_content: bool = True) -> PictureIds:
+    """Return something for each file that is equal for files with the same bytes (or, if asked, of the same path).
+
+    Few files are read: only those that others of the same size have company in, and most of these only at both ends.
+    A file that cannot be read is like no other.
+    """
+    ordered = sorted(set(paths))
+    if not by_content:
+        return {path: path for path in ordered}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        links = dict(zip(ordered, pool.map(_inode, ordered), strict=True))
+        # Hard links to one file need no reading.
+        one_of = {inode: path for path, inode in links.items()}
+        ids: dict[str, tuple] = {path: inode[-1:] for inode, path in one_of.items()}
+        for look in (_edges, _digest):
+            shared = Counter(ids.values())
+            crowded = [path for path, known in ids.items() if shared[known] > 1]
+            for path, more in zip(crowded, pool.map(look, crowded), strict=True):
+                ids[path] += (more,)
+    return {path: ids[one_of[inode]] for path, inode in links.items()}
+
+
+def find_duplicates(records: Sequence[Record], ids: PictureIds, same: str) -> Iterator[BadSample]:
+    """Yield each record that repeats an earlier one: the same media, and the same answers or (`same="record"`) turns.
+
+    Records of text alone are compared by all their turns: many of them rightly have the same short answer.
+    """
+    first: dict[Hashable, Record] = {}
+    for record in records:
+        media = tuple(ids[path] for path in media_of(record))
+        whole = same == "record" or not media
+        said = tuple(turn for turn in record.turns if whole or turn.role == "assistant")
+        twin = first.setdefault((media, said), record)
+        # A data set that is named twice is meant twice.
+        if twin.where != record.where:
+            what = "text" if not media else "media and the same " + ("turns" if whole else "answer")
+            yield BadSample(record.where, next(iter(media_of(record)), None), f"the same {what} as {twin.where}")
+
+
+def find_leaks(records: Sequence[Record], held_out: Sequence[Record], ids: PictureIds) -> Iterator[BadSample]:
+    """Yield each training record that shows a picture of the evaluation data."""
+    seen = {ids[path]: record for record in held_out for path in media_of(record)}
+    for record in records:
+        shared = next((path for path in media_of(record) if ids[path] in seen), None)
+        if shared is not None:
+            where = seen[ids[shared]].where
+            yield BadSample(record.where, shared, f"the same file is in the evaluation data ({where}): keep it in one")
+
+
+def _inode(path: str) -> tuple:
+    """Return what is equal for links to one file, with its size in bytes last."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (path,)
+    return status.st_dev, status.st_ino, status.st_size
+
+
+def _edges(path: str) -> bytes | str:
+    """Return the first and the last bytes of a file, where most files of one size differ already."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_EDGE_BYTES)
+            file.seek(max(os.fstat(file.fileno()).st_size - _EDGE_BYTES, 0))
+            return hashlib.blake2b(head + file.read(), digest_size=16).digest()
+    except OSError:
+        return path
+
+
+def _digest(path: str) -> bytes | str:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError:
+        return path
+    return digest.digest()

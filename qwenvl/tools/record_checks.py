@@ -1,0 +1,181 @@
+"""Owns the checks of records that training itself does not make: where paths lead, boxes, special tokens, pixels."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from transformers import BaseVideoProcessor, PreTrainedTokenizerBase
+
+from qwenvl.data.annotations import BadSample, Record
+from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
+from qwenvl.data.images import load_image
+from qwenvl.data.media_sizes import MediaSizes, Unreadable
+from qwenvl.data.videos import load_video
+from qwenvl.errors import UserError
+from qwenvl.tools.cli import in_parallel, progress
+from qwenvl.tools.duplicates import media_of
+from qwenvl.tools.raw_rows import iter_items, iter_rows
+
+_BOX_KEY = '"bbox_2d"'
+# Qwen's answers list boxes; data sets also write a single one without the list.
+_SINGLE_BOX = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
+_FILES_A_TASK = 32
+
+
+class DecodeTask(NamedTuple):
+    """Files that one worker decodes: pictures, or videos when there is a processor that samples their frames."""
+
+    paths: list[str]
+    video_processor: BaseVideoProcessor | None
+
+
+def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSample]:
+    """Yield the records of one file with a path that leaves `data_path` through `..` or a link.
+
+    A file that an absolute path names outright is where its author wanted it.
+    """
+    root = os.path.join(os.path.abspath(data_path), "")
+    real_root = os.path.join(os.path.realpath(data_path), "")
+    folders: dict[str, str] = {}
+    climbing: dict[str, tuple[Record, list[str]]] = {}
+    for record in records:
+        outside = [path for path in media_of(record) if not path.startswith(root)]
+        if outside:
+            climbing[record.place or ""] = (record, outside)
+        linked = next(
+            (p for p in media_of(record) if p.startswith(root) and not _real(p, folders).startswith(real_root)), None
+        )
+        if linked is not None:
+            yield BadSample(
+                record.where, linked, f"a link leads out of data_path {data_path!r}, to {_real(linked, {})}"
+            )
+    for record, path in _not_absolute(climbing):
+        yield BadSample(record.where, path, f"leaves data_path {data_path!r} through `..`: move the file into it")
+
+
+def find_wrong_boxes(records: Iterable[Record], sizes: MediaSizes, space: str) -> Iterator[BadSample]:
+    """Yield the records with a box in an answer that is no box or lies in none of their pictures.
+
+    `space` is what the numbers count in: "relative" (0 to 1000) or "absolute" (pixels of the original).
+    """
+    for record in records:
+        texts = [turn.text for turn in record.turns if turn.role == "assistant" and _BOX_KEY in turn.text]
+        if not texts:
+            continue
+        found = [sizes[path] for path in media_of(record)]
+        pictures = [Size(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
+        flaw = next(filter(None, (_box_flaw(text, pictures, space) for text in texts)), None)
+        if flaw is not None:
+            yield BadSample(record.where, next(iter(media_of(record)), None), flaw)
+
+
+def find_special_tokens(records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Iterator[BadSample]:
+    """Yield the records with a text that holds a special token of the model, which would be read as structure."""
+    words = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, words)))
+    for record in records if words else ():
+        for number, turn in enumerate(record.turns):
+            found = pattern.search(turn.text)
+            if found:
+                reason = f"turn {number} holds {found[0]}, a special token of the model: delete it"
+                yield BadSample(record.where, None, reason)
+                break
+
+
+def find_undecodable(
+    records: Sequence[Record], video_processor: BaseVideoProcessor, workers: int
+) -> Iterator[BadSample]:
+    """Yield the records with a picture, or a video's sampled frames, that cannot be decoded."""
+    images = sorted({path for record in records for path in record.images})
+    videos = sorted({path for record in records for path in record.videos})
+    tasks = [DecodeTask(chunk, None) for chunk in _chunks(images)]
+    tasks += [DecodeTask(chunk, video_processor) for chunk in _chunks(videos)]
+    reasons: dict[str, str] = {}
+    # A worker takes seconds to start.
+    done = in_parallel(decode_files, tasks, min(workers, len(tasks)))
+    for part in progress(done, "decode", "batch", len(tasks)):
+        reasons |= part
+    for record in records:
+        lost = next((path for path in media_of(record) if path in reasons), None)
+        if lost is not None:
+            yield BadSample(record.where, lost, reasons[lost])
+
+
+def decode_files(task: DecodeTask) -> dict[str, str]:
+    """Decode all files of a task and return why some cannot be, by path."""
+    reasons = {}
+    for path in task.paths:
+        try:
+            if task.video_processor is None:
+                load_image(path)
+            else:
+                load_video(path, task.video_processor)
+        except (UserError, OSError) as error:
+            reasons[path] = str(error).removeprefix(f"{path}: ")
+    return reasons
+
+
+def _chunks(paths: list[str]) -> list[list[str]]:
+    return [paths[start : start + _FILES_A_TASK] for start in range(0, len(paths), _FILES_A_TASK)]
+
+
+def _real(path: str, folders: dict[str, str]) -> str:
+    """Return the path without links; `folders` remembers the folders, because a look at each part takes long."""
+    folder, name = os.path.split(path)
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
+
+
+def _not_absolute(climbing: Mapping[str, tuple[Record, list[str]]]) -> Iterator[tuple[Record, str]]:
+    """Yield those of one file's records that do not name their path outright, as the file itself shows."""
+    if not climbing:
+        return
+    record, _ = next(iter(climbing.values()))
+    for row in iter_rows(record.source, by_line=(record.place or "").startswith("line")):
+        for place, value in iter_items(row):
+            if place not in climbing:
+                continue
+            record, outside = climbing[place]
+            named = {_plain(text) for text in _strings(value)}
+            relative = next((path for path in outside if path not in named), None)
+            if relative is not None:
+                yield record, relative
+
+
+def _plain(text: str) -> str:
+    return os.path.normpath(unquote(text.removeprefix("file://")) if text.startswith("file://") else text)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _box_flaw(text: str, pictures: Sequence[Size], space: str) -> str | None:
+    named = text.count(_BOX_KEY)
+    boxes = boxes_from_text(text)
+    if len(boxes) < named:
+        boxes = [box for single in _SINGLE_BOX.findall(text) for box in boxes_from_text(f"[{single}]")]
+    if len(boxes) < named:
+        return f"{named} bbox_2d in an answer, of which {named - len(boxes)} is no list of 4 numbers in whole JSON"
+    for _, values in boxes:
+        flaws = [_outside(values, picture, space) for picture in pictures]
+        if flaws and all(flaws):
+            return f"bbox_2d {list(values)} in {space} coordinates: {flaws[0]}"
+    return None
+
+
+def _outside(values: Sequence[float], picture: Size, space: str) -> str | None:
+    try:
+        check_box(from_space(values, space, picture), picture)
+    except UserError as error:
+        return str(error)
+    return None
