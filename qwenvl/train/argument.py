@@ -9,7 +9,7 @@ from transformers import ProcessorMixin, Qwen2VLImageProcessor
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
-from qwenvl.train.distributed import join_deepspeed_processes_on_cpu
+from qwenvl.train.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 
 OFFICIAL_PIXEL_LIMITS = {
     "max_pixels": 28 * 28 * 576,
@@ -225,8 +225,13 @@ class TrainingArguments(transformers.TrainingArguments):
         self.label_names = ["labels"]
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every batch reaches every trainable parameter
-        if self.deepspeed and join_deepspeed_processes_on_cpu():
-            self.accelerator_config = {"use_configured_state": True}
+        if is_one_of_several_without_gpu():
+            # Left to itself, Accelerate joins processes by their GPUs, and without any they would all train alone.
+            if self.deepspeed:
+                join_deepspeed_processes_on_cpu()
+                self.accelerator_config = {"use_configured_state": True}
+            else:
+                self.use_cpu = True
         try:
             super().__post_init__()
         except (ValueError, ImportError) as error:

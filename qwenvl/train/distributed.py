@@ -31,19 +31,13 @@ def sum_over_processes(values: list[float], device: torch.device) -> list[float]
     return tensor.tolist()
 
 
-def is_main_process() -> bool:
-    """Whether this process writes the log and the files."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+def is_one_of_several_without_gpu() -> bool:
+    """Whether torchrun started this process on a machine that has no GPU."""
+    return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
 
 
-def join_deepspeed_processes_on_cpu() -> bool:
-    """Let the processes that torchrun started on a machine without a GPU find each other; tell whether they did.
-
-    Accelerate chooses a backend for DeepSpeed by the accelerator, and knows none for processors.
-    """
-    if torch.cuda.is_available() or "LOCAL_RANK" not in os.environ:
-        return False
+def join_deepspeed_processes_on_cpu() -> None:
+    """Let DeepSpeed's processes on a machine without a GPU find each other: Accelerate knows no backend for them."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
     del os.environ["ACCELERATE_USE_DEEPSPEED"]
-    return True

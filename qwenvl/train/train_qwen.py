@@ -4,6 +4,7 @@ import copy
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 
 if not __package__:  # run by path, as torchrun does: Python has put this folder on its path, not the repository's
@@ -38,7 +39,8 @@ from qwenvl.train.plan import report_plan
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.vision import swap_processor
 
-logger = logging.getLogger(__name__)
+# Not __name__, which is __main__ when the file is run by path.
+logger = logging.getLogger("qwenvl.train.train_qwen")
 
 
 def train(argv: list[str] | None = None) -> None:
@@ -90,6 +92,8 @@ def check_media(model_args: ModelArguments, data: DataModule) -> None:
 def configure_logging(training_args: TrainingArguments) -> None:
     """Let the main process tell what it does, and the others only what goes wrong."""
     main = training_args.process_index == 0
+    # What Transformers and PEFT will rename is no concern of the user.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("qwenvl").setLevel(logging.INFO if main else logging.ERROR)
     if not main:

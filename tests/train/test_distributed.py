@@ -1,9 +1,15 @@
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.train.conftest import REPOSITORY, conversation, losses, write_records
+from qwenvl.train.train_qwen import train
+from tests.train.conftest import RECIPE, REPOSITORY, command_line, conversation, losses, write_records
 
 Run = Callable[..., Path]
 # Few steps at rates that make a wrong gradient show in the next loss.
@@ -13,9 +19,6 @@ FLAGS = {"max_steps": 4, "learning_rate": 1e-2, "mm_projector_lr": 1e-2, "lr_sch
 @pytest.fixture(scope="module")
 def reference(standin: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Return the losses of one process with batches of four."""
-    from qwenvl.train.train_qwen import train
-    from tests.train.conftest import RECIPE, command_line
-
     output_dir = tmp_path_factory.mktemp("reference")
     flags = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": output_dir} | RECIPE | FLAGS
     train(command_line(**flags | {"per_device_train_batch_size": 4}))
@@ -33,7 +36,7 @@ def test_accumulation_gives_the_losses_of_the_large_batch(
     "batch",
     [
         {"per_device_train_batch_size": 2},
-        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "data_flatten": True},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "data_flatten": True, "use_cpu": None},
     ],
 )
 def test_two_processes_give_the_losses_of_one(run_processes: Run, reference: list[float], batch: dict) -> None:
@@ -52,3 +55,40 @@ def test_deepspeed_trains_when_one_process_has_text_alone(run_processes: Run, me
     assert len(series) == 4
     assert series[-1] < series[0]
     assert (output_dir / "adapter_model.safetensors").is_file()
+
+
+def test_a_run_under_deepspeed_is_resumed_exactly(run_processes: Run, tmp_path: Path) -> None:
+    zero2 = {"deepspeed": REPOSITORY / "scripts/zero2.json", "use_cpu": False}
+    flags = FLAGS | zero2 | {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
+    whole = run_processes(2, "whole", **flags)
+    (tmp_path / "interrupted").mkdir()
+    (whole / "checkpoint-2").rename(tmp_path / "interrupted" / "checkpoint-2")
+
+    resumed = run_processes(2, "interrupted", **flags, resume_from_checkpoint="auto")
+
+    assert losses(resumed) == losses(whole)
+
+
+def test_sigterm_to_the_launcher_saves_and_ends_with_success(standin: Path, pictures: Path, tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+    flags = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": output_dir} | RECIPE
+    flags |= {"max_steps": 100_000, "dataloader_num_workers": 1, "save_strategy": "steps", "save_steps": 50_000}
+    command = [sys.executable, "-m", "qwenvl.train.launch", "--standalone", "--nproc_per_node=2"]
+    command += [str(REPOSITORY / "qwenvl/train/train_qwen.py"), *command_line(**flags | {"report_to": "tensorboard"})]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(output_dir.glob("runs/*/events*")) and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        time.sleep(5)
+        run.send_signal(signal.SIGTERM)
+        _, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
+
+    assert run.returncode == 0, errors[-2000:]
+    assert "go on with the same command and --resume_from_checkpoint auto" in errors
+    (checkpoint,) = output_dir.glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").is_file()
+    assert not (output_dir / "adapter_config.json").exists()

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from demo.standin import build_standin
+from qwenvl import load_checkpoint
 from qwenvl.train.train_qwen import train
-from tests.train.conftest import RECIPE, command_line, losses
+from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
 
 Run = Callable[..., Path]
 
@@ -132,3 +134,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
 
     with pytest.raises(ValueError, match=r"is not finite; samples of this step: \[.*\] \(.*pictures.json row"):
         train(command_line(model_name_or_path=standin, dataset_use=pictures, output_dir=tmp_path / "run", **flags))
+
+
+@pytest.mark.parametrize("variant", [{"moe": True}, {"thinking": True}, {"tie_word_embeddings": False}], ids=str)
+def test_every_kind_of_qwen3_vl_is_trained_as_its_configuration_says(
+    run_training: Run, tmp_path: Path, variant: dict
+) -> None:
+    # The folder's name says another kind: the configuration decides.
+    base = build_standin(tmp_path / "qwen2.5-vl-dense", **variant)
+
+    folder = run_training(model_name_or_path=base, max_steps=20, learning_rate=1e-2, per_device_train_batch_size=6)
+
+    assert losses(folder)[-1] < 0.8 * losses(folder)[0]
+    model, _ = load_checkpoint(folder, device="cpu")
+    assert model.config.model_type == ("qwen3_vl_moe" if "moe" in variant else "qwen3_vl")
+
+
+def test_videos_are_trained_on_beside_pictures(run_training: Run, media: Path) -> None:
+    records = [
+        conversation("<video>\nWhat happens?", "A ball moves.", video="clip.mp4"),
+        conversation("<image>\n<video>\nCompare.", "A circle and a ball.", image="red.png", video="clip.mp4"),
+    ]
+    path = write_records(media / "videos.json", records)
+
+    limits = {"video_max_pixels": 32768, "video_min_pixels": 4096}
+    series = losses(run_training(dataset_use=path, max_steps=15, learning_rate=1e-2, data_flatten=True, **limits))
+
+    assert series[-1] < 0.8 * series[0]
