@@ -118,7 +118,7 @@ class Geometry:
             pixels = self._resize(pixels, size)
         mean = torch.tensor(wanted.mean, device=pixels.device).view(3, 1, 1) * WHITE
         std = torch.tensor(wanted.std, device=pixels.device).view(3, 1, 1) * WHITE
-        pixels = (pixels.float() - mean) / std
+        pixels = (pixels.float().contiguous() - mean) / std
         return _pad(pixels, size) if wanted.resize == "pad" else pixels
 
     def _resize(self, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

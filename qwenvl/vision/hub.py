@@ -5,7 +5,7 @@ from pathlib import Path
 from qwenvl.errors import UserError
 
 PATH_FLAG = "--custom_vision_pretrained_path"
-_GATED = ("gated", "403", "401", "awaiting a review", "restricted")
+_GATED = ("gated", "awaiting a review", "restricted")
 
 
 def missing_weights(path: str, error: Exception) -> UserError:

@@ -6,7 +6,9 @@ rotary positions and features agree for any number of tokens.
 
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoVideoProcessor,
@@ -136,9 +138,7 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
             made = official(images, return_tensors="pt")
             values, grids = self.official_rows(made["pixel_values"], made["image_grid_thw"].tolist(), [1] * len(images))
         else:
-            values, grids = self.rows_or_pixels(
-                [self.process_image(image, do_convert_rgb=True)[None] for image in images]
-            )
+            values, grids = self.rows_or_pixels([self._one_frame(image) for image in images])
         data = {"pixel_values": values, "image_grid_thw": torch.tensor(grids, dtype=torch.long)}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
@@ -155,6 +155,15 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         """Return the size (height, width) that the official processor gives a picture."""
         factor = self.official["patch_size"] * self.official["merge_size"]
         return official_image_size(height, width, factor, self.size["shortest_edge"], self.size["longest_edge"])
+
+    def _one_frame(self, image: Any) -> torch.Tensor:
+        """Return a picture as (1, 3, H, W) in 0..255."""
+        if isinstance(image, Image.Image):
+            # A view with the channels last: putting them first copies an X-ray of 8 megapixels for longer than its
+            # whole resize takes.
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]
+        return self.process_image(image, do_convert_rgb=True)[None]
 
     def _is_features(self, image: Any) -> bool:
         floats = isinstance(image, torch.Tensor) and image.is_floating_point() and image.ndim == 3

@@ -191,6 +191,18 @@ def test_half_precision_casts_parameters_and_leaves_rotary_tables_exact(standin)
     assert {parameter.dtype for parameter in kept.model.visual.parameters()} == {torch.float32}
 
 
+def test_official_pixels_stay_exact_up_to_the_encoder_in_half_precision(standin):
+    model, processor = swap(standin, with_encoder("rad_dino", input_mode="qwen"))
+    inputs, reached = question(processor), []
+    model.model.visual.encoder.register_forward_pre_hook(lambda module, args: reached.append(args[0]))
+    with torch.no_grad():
+        model(**inputs)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        model(**inputs)
+    assert torch.equal(reached[0].to(torch.bfloat16), reached[1])
+
+
 def test_half_precision_model_loads_with_exact_rotary_tables(standin, tmp_path):
     model, processor = swap(standin, with_encoder("dinov3"))
     model.to(torch.bfloat16).save_pretrained(tmp_path)

@@ -24,6 +24,9 @@ def test_frozen_encoder_builds_no_graph_and_the_merger_does(swapped):
     output = encode(model.train(), inputs)
     assert not output.last_hidden_state.requires_grad
     assert output.pooler_output.requires_grad
+    # Checkpointing has every embedding's output ask for a gradient, the encoder's patch embedding among them.
+    model.enable_input_require_grads()
+    assert not encode(model, inputs).last_hidden_state.requires_grad
     model.model.visual.set_encoder_trainable(True)
     assert encode(model, inputs).last_hidden_state.requires_grad
 
