@@ -90,6 +90,7 @@ class DataCheck:
         return splits
 
     def _split(self, dataset_use: str, specs: Sequence[DatasetSpec], name: str) -> _Split:
+        logger.info("reading %s", dataset_use)
         ledger = _Collector()
         annotations = _load(dataset_use, self.flags.seed, ledger)
         self._add_by_path("record", ledger)
@@ -98,6 +99,7 @@ class DataCheck:
             for spec in dict.fromkeys((spec.annotation_path, spec.data_path) for spec in specs):
                 own = [record for record in records if record.source == spec[0]]
                 self.problems.add("outside", find_outside(own, spec[1]))
+        logger.info("looking at the headers of the media of %d records, and counting tokens", len(records))
         sizes = read_media_sizes(records, self.flags.data.media_cache_dir)
         counts = TokenCounter(self.encoder).count(records, sizes)
         ledger = _Collector()
@@ -118,6 +120,7 @@ class DataCheck:
         options = self.flags.check
         if options.duplicates == "none" and len(splits) == 1:
             return
+        logger.info("looking for what is there twice")
         records = [record for split in splits for record in split.records]
         ids = picture_ids((path for record in records for path in media_of(record)), options.same_picture == "content")
         if options.duplicates != "none":
@@ -235,6 +238,7 @@ def _print_plan(check: DataCheck, split: _Split) -> None:
     if not data.records:
         print("no record is left to train on")
         return
+    logger.info("planning an epoch")
     summaries = summarize_batches(data, flags, check.encoder)
     chosen = summaries[chosen_batches(flags)]
     supervised = f"{chosen.num_supervised:,} ({chosen.num_supervised / chosen.num_tokens:.1%})"
@@ -253,6 +257,8 @@ def _print_plan(check: DataCheck, split: _Split) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Check the data of a run; returns 0 where all is well and 1 where problems were found."""
     flags = parse_check_arguments(argv)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
     check = DataCheck(flags)
     out = Path(flags.check.out)
     names = output_names(check.specs, check.eval_specs)
