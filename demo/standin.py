@@ -8,6 +8,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
+    Dinov2Config,
+    Dinov2Model,
     GenerationConfig,
     PreTrainedConfig,
     Qwen3VLConfig,
@@ -167,6 +169,23 @@ def build_standin(
     )
     model.save_pretrained(folder)
     return folder
+
+
+def build_standin_encoder(folder: str | Path, *, seed: int = 0) -> Path:
+    """Write a small DINOv2 folder with random weights, in the layout of microsoft/rad-dino; 4 tokens of 32 pixels."""
+    config = Dinov2Config(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        mlp_ratio=2,
+        image_size=64,
+        patch_size=32,
+        initializer_range=128**-0.5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        Dinov2Model(config).save_pretrained(folder)
+    return Path(folder)
 
 
 def _write_tokenizer(folder: Path, chat_template: str) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """Tests of the quick start: its small parts, and the whole of it, whose score and control must hold."""
 
+import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,9 @@ def test_score_and_control_both_decide(changes: dict, passed: bool):
 def test_exit_code_tells_whether_the_result_is_as_expected(
     score: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(quickstart, "run_quickstart", lambda folder: Result(**(GOOD.__dict__ | {"score": score})))
+    monkeypatch.setattr(
+        quickstart, "run_quickstart", lambda folder, encoder: Result(**(GOOD.__dict__ | {"score": score}))
+    )
     assert main([str(tmp_path)]) == code
 
 
@@ -113,4 +117,15 @@ def test_the_quick_start_reads_unseen_digits_and_only_from_the_picture(
     assert result.train_seconds < 240 or os.getloadavg()[0] > 2, "4 minutes on two free cores are the limit"
     monkeypatch.setattr(quickstart, "generate_answers", answer_right_but_blind)
     assert not quickstart.evaluate(folder / "trained", folder / "digits/digits_held_out.json").passed
+    shutil.rmtree(folder)
+
+
+def test_the_digits_are_read_through_a_swapped_encoder_too(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("quickstart") / "swapped"
+    assert main([str(folder), "--encoder", "rad_dino"]) == 0
+    config = json.loads((folder / "trained/config.json").read_text())
+    assert config["vision_config"]["encoder"] == "rad_dino"
+    result = quickstart.evaluate(folder / "trained", folder / "digits/digits_held_out.json")
+    assert result.score >= 0.85
+    assert result.control <= 0.20
     shutil.rmtree(folder)
