@@ -21,6 +21,7 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from qwenvl.errors import UserError
 from qwenvl.vision import EncoderCard, plan_vision_config, swap_vision_tower
@@ -212,3 +213,11 @@ def test_plan_reads_no_weights(standin, rad_dino_folder, processor):
         AutoConfig.from_pretrained(standin), TowerOptions("rad_dino", path=str(rad_dino_folder)), processor
     )
     assert planned.out_hidden_size == config["text_config"]["hidden_size"] and planned.token_grid == [4, 4]
+
+
+def test_naflex_patches_are_cut_as_its_own_image_processor_cuts_them():
+    encoder = build_encoder(resolve_encoder("siglip2", config=SMALL_ENCODERS["siglip2#naflex"]))
+    pixels = torch.randn(2, 3, 16, 40)
+    made = encoder.model_inputs(pixels)
+    assert torch.equal(made["pixel_values"], torch.stack([convert_image_to_patches(image, 8) for image in pixels]))
+    assert made["spatial_shapes"].tolist() == [[2, 5], [2, 5]]
