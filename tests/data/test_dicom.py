@@ -84,9 +84,9 @@ def test_the_modality_lut_and_the_voi_lut_are_applied_in_this_order(tmp_path: Pa
         return pydicom.Sequence([item])
 
     stored = np.array([[0, 1, 2, 3]], np.uint8)
-    luts = {"ModalityLUTSequence": table([3, 2, 1, 0]), "VOILUTSequence": table([0, 100, 900, 1000])}
+    luts = {"ModalityLUTSequence": table([3, 2, 1, 0]), "VOILUTSequence": table([0, 6425, 57825, 65535])}
     write_dicom(tmp_path / "x.dcm", stored, **luts)
-    assert_grey(tmp_path / "x.dcm", np.rint(np.array([[1000, 900, 100, 0]]) * 0.255).astype(np.uint8))
+    assert_grey(tmp_path / "x.dcm", np.array([[255, 225, 25, 0]], np.uint8))
 
 
 def test_signed_dicom_values_are_read_as_signed(tmp_path: Path):
