@@ -1,5 +1,6 @@
 """Owns the sizes of pictures and videos, read from their headers and remembered on disk from run to run."""
 
+import gc
 import json
 import logging
 import os
@@ -55,6 +56,10 @@ def scan_media_sizes(images: Iterable[str], videos: Iterable[str], cache_dir: st
             new = [path for path, size in known.items() if size is None]
             sizes |= known | dict(zip(new, _spread(pool, read, new), strict=True))
             num_read += len(new)
+    if any(isinstance(size, Unreadable) for size in sizes.values()):
+        # An error may hold on to a decord reader. Collected only in a forked DataLoader worker, the reader would wait
+        # there for ever for its decoder thread, which a fork does not copy.
+        gc.collect()
     if num_read:
         logger.info("read the size of %d media files from their headers", num_read)
         entries = {path: [*stamps[path], *size] for path, size in sizes.items() if not isinstance(size, Unreadable)}

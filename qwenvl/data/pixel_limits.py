@@ -2,13 +2,13 @@
 
 from typing import Any, Protocol
 
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, Qwen2VLImageProcessor
 
 from qwenvl.errors import UserError
 
 
 class PixelLimits(Protocol):
-    """The flags, each `None` for what the processor has. A video's pixels are those of all its frames together."""
+    """The flags, each `None` for its default. A video's pixels are those of all its frames together."""
 
     max_pixels: int | None
     min_pixels: int | None
@@ -19,7 +19,20 @@ class PixelLimits(Protocol):
     video_min_pixels: int | None
 
 
+# The official repository's, for limits that are left out; a custom encoder keeps its own.
+OFFICIAL_PIXEL_LIMITS = {
+    "max_pixels": 28 * 28 * 576,
+    "min_pixels": 28 * 28 * 16,
+    "video_max_pixels": 28 * 28 * 1024,
+    "video_min_pixels": 28 * 28 * 256,
+}
 _PIXEL_LIMITS = ("shortest_edge", "longest_edge")
+
+
+def has_official_pixels(processor: ProcessorMixin) -> bool:
+    """Whether pictures are cut by the official processor, also where a custom tower puts them together again."""
+    image_processor = processor.image_processor
+    return isinstance(image_processor, Qwen2VLImageProcessor) or bool(getattr(image_processor, "official", None))
 
 
 def takes_pixel_limits(media_processor: Any) -> bool:
@@ -33,9 +46,12 @@ def set_pixel_limits(processor: ProcessorMixin, limits: PixelLimits) -> None:
     Raises `UserError` for limits that contradict each other, and for those given to an encoder that takes pictures of
     one size.
     """
-    _set_size(processor.image_processor, "", limits.min_pixels, limits.max_pixels)
+    given = {name: getattr(limits, name) for name in OFFICIAL_PIXEL_LIMITS}
+    if has_official_pixels(processor):
+        given = {name: OFFICIAL_PIXEL_LIMITS[name] if value is None else value for name, value in given.items()}
+    _set_size(processor.image_processor, "", given["min_pixels"], given["max_pixels"])
     video_processor = processor.video_processor
-    _set_size(video_processor, "video_", limits.video_min_pixels, limits.video_max_pixels)
+    _set_size(video_processor, "video_", given["video_min_pixels"], given["video_max_pixels"])
     frames = {"fps": limits.video_fps, "min_frames": limits.video_min_frames, "max_frames": limits.video_max_frames}
     for name, value in frames.items():
         if value is not None:

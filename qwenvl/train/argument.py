@@ -5,18 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
-from transformers import ProcessorMixin, Qwen2VLImageProcessor
 
+from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
 from qwenvl.train.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 
-OFFICIAL_PIXEL_LIMITS = {
-    "max_pixels": 28 * 28 * 576,
-    "min_pixels": 28 * 28 * 16,
-    "video_max_pixels": 28 * 28 * 1024,
-    "video_min_pixels": 28 * 28 * 256,
-}
 CUSTOM_VISION_FLAGS = (
     "custom_vision_pretrained_path",
     "custom_vision_input",
@@ -163,15 +157,6 @@ class DataArguments:
             )
         if self.video_fps <= 0:
             raise UserError(f"--video_fps {self.video_fps}: give a number above 0")
-
-    def fill_pixel_limits(self, processor: ProcessorMixin) -> None:
-        """Give limits that were left out the official repository's values, except to encoders that have their own."""
-        image_processor = processor.image_processor
-        # A custom tower that takes the official processor's pixels keeps that processor's settings under `official`.
-        official = isinstance(image_processor, Qwen2VLImageProcessor) or getattr(image_processor, "official", None)
-        for name, value in OFFICIAL_PIXEL_LIMITS.items():
-            if official and getattr(self, name) is None:
-                setattr(self, name, value)
 
 
 @dataclass

@@ -57,7 +57,6 @@ def train(argv: list[str] | None = None) -> None:
     vision_config = plan_custom_vision(model_args, base_config, processor)
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
-    data_args.fill_pixel_limits(processor)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     data = make_supervised_data_module(processor, data_args, training_args, varlen=attention.backend == "varlen")
     check_media(model_args, data)

@@ -11,6 +11,7 @@ from qwenvl.data.annotations import Record
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.errors import UserError
+from tests.vision.small_encoders import swap, with_encoder
 
 FLAGS = {
     "max_pixels": 128 * 128,
@@ -55,11 +56,11 @@ def test_each_limit_acts_on_what_it_names_alone(
     assert grids(own_processor, record, **flags) == (image, video)
 
 
-def test_a_limit_left_out_is_that_of_the_processor(own_processor: ProcessorMixin):
-    before = [dict(own_processor.image_processor.size), dict(own_processor.video_processor.size)]
+def test_a_limit_left_out_is_the_official_repositorys(own_processor: ProcessorMixin):
     own_processor.video_processor.min_frames = 3
     set_pixel_limits(own_processor, SimpleNamespace(**dict.fromkeys(FLAGS)))
-    assert [dict(own_processor.image_processor.size), dict(own_processor.video_processor.size)] == before
+    assert dict(own_processor.image_processor.size) == {"shortest_edge": 16 * 28 * 28, "longest_edge": 576 * 28 * 28}
+    assert dict(own_processor.video_processor.size) == {"shortest_edge": 256 * 28 * 28, "longest_edge": 1024 * 28 * 28}
     assert own_processor.video_processor.min_frames == 3
 
 
@@ -86,11 +87,11 @@ def test_limits_that_contradict_each_other_are_refused(own_processor: ProcessorM
         set_pixel_limits(own_processor, SimpleNamespace(**FLAGS | flags))
 
 
-def test_a_processor_for_pictures_of_one_size_keeps_it_and_refuses_limits(own_processor: ProcessorMixin):
-    own_processor.image_processor.size = {"height": 518, "width": 518}
-    own_processor.video_processor.size = {"height": 518, "width": 518}
+def test_a_processor_for_pictures_of_one_size_keeps_it_and_refuses_limits(standin: Path):
+    _, processor = swap(standin, with_encoder("dinov2"))
+    size = dict(processor.image_processor.size)
     unset = dict.fromkeys(("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels"))
-    set_pixel_limits(own_processor, SimpleNamespace(**FLAGS | unset))
-    assert dict(own_processor.image_processor.size)["height"] == 518
+    set_pixel_limits(processor, SimpleNamespace(**FLAGS | unset))
+    assert dict(processor.image_processor.size) == size
     with pytest.raises(UserError, match="--max_pixels have no effect"):
-        set_pixel_limits(own_processor, SimpleNamespace(**FLAGS))
+        set_pixel_limits(processor, SimpleNamespace(**FLAGS))

@@ -1,6 +1,7 @@
 """Tests of reading videos: what is sampled, and how a video that cannot be read is named."""
 
 import builtins
+import gc
 import shutil
 from pathlib import Path
 
@@ -119,5 +120,6 @@ class Clips(Dataset):
 def test_forked_workers_read_videos_after_the_main_process_did(media: Path):
     clips = Clips(str(media / "clip.mp4"))
     expected = clips[0]
+    gc.collect()  # readers that the errors of other tests hold must not reach the workers; see media_sizes.py
     loader = DataLoader(clips, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert all(torch.equal(frames, expected) for frames in loader)

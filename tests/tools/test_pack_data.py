@@ -95,7 +95,7 @@ def test_a_file_that_is_there_or_packed_already_is_not_packed_over(dataset: Path
 
 
 def test_contradicting_limits_are_refused_as_in_training(dataset: Path, standin: Path):
-    with pytest.raises(UserError, match="--min_pixels 9000 and --max_pixels 8000"):
+    with pytest.raises(UserError, match="--min_pixels 9000 is above --max_pixels 8000"):
         pack(dataset, standin, "--min_pixels", "9000", "--max_pixels", "8000")
 
 
