@@ -163,7 +163,6 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
     vision_config = plan_custom_vision(flags.model, base_config, processor)
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
-    flags.data.fill_pixel_limits(processor)
     set_pixel_limits(processor, flags.data)
     return RecordEncoder(processor), vision_config
 
@@ -232,6 +231,16 @@ def _write_clean(split: _Split, problems: ProblemList, streams: dict[str, TextIO
         yield name, write_sound_rows(streams[name], rows, places[source])
 
 
+def _print_where_paths_count_from(split: _Split, specs: Sequence[DatasetSpec], out: Path) -> None:
+    for spec in {spec.annotation_path: spec for spec in specs}.values():
+        if os.path.realpath(out) != os.path.realpath(spec.data_path):
+            name = split.clean_files[spec.annotation_path]
+            print(
+                f"Relative media paths in {name} still count from {os.path.abspath(spec.data_path)}: to train on it, "
+                "give it an entry in data_dict with that data_path, or put it there"
+            )
+
+
 def _print_plan(check: DataCheck, split: _Split) -> None:
     """Print what training on the sound records would be like."""
     data, flags = check.sound_data(split), check.flags
@@ -275,6 +284,8 @@ def main(argv: list[str] | None = None) -> int:
     rows += [(f"records in {name}", count) for name, count in written]
     rows += length_rows(lengths, flags.training.model_max_length) if len(lengths) else []
     print_summary(f"Checked {flags.data.dataset_use} -> {out}", rows)
+    for split, specs in zip(splits, (check.specs, check.eval_specs), strict=False):
+        _print_where_paths_count_from(split, specs, out)
     if HISTOGRAM not in names:
         print(f"no {HISTOGRAM}: matplotlib is not installed (pip install matplotlib)")
     _print_plan(check, splits[0])

@@ -54,8 +54,8 @@ def find_duplicates(records: Sequence[Record], ids: PictureIds, same: str) -> It
         whole = same == "record" or not media
         said = tuple(turn for turn in record.turns if whole or turn.role == "assistant")
         twin = first.setdefault((media, said), record)
-        # A data set that is named twice is meant twice.
-        if twin.where != record.where:
+        # A data set that is named twice gives the same object twice, and is meant twice.
+        if twin is not record:
             what = "text" if not media else "media and the same " + ("turns" if whole else "answer")
             yield BadSample(record.where, next(iter(media_of(record)), None), f"the same {what} as {twin.where}")
 

@@ -95,6 +95,7 @@ def test_a_clean_set_is_copied_as_it_is_and_gives_0(check, films: Path):
     assert (outcome.code, outcome.problems) == (0, [])
     assert outcome.clean() == json.loads(before)
     assert dataset.read_bytes() == before
+    assert f"Relative media paths in clean.json still count from {films}" in outcome.text
     assert Image.open(outcome.out / "token_lengths.png").size[0] > 300
     assert sorted(path.name for path in outcome.out.iterdir()) == ["clean.json", "problems.jsonl", "token_lengths.png"]
 
@@ -345,8 +346,6 @@ RUN = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
-    "max_pixels": 16384,
-    "min_pixels": 1024,
 }
 
 
