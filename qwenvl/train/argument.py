@@ -265,6 +265,11 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         raise UserError("--output_dir is missing: name the folder that gets the checkpoints")
     if training_args.model_max_length <= 0:
         raise UserError(f"--model_max_length {training_args.model_max_length}: give a number of tokens above 0")
+    if training_args.n_gpu > 1:
+        raise UserError(
+            f"{training_args.n_gpu} GPUs are visible to one process; start one process for each with `torchrun "
+            f"--nproc_per_node {training_args.n_gpu}`, or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
     if training_args.lora_enable and not model_args.tune_mm_llm:
         raise UserError(
             "--lora_enable True trains the language model, but --tune_mm_llm is False; set --tune_mm_llm True, or "
