@@ -1,9 +1,7 @@
 #!/usr/bin/env bash
-# Qwen3-VL-8B on MIMIC-CXR: native encoder, LoRA on the language model, merger trained, vision frozen. See train.sh.
+# The same as sft_mimic_4b.sh on Qwen3-VL-8B: the model path is all that differs.
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
-source "$ROOT/scripts/mimic.sh"
 
 export MODEL_PATH="${MODEL_PATH:-Qwen/Qwen3-VL-8B-Instruct}"
 export OUTPUT_DIR="${OUTPUT_DIR:-output/mimic_8b}"
-exec bash "$ROOT/scripts/train.sh" "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/sft_mimic_4b.sh" "$@"

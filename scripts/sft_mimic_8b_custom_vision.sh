@@ -1,13 +1,7 @@
 #!/usr/bin/env bash
-# Qwen3-VL-8B on MIMIC-CXR with another vision encoder (ENCODER, default RAD-DINO) and a fresh linear merger, in one
-# stage: merger and LoRA together, the encoder frozen. See train.sh.
+# The same as sft_mimic_4b_custom_vision.sh on Qwen3-VL-8B: the model path is all that differs.
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
-source "$ROOT/scripts/mimic.sh"
 
 export MODEL_PATH="${MODEL_PATH:-Qwen/Qwen3-VL-8B-Instruct}"
-export ENCODER="${ENCODER:-rad_dino}"
-export OUTPUT_DIR="${OUTPUT_DIR:-output/mimic_8b_${ENCODER//[^a-zA-Z0-9_.-]/_}}"
-# A fresh linear layer has to learn everything: see docs/custom_encoder.md on its learning rate.
-export MM_PROJECTOR_LR="${MM_PROJECTOR_LR-2e-5}"
-exec bash "$ROOT/scripts/train.sh" "$@"
+export OUTPUT_DIR="${OUTPUT_DIR:-output/mimic_8b_custom_vision}"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/sft_mimic_4b_custom_vision.sh" "$@"
