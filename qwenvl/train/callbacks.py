@@ -1,11 +1,11 @@
-"""Owns what happens around the steps of a run: stopping on SIGTERM."""
+"""Owns what happens around the steps of a run: stopping on SIGTERM, and the progress bar with its lines."""
 
 import logging
 import signal
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.distributed import any_process
@@ -37,3 +37,30 @@ class StopOnSigterm(TrainerCallback):
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self._signalled = True
+
+
+class ProgressLines(ProgressCallback):
+    """Transformers' progress bar, with one short line for each entry of the log above it."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs:
+            self.training_bar.write(f"step {state.global_step}: {log_line(logs)}")
+
+
+def log_line(logs: dict[str, float]) -> str:
+    """Return an entry of the log as one line: the words as they are logged, shares in per cent, rates in short."""
+    words = []
+    for name, value in logs.items():
+        if name in ("epoch", "total_flos", "learning_rate") or not isinstance(value, int | float):
+            continue
+        label = name.removesuffix("_share").replace("_per_second", "/s").replace("_", " ")
+        number = f"{value:.1%}" if name.endswith("_share") else f"{value:.4g}"
+        words.append(f"{label} {number}")
+    return ", ".join(words)

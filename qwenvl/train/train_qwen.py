@@ -13,7 +13,7 @@ if not __package__:  # run by path, as torchrun does: Python has put this folder
 import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser, ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
@@ -22,7 +22,7 @@ from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments, check_arguments
-from qwenvl.train.callbacks import StopOnSigterm
+from qwenvl.train.callbacks import ProgressLines, StopOnSigterm
 from qwenvl.train.checkpoint import (
     INCOMPLETE,
     CommitCheckpoints,
@@ -118,7 +118,7 @@ def build_trainer(
         if "tensorboard" in training_args.report_to:
             runs = Path(output_dir) / "runs" / time.strftime("%Y%m%d-%H%M%S")
             callbacks.append(TensorBoardCallback(SummaryWriter(str(runs))))
-    return QwenVLTrainer(
+    trainer = QwenVLTrainer(
         model=model,
         args=trainer_args,
         processing_class=processor,
@@ -131,6 +131,10 @@ def build_trainer(
         run_arguments=arguments,
         callbacks=callbacks,
     )
+    if not training_args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressLines())
+    return trainer
 
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
