@@ -1,6 +1,6 @@
 import signal
+from pathlib import Path
 
-import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qwenvl.train.callbacks import StopOnSigterm, log_line
@@ -18,7 +18,7 @@ def test_a_line_of_the_log_is_short_and_has_every_number_that_matters() -> None:
     assert log_line(logs) == "loss 2.296, learning rate merger 1e-05, padding 6.2%, tokens/s 3764"
 
 
-def test_sigterm_lets_the_step_end_then_saves_and_stops(tmp_path: pytest.TempPathFactory) -> None:
+def test_sigterm_lets_the_step_end_then_saves_and_stops(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     callback, control, args = StopOnSigterm(), TrainerControl(), TrainingArguments(str(tmp_path), use_cpu=True)
     callback.on_train_begin(args, TrainerState(), control)
