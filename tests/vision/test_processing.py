@@ -216,3 +216,12 @@ def test_non_square_input(standin):
     assert inputs["image_grid_thw"].tolist() == [[1, 3, 7]]
     with torch.no_grad():
         assert model(**inputs).logits.isfinite().all()
+
+
+def test_limits_only_tighten_the_encoders_own(standin):
+    _, processor = swap(standin, with_encoder("siglip2#naflex"))
+    own = processor.image_processor.get_number_of_image_patches(300, 400)
+    processor.image_processor.size = {"shortest_edge": 64, "longest_edge": 10**7}
+    assert processor.image_processor.get_number_of_image_patches(300, 400) == own <= 16
+    processor.image_processor.size = {"shortest_edge": 64, "longest_edge": 6 * 64}
+    assert processor.image_processor.get_number_of_image_patches(300, 400) <= 6
