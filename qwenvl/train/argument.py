@@ -69,7 +69,7 @@ class ModelArguments:
     vision_prefix_tokens: bool = field(default=False, metadata={"help": "Keep CLS and register tokens."})
     vision_resize: str = field(
         default="encoder",
-        metadata={"help": "How a picture meets the input size: encoder (as published), pad, squash or crop."},
+        metadata={"help": "How a picture meets the input size: encoder (as published), pad, squash, crop, native."},
     )
     vision_input_size: str | None = field(
         default=None, metadata={"help": "Input size of the encoder in pixels: 518, or 518x1036 for height x width."}

@@ -60,13 +60,16 @@ class CommitCheckpoints(TrainerCallback):
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(self.output_dir / name)
+        written = Path(args.output_dir) / name
         barrier()
         if state.is_world_process_zero:
-            written = Path(args.output_dir) / name
             state.save_to_json(str(written / TRAINER_STATE_NAME))
             replace_folder(written, self.output_dir / name)
             rotate_checkpoints(str(self.output_dir), args.save_total_limit, state.best_model_checkpoint)
         barrier()
+        if state.is_local_process_zero and written.is_dir():  # another machine with a disk of its own
+            replace_folder(written, self.output_dir / name)
+            rotate_checkpoints(str(self.output_dir), args.save_total_limit, state.best_model_checkpoint)
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -116,7 +119,7 @@ def prepare_output_dir(output_dir: str, resume: str | None) -> None:
     folder = Path(output_dir)
     try:
         (folder / INCOMPLETE).mkdir(parents=True, exist_ok=True)
-        probe = folder / INCOMPLETE / "writable"
+        probe = folder / INCOMPLETE / f"writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

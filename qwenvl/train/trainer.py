@@ -61,7 +61,7 @@ class QwenVLTrainer(Trainer):
         self._step_losses: list[torch.Tensor] = []
         self._group_components: list[str] = []
         self._learning_rates: dict[str, float] = {}
-        self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._gradient_norms: dict[str, float] = {}
 
     # Batches
 
@@ -126,14 +126,18 @@ class QwenVLTrainer(Trainer):
         self._step_losses.append(loss)
         if self.accelerator.sync_gradients:
             self._learning_rates = dict(zip(self._group_components, self.lr_scheduler.get_last_lr(), strict=True))
-            self._gradient_norms = gradient_norms(self.model)
+            self._gradient_norms = {name: norm.item() for name, norm in gradient_norms(self.model).items()}
             self._check_finite()
         return loss
 
     def _check_finite(self) -> None:
         loss = torch.stack(self._step_losses).sum().item()
-        norms = {component: norm.item() for component, norm in self._gradient_norms.items()}
-        if math.isfinite(loss) and all(map(math.isfinite, norms.values())):
+        norms = self._gradient_norms
+        if (scaler := self.accelerator.scaler) is not None:
+            # In fp16 gradients are scaled up, and a step that overflows is left out: that is how the scale is found.
+            norms = self._gradient_norms = {name: norm / scaler.get_scale() for name, norm in norms.items()}
+        gradients_are_finite = scaler is not None or all(map(math.isfinite, norms.values()))
+        if math.isfinite(loss) and gradients_are_finite:
             return
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norms {norms}"
         raise UserError(
@@ -149,7 +153,7 @@ class QwenVLTrainer(Trainer):
         """Add each component's learning rate and gradient norm, throughput, waiting and memory to a training entry."""
         if "loss" in logs:
             logs |= {f"learning_rate_{component}": rate for component, rate in self._learning_rates.items()}
-            logs |= {f"grad_norm_{component}": norm.item() for component, norm in self._gradient_norms.items()}
+            logs |= {f"grad_norm_{component}": norm for component, norm in self._gradient_norms.items()}
             logs |= self.throughput.summary(self.args.device)
         super().log(logs, start_time)
 
