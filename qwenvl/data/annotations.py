@@ -91,7 +91,9 @@ class BadSampleLedger:
         return len(self.samples)
 
     def report(self, bad: BadSample) -> None:
-        """Note a bad sample; raises `UserError` when the policy does not allow it, or not so many."""
+        """Note a bad sample, once however often it is met; raises `UserError` if the policy allows none, or no more."""
+        if any(bad.where == known.where for known in self.samples):
+            return
         self.samples.append(bad)
         if self.policy == "error":
             raise UserError(f"{bad} (or leave such samples out with --bad_sample_policy skip)")

@@ -141,12 +141,18 @@ class DataModule:
 
 
 def make_supervised_data_module(
-    processor: ProcessorMixin, data_args: DataConfig, training_args: BatchConfig, varlen: bool = False
+    processor: ProcessorMixin,
+    data_args: DataConfig,
+    training_args: BatchConfig,
+    varlen: bool = False,
+    *,
+    only_vision_is_trained: bool = False,
 ) -> DataModule:
     """Read, check and count all samples of a run and plan its batches; no picture is decoded yet.
 
     Sets the pixel limits of `processor`. `varlen` adds the boundaries that variable-length attention kernels want to
-    flattened batches. Raises `UserError` for whatever is wrong with the data.
+    flattened batches. `only_vision_is_trained` puts a medium into every batch, because a loss that none has reached
+    cannot be differentiated. Raises `UserError` for whatever is wrong with the data.
     """
     set_pixel_limits(processor, data_args)
     ledger = BadSampleLedger(data_args.bad_sample_policy, data_args.max_bad_samples)
@@ -155,7 +161,7 @@ def make_supervised_data_module(
     train_dataset = reader.read(data_args.dataset_use)
     eval_dataset = reader.read(data_args.eval_dataset_use) if data_args.eval_dataset_use else None
     required_kinds: set[str] = set()
-    if training_args.world_size > 1:
+    if training_args.world_size > 1 or only_vision_is_trained:
         required_kinds = train_dataset.media_kinds() | (eval_dataset.media_kinds() if eval_dataset else set())
     dummies = encoder.blank_samples()
     if data_args.data_packing or data_args.data_flatten:

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
@@ -119,6 +120,8 @@ def build_model(
 def _build_on_meta(
     config: PreTrainedConfig, dtype: torch.dtype, attention: Attention, name_or_path: str
 ) -> PreTrainedModel:
+    # DeepSpeed ZeRO-3 would partition the weights of every model built from now on, and there are none.
+    unset_hf_deepspeed_config()
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
             config, dtype=dtype, attn_implementation=attention.by_sub_config

@@ -1,5 +1,6 @@
 """Owns the swap in a run: from the flags of a custom encoder to its tower, and a merger's way from run to run."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from safetensors import safe_open
@@ -61,15 +62,25 @@ def load_merger(model: nn.Module, folder: str) -> None:
     }
     if not found:
         raise UserError(f"--vision_merger_path {folder}: no merger in its .safetensors files; name an output folder")
-    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    shapes = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in own.items()}
     found_shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if found_shapes != shapes:
         raise UserError(
             f"--vision_merger_path {folder}: its merger is {found_shapes}, this model's is {shapes}; use the same "
             "encoder, --vision_merger and base model in both stages"
         )
-    for name, parameter in own.items():
-        parameter.data.copy_(found[name])
+    with _gathered(list(own.values())):
+        for name, parameter in own.items():
+            parameter.data.copy_(found[name])
+
+
+def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager:
+    """Bring parameters that DeepSpeed ZeRO-3 has partitioned together for a change that reaches every process."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
 def _saved_merger(folder: Path) -> dict[str, Tensor]:

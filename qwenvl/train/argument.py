@@ -11,6 +11,16 @@ from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
 from qwenvl.train.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 
+# Flags of Transformers that this training cannot obey, and why.
+REFUSED_FLAGS = {
+    "label_smoothing_factor": "the loss is the plain cross-entropy of the supervised tokens",
+    "train_sampling_strategy": "batches are planned by --data_packing and --data_flatten",
+    "dataloader_drop_last": "no sample is dropped, the last step is a smaller one",
+    "auto_find_batch_size": "batches are planned before the first step; --dry_run True estimates their memory",
+    "push_to_hub": "checkpoints are put together in the output folder; upload it with `hf upload` when the run is over",
+    "save_on_each_node": "each machine keeps what it needs to go on",
+    "save_only_model": "a checkpoint without the optimizer cannot be resumed exactly; use --save_total_limit",
+}
 CUSTOM_VISION_FLAGS = (
     "custom_vision_pretrained_path",
     "custom_vision_input",
@@ -241,6 +251,12 @@ class TrainingArguments(transformers.TrainingArguments):
             raise UserError(
                 f"--deepspeed {self.deepspeed} has no `zero_optimization` section; start from scripts/zero2.json"
             )
+        for section in ("optimizer", "scheduler"):
+            if section in config:
+                raise UserError(
+                    f"--deepspeed {self.deepspeed} has the section `{section}`, which would pass over the learning "
+                    "rates of the components; take it out and use --optim, --learning_rate and --lr_scheduler_type"
+                )
 
     @property
     def half_precision(self) -> bool:
@@ -265,6 +281,10 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         raise UserError("--output_dir is missing: name the folder that gets the checkpoints")
     if training_args.model_max_length <= 0:
         raise UserError(f"--model_max_length {training_args.model_max_length}: give a number of tokens above 0")
+    for name, why in REFUSED_FLAGS.items():
+        default = TrainingArguments.__dataclass_fields__[name].default
+        if getattr(training_args, name) != default:
+            raise UserError(f"--{name} {getattr(training_args, name)} has no effect here: {why}; leave it out")
     if training_args.n_gpu > 1:
         raise UserError(
             f"{training_args.n_gpu} GPUs are visible to one process; start one process for each with `torchrun "

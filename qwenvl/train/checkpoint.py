@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from qwenvl.errors import UserError
@@ -30,7 +30,7 @@ INCOMPLETE = ".incomplete"
 RUN_ARGUMENTS_NAME = "run_arguments.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 _MODEL_CONFIG_NAMES = (ADAPTER_CONFIG_NAME, "config.json")
-# A run can only be continued with the same model and the same trainable parts.
+# A run can only be continued with the same model, the same trainable parts and the same order of samples.
 _FIXED_FOR_RESUME = (
     "model_name_or_path",
     "tune_mm_llm",
@@ -41,9 +41,26 @@ _FIXED_FOR_RESUME = (
     "lora_alpha",
     "lora_target_modules",
     "custom_vision_encoder",
+    "custom_vision_pretrained_path",
+    "custom_vision_input",
+    "vision_layer",
+    "vision_final_norm",
+    "vision_prefix_tokens",
+    "vision_resize",
+    "vision_input_size",
     "vision_merger",
+    # Which samples have been seen follows from these.
+    "dataset_use",
+    "data_flatten",
+    "data_packing",
+    "model_max_length",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "data_seed",
+    "world_size",
 )
-_SECRET = re.compile(r"token|password|secret", re.IGNORECASE)
+_SECRET = re.compile(r"_token$|password|secret", re.IGNORECASE)
 
 
 class CommitCheckpoints(TrainerCallback):
@@ -121,7 +138,7 @@ def prepare_output_dir(output_dir: str, resume: str | None) -> None:
         (folder / INCOMPLETE).mkdir(parents=True, exist_ok=True)
         probe = folder / INCOMPLETE / f"writable-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"--output_dir {output_dir} cannot be written: {error.strerror}; choose another folder"
@@ -149,21 +166,31 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     if not resume or resume.lower() == "false":
         return None
     if resume.lower() in ("auto", "true"):
-        found = sort_checkpoints(output_dir)
+        found = [folder for folder in sort_checkpoints(output_dir) if _is_resumable(Path(folder))]
         if not found:
+            if any((Path(output_dir) / name).is_file() for name in _MODEL_CONFIG_NAMES):
+                raise UserError(
+                    f"--resume_from_checkpoint auto: {output_dir} holds a finished model and no checkpoint to go on "
+                    "from; choose another --output_dir"
+                )
             logger.info("--resume_from_checkpoint auto: no checkpoint in %s, starting afresh", output_dir)
             return None
         resume = found[-1]
     folder = Path(resume)
     if INCOMPLETE in folder.resolve().parts:
         raise UserError(f"--resume_from_checkpoint {resume} was interrupted while it was written; name a whole one")
-    if not (folder / TRAINER_STATE_NAME).is_file():
+    if not _is_resumable(folder):
         raise UserError(
-            f"--resume_from_checkpoint {resume} is no checkpoint of a run (no {TRAINER_STATE_NAME}); name a folder "
-            f"{PREFIX_CHECKPOINT_DIR}-STEP, or auto"
+            f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME} and "
+            f"{SCHEDULER_NAME}); name a folder {PREFIX_CHECKPOINT_DIR}-STEP, or auto"
         )
     _check_same_run(folder, arguments)
     return str(folder)
+
+
+def _is_resumable(folder: Path) -> bool:
+    """Whether a folder holds more than a model: how far the run was, and its schedule and optimizer."""
+    return all((folder / name).is_file() for name in (TRAINER_STATE_NAME, SCHEDULER_NAME))
 
 
 def _check_same_run(folder: Path, arguments: dict[str, Any]) -> None:

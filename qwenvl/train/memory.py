@@ -52,7 +52,7 @@ def estimate_memory(
     sharding = sharding or Sharding()
     sizes = component_sizes(model)
     trainable = sum(size.trainable for size in sizes.values())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
     if sharding.zero_stage:
         weights += trainable * 4 / sharding.processes  # the float32 copy that DeepSpeed keeps beside the model
     config = model.config

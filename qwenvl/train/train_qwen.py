@@ -48,7 +48,7 @@ def train(argv: list[str] | None = None) -> None:
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
     check_arguments(model_args, data_args, training_args)
-    arguments = run_arguments(model_args, data_args, training_args)
+    arguments = run_arguments(model_args, data_args, training_args) | {"world_size": training_args.world_size}
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
@@ -58,7 +58,15 @@ def train(argv: list[str] | None = None) -> None:
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
-    data = make_supervised_data_module(processor, data_args, training_args, varlen=attention.backend == "varlen")
+    data = make_supervised_data_module(
+        processor,
+        data_args,
+        training_args,
+        varlen=attention.backend == "varlen",
+        only_vision_is_trained=not model_args.tune_mm_llm,
+    )
+    # What every process has found in the data the first has told; what each finds while it trains it tells itself.
+    logging.getLogger("qwenvl").setLevel(min(logging.getLogger("qwenvl").level, logging.WARNING))
     check_media(model_args, data)
     model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)

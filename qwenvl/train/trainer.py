@@ -4,14 +4,18 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from qwenvl.data.annotations import BadSampleLedger
@@ -127,6 +131,8 @@ class QwenVLTrainer(Trainer):
         if self.accelerator.sync_gradients:
             self._learning_rates = dict(zip(self._group_components, self.lr_scheduler.get_last_lr(), strict=True))
             self._gradient_norms = {name: norm.item() for name, norm in gradient_norms(self.model).items()}
+            if self.is_deepspeed_enabled and (norm := self.model_wrapped.get_global_grad_norm()) is not None:
+                self._gradient_norms = {"all": float(norm)}  # DeepSpeed has let go of the parameters' gradients by now
             self._check_finite()
         return loss
 
@@ -136,7 +142,7 @@ class QwenVLTrainer(Trainer):
         if (scaler := self.accelerator.scaler) is not None:
             # In fp16 gradients are scaled up, and a step that overflows is left out: that is how the scale is found.
             norms = self._gradient_norms = {name: norm / scaler.get_scale() for name, norm in norms.items()}
-        gradients_are_finite = scaler is not None or all(map(math.isfinite, norms.values()))
+        gradients_are_finite = self.args.fp16 or all(map(math.isfinite, norms.values()))
         if math.isfinite(loss) and gradients_are_finite:
             return
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norms {norms}"
@@ -204,9 +210,19 @@ class QwenVLTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model (or adapter), the processor and the run's arguments."""
-        super().save_model(output_dir, _internal_call)
+        folder = output_dir or self.args.output_dir
+        if isinstance(self.model, PeftModel) and is_deepspeed_zero3_enabled():
+            # The Trainer would gather trained weights alone, but an adapter also holds what is frozen in a module that
+            # is kept whole, such as an encoder's mask token.
+            weights = self.accelerator.get_state_dict(self.model_wrapped)
+            if self.args.should_save:
+                self.model.save_pretrained(folder, state_dict=weights)
+                self.processing_class.save_pretrained(folder)
+        else:
+            super().save_model(folder, _internal_call)
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir
+            # A pickle of all arguments, hub token included; run_arguments.json says the same.
+            (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             write_run_arguments(folder, self.run_arguments)
             if self.model.config.model_type in CUSTOM_MODEL_TYPES:
                 # An adapter folder has no model configuration; here it names the tower that the base model lacks.

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,15 +110,18 @@ class FeatureCache:
 
     def write(self, features: dict[str, torch.Tensor], rank: int) -> None:
         """Add one shard, whole or not at all: {key: (rows, columns, D_vis)}."""
-        number = len(list(self.folder.glob(f"rank{rank}-*.safetensors")))
-        target = self.folder / f"rank{rank}-{number:05d}.safetensors"
+        # Another run may be adding to the same folder.
+        target = self.folder / f"rank{rank}-{uuid.uuid4().hex}.safetensors"
         unfinished = target.with_suffix(".unfinished")
         save_file({key: tensor.contiguous() for key, tensor in features.items()}, unfinished)
         os.replace(unfinished, target)
 
     def write_known_files(self, rank: int) -> None:
         """Keep the keys of known files, so that a later run need not read them all."""
-        (self.folder / f"rank{rank}.paths.json").write_text(json.dumps(self._keys))
+        target = self.folder / f"rank{rank}.paths.json"
+        unfinished = target.with_suffix(f".{uuid.uuid4().hex}")
+        unfinished.write_text(json.dumps(self._keys))
+        os.replace(unfinished, target)
 
 
 def estimate_bytes(

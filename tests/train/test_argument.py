@@ -37,6 +37,9 @@ def test_the_recipe_of_the_mission_is_accepted(tmp_path: Path) -> None:
         ({}, {}, {"warmup_ratio": 1.5}, "--warmup_ratio 1.5"),
         ({}, {}, {"warmup_ratio": 0.1, "warmup_steps": 5}, "not both"),
         ({}, {}, {"eval_strategy": "epoch"}, "needs --eval_dataset_use"),
+        ({}, {}, {"label_smoothing_factor": 0.1}, "--label_smoothing_factor 0.1 has no effect"),
+        ({}, {}, {"dataloader_drop_last": True}, "--dataloader_drop_last True has no effect"),
+        ({}, {}, {"push_to_hub": True}, "--push_to_hub True has no effect"),
     ],
 )
 def test_flags_that_contradict_each_other_are_errors(
@@ -47,7 +50,13 @@ def test_flags_that_contradict_each_other_are_errors(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("{", "not valid JSON"), ("[]", "zero_optimization"), ('{"bf16": {}}', "zero_optimization")]
+    ("content", "told"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "zero_optimization"),
+        ('{"bf16": {}}', "zero_optimization"),
+        ('{"zero_optimization": {}, "optimizer": {}}', "learning rates of the components"),
+    ],
 )
 def test_a_bad_deepspeed_file_is_an_error_that_names_it(tmp_path: Path, content: str, told: str) -> None:
     path = tmp_path / "zero.json"

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from demo.standin import build_standin_encoder
+from qwenvl import load_checkpoint
 from qwenvl.train.train_qwen import train
 from tests.train.conftest import RECIPE, REPOSITORY, command_line, conversation, losses, write_records
 
@@ -55,6 +58,29 @@ def test_deepspeed_trains_when_one_process_has_text_alone(run_processes: Run, me
     assert len(series) == 4
     assert series[-1] < series[0]
     assert (output_dir / "adapter_model.safetensors").is_file()
+
+
+def test_zero3_saves_a_trained_encoder_with_what_is_frozen_in_it(run_processes: Run, tmp_path: Path) -> None:
+    swap = {
+        "custom_vision_encoder": "rad_dino",
+        "custom_vision_pretrained_path": build_standin_encoder(tmp_path / "encoder"),
+        "tune_mm_vision": True,
+        "vision_tower_lr": 1e-3,
+        "max_pixels": None,
+        "min_pixels": None,
+    }
+
+    output_dir = run_processes(2, **swap, use_cpu=False, deepspeed=REPOSITORY / "scripts/zero3.json")
+
+    names = load_file(output_dir / "adapter_model.safetensors")
+    assert any("encoder" in name and "mask_token" in name for name in names)
+    assert all(len(tensor) for tensor in names.values())
+    model, _ = load_checkpoint(output_dir, device="cpu")
+    assert model.config.vision_config.encoder == "rad_dino"
+
+
+def test_a_dry_run_under_zero3_needs_no_weights(run_processes: Run) -> None:
+    run_processes(1, use_cpu=False, dry_run=True, deepspeed=REPOSITORY / "scripts/zero3.json")
 
 
 def test_a_run_under_deepspeed_is_resumed_exactly(run_processes: Run, tmp_path: Path) -> None:

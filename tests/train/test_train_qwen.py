@@ -46,6 +46,12 @@ def test_the_merger_alone_is_trained_and_saved_as_an_adapter(run_training: Run, 
     )
 
 
+def test_the_merger_alone_is_trained_through_batches_without_a_picture(run_training: Run) -> None:
+    one_epoch = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 1}
+
+    assert len(losses(run_training(lora_enable=False, tune_mm_llm=False, **one_epoch))) == 12
+
+
 def test_full_fine_tuning_changes_the_language_model_and_not_what_is_frozen(run_training: Run, standin: Path) -> None:
     before = AutoModelForImageTextToText.from_pretrained(standin).state_dict()
 
