@@ -4,11 +4,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
-from transformers import HfArgumentParser
 
 from qwenvl.errors import UserError
-from qwenvl.tools.cli import ToolParser, default_workers
-from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+from qwenvl.tools.cli import default_workers
+from qwenvl.train.argument import DataArguments, FlagParser, ModelArguments, TrainingArguments
 from qwenvl.train.memory import Sharding
 
 # A check reads data and counts: it must also run where the GPUs, kernels and trackers of the run are not.
@@ -77,17 +76,13 @@ class CheckFlags(NamedTuple):
         return self.training.seed if self.training.data_seed is None else self.training.data_seed
 
 
-class _Parser(HfArgumentParser):
-    error = ToolParser.error
-
-
 def parse_check_arguments(argv: list[str] | None = None) -> CheckFlags:
     """Read the command line; every flag of training is known, and those that say nothing of data change nothing.
 
     Raises `UserError` for flags that contradict each other.
     """
     kinds = (ModelArguments, DataArguments, TrainingArguments, CheckArguments)
-    parser = _Parser(
+    parser = FlagParser(
         kinds,
         description="Check a data set before it is trained on. Takes the flags of the training command as they are, so "
         "that lengths, batches, steps and memory are those of the run. Exit code: 0 clean, 1 problems, 2 wrong use.",

@@ -1,10 +1,14 @@
 """Owns the command line of training: every flag with its help, and the rules between flags."""
 
+import dataclasses
+import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import transformers
+from transformers import HfArgumentParser
 
 from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
@@ -271,6 +275,26 @@ class TrainingArguments(transformers.TrainingArguments):
             "merger": self.learning_rate if self.mm_projector_lr is None else self.mm_projector_lr,
             "llm": self.learning_rate,
         }
+
+
+class FlagParser(HfArgumentParser):
+    """Transformers' parser of command lines, which says in one line what is wrong with one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError` instead of printing the whole usage."""
+        raise UserError(f"{message}; --help lists all flags")
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read the command line, `argv` or that of the process; raises `UserError` for what it does not understand."""
+    parser = FlagParser((ModelArguments, DataArguments, TrainingArguments))
+    *groups, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        known = [f"--{each.name}" for group in groups for each in dataclasses.fields(group)]
+        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known)
+        remedy = f"did you mean {' or '.join(nearest)}?" if nearest else "--help lists all flags"
+        raise UserError(f"{unknown[0]} is no flag of this program; {remedy}")
+    return tuple(groups)
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:

@@ -13,7 +13,7 @@ if not __package__:  # run by path, as torchrun does: Python has put this folder
 import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
-from transformers import HfArgumentParser, ProgressCallback, set_seed
+from transformers import ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
@@ -21,7 +21,7 @@ from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
-from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments, check_arguments
+from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
 from qwenvl.train.callbacks import ProgressLines, StopOnSigterm
 from qwenvl.train.checkpoint import (
     INCOMPLETE,
@@ -79,11 +79,6 @@ def train(argv: list[str] | None = None) -> None:
         cache_features(model, data, model_args.cache_vision_features, training_args)
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)
-
-
-def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Read the command line, `argv` or that of the process."""
-    return HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
 
 
 def check_media(model_args: ModelArguments, data: DataModule) -> None:
