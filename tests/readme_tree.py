@@ -15,6 +15,7 @@ WITHOUT_DOCSTRING = {
     "scripts/zero3_offload.json": "ZeRO-3 with weights and optimizer in RAM",
     "demo/single_images.json": "records with pictures, in the official demo's format",
     "demo/video.json": "records with videos",
+    "tools/check_image.py": "the official repository's name for check_data.py",
     "tools/process_bbox.ipynb": "bounding boxes between formats, drawn for a look",
 }
 LONGEST = 110
