@@ -161,6 +161,9 @@ class QwenVLTrainer(Trainer):
             logs |= {f"learning_rate_{component}": rate for component, rate in self._learning_rates.items()}
             logs |= {f"grad_norm_{component}": norm for component, norm in self._gradient_norms.items()}
             logs |= self.throughput.summary(self.args.device)
+        if "train_samples_per_second" in logs:
+            # The Trainer counts rows, and a row may be a pack of many samples.
+            logs["train_samples_per_second"] = self.throughput.total_samples / max(self.throughput.total_seconds, 1e-9)
         super().log(logs, start_time)
 
     # Evaluation
