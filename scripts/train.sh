@@ -98,7 +98,7 @@ cores=$(($(nproc) > processes ? $(nproc) / processes : 1)) # of each process
 if [[ -z ${DATASETS-} ]] && ! given dataset_use "$@" >/dev/null; then
     fail "no data set: DATASETS=path/to/train.json bash $0 (or a name registered in qwenvl/data/__init__.py)"
 fi
-if [[ $(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP:-True}") == True ]]; then
+if [[ $(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP:-True}") =~ ^([Tt]rue|TRUE|1|[Yy]es|[Yy]|[Tt])$ ]]; then
     : "${MM_PROJECTOR_LR=1e-5}"
 fi
 : "${NUM_WORKERS=$((cores > 8 ? 8 : cores))}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,15 @@ REFUSED_FLAGS = {
     "push_to_hub": "checkpoints are put together in the output folder; upload it with `hf upload` when the run is over",
     "save_on_each_node": "each machine keeps what it needs to go on",
     "save_only_model": "a checkpoint without the optimizer cannot be resumed exactly; use --save_total_limit",
+}
+LOWEST_VALUES = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "weight_decay": 0,
 }
 CUSTOM_VISION_FLAGS = (
     "custom_vision_pretrained_path",
@@ -305,6 +315,14 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         raise UserError("--output_dir is missing: name the folder that gets the checkpoints")
     if training_args.model_max_length <= 0:
         raise UserError(f"--model_max_length {training_args.model_max_length}: give a number of tokens above 0")
+    for name, lowest in LOWEST_VALUES.items():
+        if getattr(training_args, name) < lowest:
+            raise UserError(f"--{name} {getattr(training_args, name)}: give {lowest} or more")
+    if not 0 <= training_args.lora_dropout < 1:
+        raise UserError(f"--lora_dropout {training_args.lora_dropout}: expected a share from 0 to below 1")
+    for tracker in training_args.report_to:
+        if tracker not in ("tensorboard", "none") and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"--report_to {tracker}: it is not installed; pip install {tracker}, or use tensorboard")
     for name, why in REFUSED_FLAGS.items():
         default = TrainingArguments.__dataclass_fields__[name].default
         if getattr(training_args, name) != default:

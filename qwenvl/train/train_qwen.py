@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import multiprocessing
+import signal
 import sys
 import time
 import warnings
@@ -142,7 +144,11 @@ def build_trainer(
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
     """Train, evaluate what the last step made, and put the model into the output folder."""
-    trainer.train(resume_from_checkpoint=resume_from)
+    try:
+        trainer.train(resume_from_checkpoint=resume_from)
+    except BaseException:
+        end_data_workers()
+        raise
     if trainer.pop_callback(StopOnSigterm).stopped:
         logger.info(
             "stopped by SIGTERM after step %d; the checkpoint is saved: go on with the same command and "
@@ -162,10 +168,22 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
         logger.info("the trained model is in %s", output_dir)
 
 
+def end_data_workers() -> None:
+    """Let a run that fails end: Python waits at its exit for the data workers, which outlive a SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with PyTorch's handler, each worker's end would be another error
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def main() -> None:
     """Run as a program: a user's mistake ends in one line and exit code 2."""
     with exit_on_user_error():
-        train()
+        try:
+            train()
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n")
+            raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

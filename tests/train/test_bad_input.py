@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qwenvl.train import train_qwen
-from tests.train.conftest import RECIPE, command_line, conversation, write_records
+from tests.train.conftest import RECIPE, REPOSITORY, command_line, conversation, write_records
 
 GOOD = conversation("<image>\nWhat?", "A circle.", image="red.png")
 
@@ -164,3 +166,22 @@ def test_a_picture_that_breaks_only_when_decoded_stops_the_run_with_its_name(
 
     with pytest.raises(ValueError, match=r"cut\.json row \d.*cut\.png"):
         run_training(dataset_use=path)
+
+
+def test_a_picture_that_breaks_in_a_data_worker_ends_the_program_with_one_line(
+    standin: Path, media: Path, tmp_path: Path
+) -> None:
+    whole = (media / "wide.png").read_bytes()
+    (media / "half.png").write_bytes(whole[: len(whole) // 2])
+    path = write_records(media / "half.json", [conversation("<image>", "A.", image="half.png")] * 4)
+    flags = {"model_name_or_path": standin, "dataset_use": path, "output_dir": tmp_path / "run"} | RECIPE
+    command = [sys.executable, str(REPOSITORY / "qwenvl/train/train_qwen.py")]
+
+    # Workers wait for more work when the main process fails: it must not wait for them in turn.
+    done = subprocess.run(
+        command + command_line(**flags | {"dataloader_num_workers": 2}), capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 2
+    assert "half.png" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
