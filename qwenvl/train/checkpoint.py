@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import load_config, load_pretrained, load_processor
-from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+from qwenvl.train.argument import CUSTOM_VISION_FLAGS, DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.distributed import barrier
 from qwenvl.vision import CUSTOM_MODEL_TYPES, swap_vision_tower
 
@@ -41,14 +41,7 @@ _FIXED_FOR_RESUME = (
     "lora_alpha",
     "lora_target_modules",
     "custom_vision_encoder",
-    "custom_vision_pretrained_path",
-    "custom_vision_input",
-    "vision_layer",
-    "vision_final_norm",
-    "vision_prefix_tokens",
-    "vision_resize",
-    "vision_input_size",
-    "vision_merger",
+    *(flag for flag in CUSTOM_VISION_FLAGS if flag != "cache_vision_features"),
     # Which samples have been seen follows from these.
     "dataset_use",
     "data_flatten",
