@@ -1,11 +1,13 @@
-"""Run `qwenvl.tools.bench_train`: speed and memory of the training command."""
+"""Run qwenvl/tools/bench_train.py by path, with no PYTHONPATH."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from qwenvl.errors import exit_on_user_error  # noqa: E402
 from qwenvl.tools.bench_train import main  # noqa: E402
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with exit_on_user_error():
+        sys.exit(main())

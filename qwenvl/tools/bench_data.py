@@ -23,7 +23,7 @@ from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
 from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.model.build import load_processor
-from qwenvl.tools.cli import ToolParser, default_workers, positive_int, print_summary
+from qwenvl.tools.cli import ToolParser, cpu_name, default_workers, positive_int, print_summary
 from qwenvl.tools.made_up_films import write_films, write_records
 
 _PLANNING_FILM_SIDE = 512
@@ -137,15 +137,6 @@ def main(argv: list[str] | None = None) -> int:
     print_summary("From files to samples", rows)
     print_summary(f"From {options.records:,} records to packs", planning)
     return 0
-
-
-def cpu_name() -> str:
-    """Return what the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _made(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import platform
 import resource
 import sys
 from collections import deque
@@ -44,6 +45,15 @@ def positive_int(text: str) -> int:
 def default_workers() -> int:
     """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def progress(items: Iterable[Task], description: str, unit: str, total: int | None = None) -> Iterable[Task]:

@@ -45,8 +45,8 @@ from qwenvl.vision import swap_processor
 logger = logging.getLogger("qwenvl.train.train_qwen")
 
 
-def train(argv: list[str] | None = None) -> None:
-    """Train a model as the command line says."""
+def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
+    """Train a model as the command line says, and return its trainer (None after a dry run)."""
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
     check_arguments(model_args, data_args, training_args)
@@ -76,11 +76,12 @@ def train(argv: list[str] | None = None) -> None:
     report_plan(model, data, data_args, training_args)
     if training_args.dry_run:
         logger.info("a dry run: nothing was trained")
-        return
+        return None
     if model_args.cache_vision_features:
         cache_features(model, data, model_args.cache_vision_features, training_args)
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)
+    return trainer
 
 
 def check_media(model_args: ModelArguments, data: DataModule) -> None:

@@ -1,0 +1,50 @@
+"""The training benchmark: it measures the real command, and a reloaded checkpoint gives the trained model's logits."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwenvl.errors import UserError
+from qwenvl.tools import bench_train
+
+
+def flags_for(model: Path, *more: str) -> list[str]:
+    """Return the flags of a short run with packs, LoRA and a trained merger."""
+    flags = ["--films", "12", "--side", "64", "--words", "8", "--warmup", "1", "--model_name_or_path", str(model)]
+    flags += ["--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--lora_enable", "True", "--data_packing", "True"]
+    flags += ["--model_max_length", "256", "--per_device_train_batch_size", "1", "--learning_rate", "1e-2"]
+    return [*flags, "--mm_projector_lr", "1e-2", "--max_steps", "4", "--bf16", "False", "--disable_tqdm", "True", *more]
+
+
+def test_the_benchmark_prints_and_writes_what_it_measured(
+    standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "result.json"
+    assert bench_train.main(flags_for(standin, "--reload", "--out", str(out))) == 0
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())
+    for told in ("command: python tools/bench_train.py --films 12", "machine:", "samples_per_second"):
+        assert told in printed
+    assert result["steps"] == len(result["losses"]) == 4
+    assert result["samples_per_second"] > 0
+    assert result["largest_logit"] > 0
+    assert result["largest_difference_after_reload"] < 1e-4
+
+
+def test_a_checkpoint_that_lost_what_was_trained_is_seen(
+    standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = bench_train.load_checkpoint
+    monkeypatch.setattr(bench_train, "load_checkpoint", lambda folder, **options: untrained(standin, **options))
+    out = tmp_path / "result.json"
+    bench_train.main(flags_for(standin, "--reload", "--out", str(out)))
+    assert json.loads(out.read_text())["largest_difference_after_reload"] > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [(["--dry_run", "True"], "nothing to measure"), (["--warmup", "4"], "give more --max_steps")],
+)
+def test_a_run_that_cannot_be_measured_is_refused(standin: Path, more: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        bench_train.main(flags_for(standin, *more))
