@@ -47,8 +47,8 @@ def estimate_memory(
 
     AdamW keeps two float32 moments, and a trainable weight and its gradient are float32 too. Activations are counted
     per layer: all that the backward pass of one layer reads, times the layers that keep it; with gradient
-    checkpointing every layer keeps its input alone. The constants
-    were fitted to the two runs in `docs/benchmarks.md`.
+    checkpointing every layer keeps its input alone. The constants were fitted to two runs and tried on six others:
+    `docs/benchmarks.md`.
     """
     sharding = sharding or Sharding()
     sizes = component_sizes(model)
