@@ -43,8 +43,23 @@ def test_a_checkpoint_that_lost_what_was_trained_is_seen(
 
 @pytest.mark.parametrize(
     ("more", "told"),
-    [(["--dry_run", "True"], "nothing to measure"), (["--warmup", "4"], "give more --max_steps")],
+    [
+        (["--dry_run", "True"], "0 steps were trained"),
+        (["--warmup", "4"], "give more --max_steps"),
+        (["--reload", "--nproc_per_node", "2"], "leave out --nproc_per_node"),
+    ],
 )
 def test_a_run_that_cannot_be_measured_is_refused(standin: Path, more: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         bench_train.main(flags_for(standin, *more))
+
+
+def test_several_processes_are_measured_together(
+    standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "result.json"
+    # One sample a step and process, whatever its length: both processes' samples are in the count of the first epoch.
+    flags = flags_for(standin, "--nproc_per_node", "2", "--out", str(out), "--data_packing", "False")
+    bench_train.main([*flags, "--max_steps", "-1", "--num_train_epochs", "1"])
+    assert json.loads(out.read_text())["steps"] == 6
