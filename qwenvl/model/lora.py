@@ -77,7 +77,8 @@ def add_adapter(
             target_modules=lora_target_pattern(model, lora.target_modules),
             modules_to_save=kept_whole or None,
         )
-    adapted = get_peft_model(model, config)
+    # PEFT would make LoRA float32 and leave the rest: what precision is trained in, `build_model` decides.
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     if not train_vision:
         for component, _, parameter in named_component_parameters(adapted):
             parameter.requires_grad_(parameter.requires_grad and component != "vision")

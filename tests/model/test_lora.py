@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
@@ -45,6 +46,13 @@ def test_the_encoder_is_trained_whole_beside_lora(model: PreTrainedModel) -> Non
 
     assert sizes["vision"].trainable == before["vision"].total
     assert sizes["merger"].trainable == 0
+
+
+def test_all_that_is_trained_has_the_precision_of_the_model(model: PreTrainedModel) -> None:
+    # DeepSpeed ZeRO-3 puts all trainable parameters into one buffer.
+    lora = add_adapter(model.to(torch.bfloat16), LORA, train_merger=True, train_vision=True)
+
+    assert {parameter.dtype for parameter in lora.parameters() if parameter.requires_grad} == {torch.bfloat16}
 
 
 def test_all_linear_reaches_every_linear_layer_of_the_language_model(model: PreTrainedModel) -> None:
