@@ -92,6 +92,7 @@ print(torch.cuda.device_count(), torch.cuda.is_available() and torch.cuda.is_bf1
     "requirements.txt (why: $PYTHON -c 'import torch')"
 read -r gpus has_bf16 <<<"$devices"
 processes=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "NPROC_PER_NODE=$processes: give the number of processes on this machine"
 nodes=${NNODES:-1}
 cores=$(($(nproc) > processes ? $(nproc) / processes : 1)) # of each process
 

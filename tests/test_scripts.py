@@ -86,6 +86,12 @@ def test_a_preset_without_any_data_named_says_so_and_exits_2(python: str):
     assert "DATASETS=" in result.stderr
 
 
+def test_a_number_of_processes_that_is_none_is_named(python: str):
+    result = start(python, "train.sh", DATASETS="x", NPROC_PER_NODE="2x")
+    assert result.returncode == 2
+    assert "NPROC_PER_NODE=2x: give the number" in result.stderr
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_the_documented_defaults(python: str, preset: str):
     words = command(python, preset, DATASETS="x.json")

@@ -105,9 +105,9 @@ def _spec(entry: str) -> DatasetSpec:
         path = _located(name)
         return DatasetSpec(name, path, os.path.dirname(path), percent)
     near = difflib.get_close_matches(name, data_dict, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
-        f"unknown data set {name!r}{hint} Known: {_known()}. Add it to data_dict in qwenvl/data/__init__.py, "
+        f"unknown data set {name!r}; {hint}known: {_known()}. Add it to data_dict in qwenvl/data/__init__.py, "
         "or give the path of a .json or .jsonl file"
     )
 

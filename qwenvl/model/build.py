@@ -1,5 +1,6 @@
 """Owns what is built: from the run's arguments to the model and its processor, with or without weights."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -31,14 +32,22 @@ from qwenvl.vision import (
 
 logger = logging.getLogger(__name__)
 
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", *CUSTOM_MODEL_TYPES)
 
 
 def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedConfig:
     """Load a model's configuration and make sure that it is a Qwen3-VL.
 
-    Raises `UserError` if there is none at `name_or_path`, or if it is another kind of model.
+    Raises `UserError` if there is none at `name_or_path`, or if it is another kind of model, or an adapter.
     """
+    if (adapter_config := Path(name_or_path) / ADAPTER_CONFIG_NAME).is_file():
+        base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise UserError(
+            f"{name_or_path} holds an adapter ({ADAPTER_CONFIG_NAME}), not a whole model; give its base model, {base}, "
+            f"with --resume_from_checkpoint to go on with that run, or --vision_merger_path {name_or_path} to start a "
+            "new one from its merger"
+        )
     if not Path(name_or_path).exists() and name_or_path.count("/") != 1:
         raise UserError(
             f"{name_or_path}: no such folder; give the folder of a Qwen3-VL, or a hub name such as "
@@ -104,8 +113,8 @@ def build_model(
         )
         if vision_config is not None:
             model = swap_vision_tower(model, vision_config)
-        if model_args.vision_merger_path is not None:
-            load_merger(model, model_args.vision_merger_path)
+    if model_args.vision_merger_path is not None:
+        load_merger(model, model_args.vision_merger_path)
     # A key-value cache hides the borders between packed samples and costs time; it has no use in training.
     model.config.use_cache = False
     model.config.text_config.use_cache = False

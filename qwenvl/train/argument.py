@@ -318,6 +318,10 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
     for name, lowest in LOWEST_VALUES.items():
         if getattr(training_args, name) < lowest:
             raise UserError(f"--{name} {getattr(training_args, name)}: give {lowest} or more")
+    if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
+        raise UserError(f"--num_train_epochs {training_args.num_train_epochs:g} trains nothing; give a number above 0")
+    if training_args.save_strategy == "steps" and training_args.save_steps <= 0:
+        raise UserError(f"--save_steps {training_args.save_steps:g}: give 1 or more, or --save_strategy no")
     if not 0 <= training_args.lora_dropout < 1:
         raise UserError(f"--lora_dropout {training_args.lora_dropout}: expected a share from 0 to below 1")
     for tracker in training_args.report_to:

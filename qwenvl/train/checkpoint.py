@@ -7,18 +7,19 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
-from qwenvl.model.build import load_config, load_pretrained, load_processor
+from qwenvl.model.build import ADAPTER_CONFIG_NAME, load_pretrained, load_processor
 from qwenvl.train.argument import CUSTOM_VISION_FLAGS, DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.distributed import barrier
 from qwenvl.vision import CUSTOM_MODEL_TYPES, swap_vision_tower
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 # Checkpoints are written in this folder of the output folder and moved out of it when they are whole.
 INCOMPLETE = ".incomplete"
 RUN_ARGUMENTS_NAME = "run_arguments.json"
-ADAPTER_CONFIG_NAME = "adapter_config.json"
 _MODEL_CONFIG_NAMES = (ADAPTER_CONFIG_NAME, "config.json")
 # A run can only be continued with the same model, the same trainable parts and the same order of samples.
 _FIXED_FOR_RESUME = (
@@ -218,7 +218,10 @@ def load_checkpoint(
         adapter = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
         model = load_pretrained(base_model or adapter["base_model_name_or_path"], dtype=dtype, attention=attention)
         model = _with_tower_of(model, folder, adapter["modules_to_save"] or [])
-        model = PeftModel.from_pretrained(model, str(folder))
+        with warnings.catch_warnings():
+            # PEFT asks Transformers by a name that it will drop.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            model = PeftModel.from_pretrained(model, str(folder))
     elif (folder / "config.json").is_file():
         model = load_pretrained(str(folder), dtype=dtype, attention=attention)
     else:
@@ -233,7 +236,7 @@ def _with_tower_of(model: PreTrainedModel, folder: Path, saved_modules: list[str
     """Give a base model the custom tower that an adapter was trained with, if it was and the base has it not yet."""
     if not (folder / "config.json").is_file() or model.config.model_type in CUSTOM_MODEL_TYPES:
         return model
-    vision_config = load_config(str(folder)).vision_config
+    vision_config = AutoConfig.from_pretrained(folder).vision_config
     if "visual.encoder" in saved_modules:
         # The adapter brings the encoder's weights: those that it was trained from are not needed.
         vision_config.encoder_weights = None

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, training_args: TrainingArguments) -> None:
     """Log what a run will do: samples, batches, steps, tokens a step, and the GPU memory it will take."""
+    if data_args.data_packing and data_args.data_flatten:
+        logger.info("--data_packing and --data_flatten: samples are packed, which makes flat rows as well")
     padded = not (data_args.data_flatten or data_args.data_packing)
     summary = summarize(data.train_dataset, data.train_sampler, padded)
     memory = estimate_memory(

@@ -50,6 +50,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
     check_arguments(model_args, data_args, training_args)
+    check_optimizer(training_args)
     arguments = run_arguments(model_args, data_args, training_args) | {"world_size": training_args.world_size}
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
@@ -82,6 +83,14 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)
     return trainer
+
+
+def check_optimizer(training_args: TrainingArguments) -> None:
+    """Raise `UserError` if the optimizer of `--optim` is not installed."""
+    try:
+        QwenVLTrainer.get_optimizer_cls_and_kwargs(training_args)
+    except ImportError as error:
+        raise UserError(f"--optim {training_args.optim.value}: {' '.join(str(error).split())}") from None
 
 
 def check_media(model_args: ModelArguments, data: DataModule) -> None:

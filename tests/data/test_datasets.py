@@ -53,8 +53,8 @@ def test_an_unknown_name_is_refused_with_the_known_and_the_near_ones(registered:
     with pytest.raises(UserError) as error:
         data_list("mimic_trian")
     assert "unknown data set 'mimic_trian'; did you mean mimic_train" in str(error.value)
-    assert "Known: a, b, mimic_test, mimic_train, mimic_valid, packed" in str(error.value)
-    with pytest.raises(UserError, match="unknown data set 'zzz' Known: a, b"):
+    assert "known: a, b, mimic_test, mimic_train, mimic_valid, packed" in str(error.value)
+    with pytest.raises(UserError, match="unknown data set 'zzz'; known: a, b"):
         data_list("zzz%50")
 
 

@@ -106,6 +106,9 @@ def test_a_bad_file_or_record_is_named_with_its_place(
         ({"model_name_or_path": "nowhere"}, ["nowhere"]),
         ({"output_dir": "/proc/run"}, ["/proc/run", "cannot be written"]),
         ({"deepspeed": "zero9.json", "use_cpu": None}, ["zero9.json", "no such file"]),
+        ({"optim": "lomo"}, ["--optim lomo", "install"]),
+        ({"num_train_epochs": 0, "max_steps": None}, ["--num_train_epochs 0 trains nothing"]),
+        ({"save_strategy": "steps", "save_steps": 0}, ["--save_steps 0", "--save_strategy no"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -122,6 +125,14 @@ def test_a_model_that_is_no_qwen3_vl_is_refused(fails: Callable[..., str], tmp_p
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
 
     assert f"is a {model_type} model; expected a Qwen3-VL" in fails(model_name_or_path=folder)
+
+
+def test_an_adapter_is_refused_as_a_model_and_its_base_is_named(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "models/4b"}))
+
+    complaint = fails(model_name_or_path=tmp_path)
+
+    assert all(words in complaint for words in (str(tmp_path), "adapter", "its base model, models/4b", "--resume"))
 
 
 def test_a_folder_of_another_run_is_refused(fails: Callable[..., str], tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
         ({"vision_merger": "cubic"}, "--vision_merger cubic"),
         ({"custom_vision_input": "raw"}, "--custom_vision_input raw"),
         ({"vision_merger_path": "nowhere"}, "--vision_merger_path nowhere"),
+        ({"vision_merger_path": "nowhere", "dry_run": True}, "--vision_merger_path nowhere"),
         ({"max_pixels": 4096}, "--max_pixels"),
         ({"custom_vision_encoder": None}, "name one by --custom_vision_encoder"),
         ({"model_max_length": 40}, "tokens are more than --model_max_length 40"),
