@@ -44,7 +44,6 @@ CUSTOM_VISION_FLAGS = (
     "vision_resize",
     "vision_input_size",
     "vision_merger",
-    "cache_vision_features",
     "save_encoder",
 )
 

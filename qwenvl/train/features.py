@@ -2,58 +2,143 @@
 
 import logging
 import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
+import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
+from qwenvl.data.annotations import BadSample
 from qwenvl.data.data_processor import DataModule
 from qwenvl.data.images import load_image
 from qwenvl.data.media_sizes import ImageSize, scan_media_sizes
 from qwenvl.errors import UserError
-from qwenvl.train.argument import TrainingArguments
+from qwenvl.model.build import compute_dtype
+from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.distributed import barrier
-from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes, fill_cache
+from qwenvl.vision import CUSTOM_MODEL_TYPES
+from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes
+from qwenvl.vision.feature_filling import Work, fill_cache, hash_files
 
 logger = logging.getLogger(__name__)
 
 _GB = 1e9
 
 
-def cache_features(model: nn.Module, data: DataModule, folder: str, training_args: TrainingArguments) -> None:
+def check_feature_cache(model_args: ModelArguments, base_config: PreTrainedConfig) -> None:
+    """Raise `UserError` if features are to be cached of Qwen3-VL's own encoder, or where no folder can be."""
+    folder = model_args.cache_vision_features
+    if not folder:
+        return
+    if model_args.custom_vision_encoder is None and base_config.model_type not in CUSTOM_MODEL_TYPES:
+        raise UserError(
+            f"--cache_vision_features {folder} keeps the features of a custom encoder, and "
+            f"{model_args.model_name_or_path} has Qwen3-VL's own; name one by --custom_vision_encoder, or leave the "
+            "cache out"
+        )
+    if not _existing(folder).is_dir():
+        raise UserError(f"--cache_vision_features {folder}: {_existing(folder)} is a file; give a folder")
+
+
+def cache_features(
+    model: nn.Module, data: DataModule, folder: str, data_args: DataArguments, training_args: TrainingArguments
+) -> None:
     """Compute the encoder features that `folder` does not hold yet, and let the data use them all.
 
-    Tells their size first; raises `UserError` if the disk has no room for them.
+    Tells their size first, which is all that a dry run does. Pictures that cannot be read go to the ledger of bad
+    samples. Raises `UserError` if the disk has no room, and for a folder that cannot be read or written.
     """
+    wheres, num_videos = _pictures_and_videos(data)
+    if num_videos:
+        logger.info("vision features: %d videos are not cached, their frames are encoded each time", num_videos)
+    if not wheres:
+        return
+    paths = sorted(wheres)
     tower = next(module for name, module in model.named_modules() if name.endswith("model.visual"))
     image_processor = data.train_dataset.encoder.processor.image_processor
-    cache = FeatureCache(folder, tower, image_processor)
-    paths = sorted({path for dataset in data.datasets for record in dataset.records for path in record.images})
-    missing = [str(path) for path in cache.missing(paths)]
-    sizes = [size for size in scan_media_sizes(missing, []).values() if isinstance(size, ImageSize)]
-    needed, free = estimate_bytes(sizes, tower, image_processor), shutil.disk_usage(cache.folder).free
-    logger.info(
-        "vision features: %d of %d pictures are to be computed, %.2f GB in %s",
-        len(missing),
-        len(paths),
-        needed / _GB,
-        cache.folder,
-    )
-    barrier()
-    if needed > free:
-        raise UserError(
-            f"--cache_vision_features {folder}: the features take {needed / _GB:.1f} GB, but {free / _GB:.1f} GB are "
-            "free; choose another disk, or train without the cache"
-        )
-    tower.to(training_args.device)
-    fill_cache(
-        cache,
-        tower,
-        image_processor,
-        paths,
-        load_image,
-        rank=training_args.process_index,
-        world_size=training_args.world_size,
-        skip_unreadable=data.bad_samples.policy == "skip",
-    )
-    barrier()
+    autocast = _autocast(training_args)
+
+    def num_bytes(pictures: Sequence[str]) -> int:
+        sizes = scan_media_sizes(pictures, [], data_args.media_cache_dir).values()
+        return estimate_bytes([s for s in sizes if isinstance(s, ImageSize)], tower, image_processor, autocast)
+
+    def report_unreadable(path: str, reason: str) -> None:
+        for where in wheres[path]:
+            data.bad_samples.report(BadSample(where, None, reason))
+
+    if training_args.dry_run:
+        _tell_size(len(paths), num_bytes(paths), folder)
+        return
+    work = Work(training_args.process_index, training_args.world_size, training_args.dataloader_num_workers)
+    with _whole_weights(tower):
+        cache = FeatureCache(folder, tower, image_processor, autocast)
+        hash_files(cache, paths, work)
+        barrier()
+        cache.reload()
+        missing = cache.missing(paths)
+        _check_room(len(missing), len(paths), num_bytes(list(missing.values())), cache.folder)
+        barrier()
+        tower.to(training_args.device)
+        fill_cache(cache, tower, image_processor, missing, load_image, report_unreadable, work)
+        barrier()
     cache.reload()
     data.use_features(cache.load)
+
+
+def _pictures_and_videos(data: DataModule) -> tuple[dict[str, list[str]], int]:
+    """Return where each picture's records stand, by its path, and the number of videos."""
+    wheres = defaultdict(list)
+    videos = set()
+    for dataset in data.datasets:
+        for record in dataset.records:
+            videos.update(record.videos)
+            for path in record.images:
+                wheres[path].append(record.where)
+    return wheres, len(videos)
+
+
+def _autocast(training_args: TrainingArguments) -> torch.dtype | None:
+    """Return the precision of the Trainer's autocast; DeepSpeed has none, it converts the model."""
+    uses_autocast = training_args.half_precision and not training_args.deepspeed
+    return compute_dtype(training_args) if uses_autocast else None
+
+
+def _whole_weights(tower: nn.Module) -> AbstractContextManager:
+    """Bring the tower's weights together where DeepSpeed ZeRO-3 has partitioned them over the processes."""
+    partitioned = [parameter for parameter in tower.parameters() if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(partitioned)
+
+
+def _tell_size(count: int, needed: int, folder: str) -> None:
+    logger.info(
+        "vision features: %d pictures take %.3g GB in %s, where %.3g GB are free; those that are there already count",
+        count,
+        needed / _GB,
+        folder,
+        shutil.disk_usage(_existing(folder)).free / _GB,
+    )
+
+
+def _check_room(num_missing: int, count: int, needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    logger.info(
+        "vision features: %d of %d pictures are to be computed, %.3g GB in %s", num_missing, count, needed / _GB, folder
+    )
+    if needed > free:
+        raise UserError(
+            f"--cache_vision_features {folder.parent}: the features take {needed / _GB:.1f} GB, but {free / _GB:.1f} "
+            "GB are free; choose another disk, or train without the cache"
+        )
+
+
+def _existing(folder: str) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    path = Path(folder).absolute()
+    return next(each for each in (path, *path.parents) if each.exists())

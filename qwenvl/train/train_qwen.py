@@ -35,7 +35,7 @@ from qwenvl.train.checkpoint import (
     run_arguments,
 )
 from qwenvl.train.distributed import barrier
-from qwenvl.train.features import cache_features
+from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import report_plan
 from qwenvl.train.trainer import QwenVLTrainer
@@ -53,6 +53,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     check_optimizer(training_args)
     arguments = run_arguments(model_args, data_args, training_args) | {"world_size": training_args.world_size}
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
+    check_feature_cache(model_args, base_config)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
     set_seed(training_args.seed)
@@ -75,11 +76,11 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
     logger.info("what is trained:\n%s", table)
     report_plan(model, data, data_args, training_args)
+    if model_args.cache_vision_features:
+        cache_features(model, data, model_args.cache_vision_features, data_args, training_args)
     if training_args.dry_run:
         logger.info("a dry run: nothing was trained")
         return None
-    if model_args.cache_vision_features:
-        cache_features(model, data, model_args.cache_vision_features, training_args)
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)
     return trainer

@@ -1,33 +1,37 @@
-"""Owns the cache of a frozen encoder's features: computed once for each picture, kept on disk, read in later runs.
+"""Owns the cache of a frozen encoder's features: kept on disk, looked up by a picture's content, never another's.
 
 A cached picture is a tensor (rows, columns, D_vis), and the image processor takes it in the place of the picture.
-Features lie in DIR/<fingerprint>/*.safetensors under the SHA-256 of the picture's file; the fingerprint is of the
-encoder's weights, its options and the preprocessing, so that another encoder never reads them.
+Features lie in DIR/<fingerprint>/*.safetensors under the SHA-256 of the picture's file; the fingerprint is of all that
+decides what a picture's features are, so that what another encoder or another preprocessing made is never read.
 """
 
 import hashlib
+import importlib.metadata
 import json
-import logging
 import os
+import sys
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import weights_hash
 from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 
-logger = logging.getLogger(__name__)
-
-SHARD_BYTES = 256 * 2**20
+# To be raised when this package reads or prepares pictures differently: older features are then of no use.
+FORMAT = 2
 FINGERPRINT_DIGITS = 16
-DESCRIBED = (
+CONFIGURED = (
     "encoder",
     "encoder_config",
     "layer",
@@ -36,41 +40,60 @@ DESCRIBED = (
     "preprocessing",
     "token_grid",
     "prefix_tokens",
+    "patch_size",
     "input_mode",
     "qwen_pixels",
 )
+LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
+# These begin with a linear layer, which autocast feeds in half precision anyway.
+LINEAR_FIRST_MERGERS = ("simple", "mlp2")
+# Hashing waits for the disk, above all for one on the network, more than for the processor.
+_THREADS = 16
+_CHUNK = 64
 
 
 class FeatureCache:
-    """Features of pictures on disk, looked up by the picture's path: reading works in any number of processes."""
+    """Features of pictures on disk, looked up by the picture's path: reading works in any number of processes.
+
+    `autocast` is the precision that the run's autocast computes in, None where it has none. Raises `UserError` for an
+    encoder that is trained, and for a folder that cannot be used.
+    """
 
     def __init__(
-        self, folder: str | Path, tower: CustomVisionTower, image_processor: CustomVisionImageProcessor
+        self,
+        folder: str | Path,
+        tower: CustomVisionTower,
+        image_processor: CustomVisionImageProcessor,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if not tower.encoder_is_frozen:
             raise UserError(
                 "--cache_vision_features keeps features of a frozen encoder, but this one is trained; "
                 "set --tune_mm_vision False or leave the cache out"
             )
-        described = {name: getattr(tower.config, name) for name in DESCRIBED}
-        described["limits"] = dict(image_processor.size) if image_processor.takes_pixel_limits else None
-        described["weights"] = weights_hash(tower.encoder)
-        text = json.dumps(described, sort_keys=True, default=list)
+        self.autocast = autocast
+        self.dtype = stored_dtype(tower, autocast)
+        described = describe(tower, image_processor) | {"autocast": str(autocast), "dtype": str(self.dtype)}
+        text = json.dumps(described, indent=2, sort_keys=True, default=list)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "encoder.json").write_text(json.dumps(described, indent=2, sort_keys=True, default=list))
+        with _writable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "encoder.json").write_text(text, encoding="utf-8")
         self._files: dict[str, Any] = {}
+        self._new_keys: dict[str, tuple[int, int, str]] = {}
         self.reload()
 
     def reload(self) -> None:
         """Read anew what the folder holds, after this or another process has added to it."""
         self._shards: dict[str, Path] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(shard, "pt") as file:
+            with _readable(shard), safe_open(shard, "pt") as file:
                 self._shards.update(dict.fromkeys(file.keys(), shard))
         self._keys: dict[str, tuple[int, int, str]] = {}
         for known in sorted(self.folder.glob("*.paths.json")):
-            self._keys.update({path: tuple(entry) for path, entry in json.loads(known.read_text()).items()})
+            with _readable(known):
+                entries = json.loads(known.read_text(encoding="utf-8"))
+            self._keys.update({path: tuple(entry) for path, entry in entries.items()})
 
     def __getstate__(self) -> dict:
         # Open files cannot be sent to a loader process; each opens its own.
@@ -80,111 +103,149 @@ class FeatureCache:
         return self.key(path) in self._shards
 
     def key(self, path: str | Path) -> str:
-        """Return the SHA-256 of the file's content, from the list of known files if it has not changed since."""
-        name, state = str(path), os.stat(path)
-        known = self._keys.get(name)
-        if known is None or known[:2] != (state.st_mtime_ns, state.st_size):
-            known = (state.st_mtime_ns, state.st_size, hashlib.sha256(Path(path).read_bytes()).hexdigest())
-            self._keys[name] = known
+        """Return the SHA-256 of the file's content, from the list of known files if it has not changed since.
+
+        Raises `UserError` for a file that cannot be read.
+        """
+        name = str(path)
+        try:
+            state = os.stat(path)
+            known = self._keys.get(name)
+            if known is None or known[:2] != (state.st_mtime_ns, state.st_size):
+                known = (state.st_mtime_ns, state.st_size, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+                self._keys[name] = self._new_keys[name] = known
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the file ({error.strerror})") from None
         return known[2]
+
+    def keys(self, paths: Sequence[str | Path]) -> list[str]:
+        """Return the keys of files, read by several threads; that of a file that cannot be read is its path."""
+        chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return [key for part in pool.map(lambda chunk: list(map(self._key_or_path, chunk)), chunks) for key in part]
+
+    def _key_or_path(self, path: str | Path) -> str:
+        try:
+            return self.key(path)
+        except UserError:
+            return str(path)
 
     def load(self, path: str | Path) -> torch.Tensor:
         """Return the features (rows, columns, D_vis) of a picture; raises `UserError` if they are not there."""
         key = self.key(path)
         shard = self._shards.get(key)
         if shard is None:
-            raise UserError(f"{path}: no features of it in {self.folder}; fill the cache before training")
+            raise UserError(
+                f"{path}: no features of it in {self.folder}: it could not be read when the cache was filled, or it "
+                "was changed since; correct the file and start again"
+            )
         name = str(shard)
-        if name not in self._files:
-            self._files[name] = safe_open(shard, "pt")
-        return self._files[name].get_tensor(key)
+        with _readable(shard):
+            if name not in self._files:
+                self._files[name] = safe_open(shard, "pt")
+            return self._files[name].get_tensor(key)
 
-    def missing(self, paths: Iterable[str | Path]) -> list[Path]:
-        """Return the pictures that have no features yet, each content once, in the order given."""
-        absent: dict[str, Path] = {}
-        for path in paths:
-            key = self.key(path)
+    def missing(self, paths: Sequence[str | Path]) -> dict[str, str]:
+        """Return {key: path} of the pictures that have no features yet, each content once, in the order given."""
+        absent: dict[str, str] = {}
+        for key, path in zip(self.keys(paths), paths, strict=True):
             if key not in self._shards:
-                absent.setdefault(key, Path(path))
-        return list(absent.values())
+                absent.setdefault(key, str(path))
+        return absent
 
-    def write(self, features: dict[str, torch.Tensor], rank: int) -> None:
-        """Add one shard, whole or not at all: {key: (rows, columns, D_vis)}."""
-        # Another run may be adding to the same folder.
-        target = self.folder / f"rank{rank}-{uuid.uuid4().hex}.safetensors"
-        unfinished = target.with_suffix(".unfinished")
-        save_file({key: tensor.contiguous() for key, tensor in features.items()}, unfinished)
-        os.replace(unfinished, target)
+    def write(self, features: dict[str, torch.Tensor]) -> None:
+        """Add one shard, whole or not at all: {key: (rows, columns, D_vis)}; raises `UserError` if it cannot."""
+        # Other processes, and other runs, may be adding to the same folder.
+        target = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        with _written_whole(target) as unfinished:
+            save_file({key: tensor.contiguous() for key, tensor in features.items()}, unfinished)
 
-    def write_known_files(self, rank: int) -> None:
-        """Keep the keys of known files, so that a later run need not read them all."""
-        target = self.folder / f"rank{rank}.paths.json"
-        unfinished = target.with_suffix(f".{uuid.uuid4().hex}")
-        unfinished.write_text(json.dumps(self._keys))
-        os.replace(unfinished, target)
+    def write_known_files(self) -> None:
+        """Keep the keys of the files that this process has read, so that a later run need not read them."""
+        if self._new_keys:
+            with _written_whole(self.folder / f"{uuid.uuid4().hex}.paths.json") as unfinished:
+                unfinished.write_text(json.dumps(self._new_keys), encoding="utf-8")
+        self._new_keys = {}
+
+
+def stored_dtype(tower: CustomVisionTower, autocast: torch.dtype | None) -> torch.dtype:
+    """Return the precision in which the tower's merger takes features: to keep more would take room for nothing."""
+    if autocast is not None and tower.config.merger in LINEAR_FIRST_MERGERS:
+        return autocast
+    return tower.merger.proj.weight.dtype
 
 
 def estimate_bytes(
-    sizes: Iterable[tuple[int, int]], tower: CustomVisionTower, image_processor: CustomVisionImageProcessor
-) -> int:
-    """Return the bytes that features of pictures of these sizes, (height, width) in pixels, take on disk."""
-    width = tower.config.hidden_size * next(tower.encoder.parameters()).element_size()
-    return sum(image_processor.get_number_of_image_patches(*size) * width for size in sizes)
-
-
-def fill_cache(
-    cache: FeatureCache,
+    sizes: Iterable[tuple[int, int]],
     tower: CustomVisionTower,
     image_processor: CustomVisionImageProcessor,
-    paths: Sequence[str | Path],
-    load_image: Callable[[str], Any],
-    *,
-    batch_size: int = 16,
-    rank: int = 0,
-    world_size: int = 1,
-    skip_unreadable: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> int:
-    """Compute and store the features of every picture that has none; return how many this process added.
-
-    `load_image` returns an RGB picture, or raises `UserError`, which ends the filling unless `skip_unreadable`. With
-    several processes each takes its share; wait for all, then `reload`. A run that is killed keeps the shards it
-    finished.
-    """
-    todo = cache.missing(paths)[rank::world_size]
-    if todo:
-        logger.info("computing encoder features of %d pictures into %s", len(todo), cache.folder)
-    device = next(tower.encoder.parameters()).device
-    pending: dict[str, torch.Tensor] = {}
-    for start in range(0, len(todo), batch_size):
-        loaded = _loaded(todo[start : start + batch_size], load_image, skip_unreadable)
-        if not loaded:
-            continue
-        batch, pictures = zip(*loaded, strict=True)
-        made = image_processor(list(pictures), return_tensors="pt")
-        grids = made["image_grid_thw"]
-        with torch.no_grad():
-            features = tower(made["pixel_values"].to(device), grids).last_hidden_state.cpu()
-        parts = features.split(grids.prod(-1).tolist())
-        for path, part, (_, rows, columns) in zip(batch, parts, grids.tolist(), strict=True):
-            pending[cache.key(path)] = part.reshape(rows, columns, -1).clone()
-        if sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES:
-            cache.write(pending, rank)
-            pending = {}
-    if pending:
-        cache.write(pending, rank)
-    cache.write_known_files(rank)
-    cache.reload()
-    return len(todo)
+    """Return the bytes that features of pictures of these sizes, (height, width) in pixels, take on disk."""
+    # Many pictures share few sizes.
+    counts = Counter(tuple(size) for size in sizes)
+    tokens = sum(image_processor.get_number_of_image_patches(*size) * count for size, count in counts.items())
+    return tokens * tower.config.hidden_size * stored_dtype(tower, autocast).itemsize
 
 
-def _loaded(paths: Sequence[Path], load_image: Callable[[str], Any], skip_unreadable: bool) -> list[tuple[Path, Any]]:
-    """Return the paths with their pictures, without those that cannot be read if they may be left out."""
-    loaded = []
-    for path in paths:
+def describe(tower: CustomVisionTower, image_processor: CustomVisionImageProcessor) -> dict[str, Any]:
+    """Return what decides the features of a picture: encoder, weights, code, preprocessing, libraries."""
+    # PEFT wraps a frozen encoder that a checkpoint is to hold; both copies in it are the same.
+    encoder = getattr(tower.encoder, "original_module", tower.encoder)
+    official = image_processor.official
+    return {name: getattr(tower.config, name) for name in CONFIGURED} | {
+        "format": FORMAT,
+        "weights": weights_hash(encoder),
+        "code": _code_hashes(encoder),
+        "geometry": image_processor.geometry,
+        "official": None if official is None else {name: official[name] for name in official if name != "size"},
+        "limits": dict(image_processor.size) if image_processor.takes_pixel_limits else None,
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _code_hashes(encoder: nn.Module) -> dict[str, str]:
+    """Return the SHA-256 of every file that defines a class of which the encoder is made, by the module's name."""
+    names = {parent.__module__ for module in encoder.modules() for parent in type(module).__mro__}
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say what to do about a file of the cache that cannot be read."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path}: this file of cached features cannot be read ({_reason(error)}); remove it, or the whole folder, "
+            "and start again: what is missing is computed anew"
+        ) from None
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Say what to do about a folder that cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"--cache_vision_features: cannot write in {folder} ({_reason(error)}); give a folder of a disk with "
+            "enough room, or train without the cache"
+        ) from None
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """Give the path of an unfinished file, which becomes the target where all goes well and vanishes otherwise."""
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    with _writable(target.parent):
         try:
-            loaded.append((path, load_image(str(path))))
-        except UserError as error:
-            if not skip_unreadable:
-                raise
-            logger.warning("no features: %s", error)
-    return loaded
+            yield unfinished
+            os.replace(unfinished, target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -1,118 +1,385 @@
 """The cache of features: equal logits, no second pass, and never another encoder's features."""
 
+import hashlib
 import pickle
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from qwenvl.data.images import load_image
 from qwenvl.errors import UserError
-from qwenvl.vision import EncoderOptions
-from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes, fill_cache
+from qwenvl.vision import EncoderOptions, TowerOptions, feature_cache, feature_filling
+from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes
+from qwenvl.vision.feature_filling import Work, fill_cache, hash_files
 from tests.vision.small_encoders import ask, picture, swap, with_encoder
 
 SIZES = [(40, 64), (90, 30), (40, 64)]
+OWN_ENCODER = """
+import torch
+from qwenvl.vision import Preprocessing, VisionEncoder
+
+class Own(VisionEncoder):
+    def __init__(self, hidden_size: int = 3) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.patch_size = 8
+        self.preprocessing = Preprocessing(height=16, width=16, resize="squash")
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(pixel_values, 8).flatten(2).transpose(1, 2) * 1.0
+"""
 
 
 @pytest.fixture
 def pictures(tmp_path):
     paths = []
     for i, size in enumerate(SIZES):
-        paths.append(tmp_path / f"{i}.png")
+        paths.append(str(tmp_path / f"{i}.png"))
         picture(*size, seed=i).save(paths[-1])
     return paths
 
 
-def open_rgb(path: str) -> Image.Image:
-    return Image.open(path).convert("RGB")
+@pytest.fixture
+def own_encoder(tmp_path):
+    """Return the file of an encoder without parameters; its module is forgotten afterwards."""
+    known = set(sys.modules)
+    path = tmp_path / "own.py"
+    path.write_text(OWN_ENCODER)
+    yield path
+    for name in set(sys.modules) - known:
+        if name.startswith("qwenvl_user_encoder_"):
+            del sys.modules[name]
 
 
-def filled(model, processor, pictures, folder, **share) -> FeatureCache:
-    tower, images = model.model.visual, processor.image_processor
-    cache = FeatureCache(folder, tower, images)
-    fill_cache(cache, tower, images, pictures, open_rgb, batch_size=2, **share)
+def never(path: str, reason: str) -> None:
+    raise AssertionError(f"{path} should be readable: {reason}")
+
+
+def fill(cache, model, processor, pictures, report=never, **work) -> int:
+    images = processor.image_processor
+    return fill_cache(
+        cache, model.model.visual, images, cache.missing(pictures), load_image, report, Work(batch_size=2, **work)
+    )
+
+
+def filled(model, processor, pictures, folder, autocast=None, **work) -> FeatureCache:
+    cache = FeatureCache(folder, model.model.visual, processor.image_processor, autocast)
+    hash_files(cache, pictures, Work(**work))
+    fill(cache, model, processor, pictures, **work)
+    cache.reload()
     return cache
 
 
+@pytest.mark.parametrize("num_workers", [0, 2], ids=["read here", "loader processes"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "tower",
     [
         with_encoder("rad_dino"),
         with_encoder("rad_dino", input_mode="qwen"),
         with_encoder("rad_dino", options=EncoderOptions(keep_prefix_tokens=True)),
+        with_encoder("rad_dino", merger="norm_linear"),
         with_encoder("siglip2#naflex"),
     ],
-    ids=["native", "qwen", "prefix tokens", "naflex"],
+    ids=["native", "qwen", "prefix tokens", "norm before the merger", "naflex"],
 )
-def test_logits_with_the_cache_equal_those_without(standin, pictures, tmp_path, tower):
+def test_logits_with_the_cache_equal_those_without(standin, pictures, tmp_path, tower, precision, num_workers):
     model, processor = swap(standin, tower)
-    cache = filled(model, processor, pictures, tmp_path / "cache")
-    plain = ask(processor, [open_rgb(path) for path in pictures])
+    autocast = None
+    if precision != torch.float32:
+        # As training does: frozen weights in half precision, the merger in float32, and autocast.
+        model, autocast = model.to(precision), precision
+        model.model.visual.merger.float()
+    cache = filled(model, processor, pictures, tmp_path / "cache", autocast, num_workers=num_workers)
+    plain = ask(processor, [Image.open(path).convert("RGB") for path in pictures])
     cached = ask(processor, [cache.load(path) for path in pictures])
     assert torch.equal(plain["input_ids"], cached["input_ids"])
     assert torch.equal(plain["image_grid_thw"], cached["image_grid_thw"])
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", autocast, enabled=autocast is not None):
         assert torch.allclose(model(**plain).logits, model(**cached).logits, atol=1e-5)
+
+
+def test_features_are_computed_in_the_precision_of_the_training(standin, pictures, tmp_path, own_encoder):
+    own_encoder.write_text(OWN_ENCODER.replace("* 1.0", "@ torch.full((3, 3), 0.1)"))
+    model, processor = swap(standin, TowerOptions(f"{own_encoder}:Own", merger="norm_linear"))
+    cache = filled(model, processor, pictures, tmp_path / "cache", torch.bfloat16)
+    inputs = processor.image_processor([load_image(pictures[0])], return_tensors="pt")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]).last_hidden_state
+    assert torch.equal(cache.load(pictures[0]).flatten(0, 1), expected.float())
+
+
+def test_half_precision_takes_half_the_room(standin, pictures, tmp_path):
+    for tower, dtype in (
+        (with_encoder("rad_dino"), torch.bfloat16),
+        (with_encoder("rad_dino", merger="norm_linear"), torch.float32),
+    ):
+        model, processor = swap(standin, tower)
+        cache = filled(model, processor, pictures, tmp_path / "cache", torch.bfloat16)
+        estimate = estimate_bytes(SIZES, model.model.visual, processor.image_processor, torch.bfloat16)
+        assert {cache.load(path).dtype for path in pictures} == {dtype}
+        assert estimate == sum(cache.load(path).nbytes for path in pictures)
 
 
 def test_second_run_computes_nothing(standin, pictures, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
     filled(model, processor, pictures, tmp_path / "cache")
     again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
-    assert again.missing(pictures) == []
+    assert again.missing(pictures) == {}
     model.model.visual.encoder.forward = None
-    assert fill_cache(again, model.model.visual, processor.image_processor, pictures, open_rgb) == 0
+    assert fill(again, model, processor, pictures) == 0
+
+
+def test_known_files_are_not_read_again(standin, pictures, tmp_path, monkeypatch):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    filled(model, processor, pictures, tmp_path / "cache")
+    again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    assert again.missing(pictures) == {}
 
 
 def test_content_counts_not_the_name(standin, pictures, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
     cache = filled(model, processor, pictures, tmp_path / "cache")
-    copy = tmp_path / "copy.png"
-    copy.write_bytes(pictures[0].read_bytes())
+    copy = str(tmp_path / "copy.png")
+    shutil.copy(pictures[0], copy)
     assert torch.equal(cache.load(copy), cache.load(pictures[0]))
     picture(50, 50, seed=9).save(pictures[0])
-    assert pictures[0] not in cache and cache.missing([pictures[0], *pictures]) == [pictures[0]]
-    with pytest.raises(UserError, match="0.png: no features of it in .*; fill the cache before training"):
+    assert pictures[0] not in cache
+    assert list(cache.missing([pictures[0], *pictures]).values()) == [pictures[0]]
+    with pytest.raises(UserError, match="0.png: no features of it in .* it was changed since"):
         cache.load(pictures[0])
 
 
-def test_other_weights_layer_or_preprocessing_never_share_features(standin, pictures, tmp_path):
-    folders = set()
-    towers = [
-        with_encoder("rad_dino"),
-        with_encoder("rad_dino", options=EncoderOptions(layer=-2)),
-        with_encoder("rad_dino", options=EncoderOptions(resize="pad")),
-        with_encoder("rad_dino", options=EncoderOptions(input_size=(35, 28))),
-        with_encoder("rad_dino", input_mode="qwen"),
-    ]
-    for tower in towers:
-        model, processor = swap(standin, tower)
-        folders.add(FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder)
+def change_config(name, value):
+    def change(model, processor):
+        setattr(model.model.visual.config, name, value)
+
+    change.__name__ = name
+    return change
+
+
+def change_weights(model, processor):
     model.model.visual.encoder.model.layernorm.weight.data += 1
-    folders.add(FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder)
-    model.model.visual.to(torch.bfloat16)
-    folders.add(FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder)
-    assert len(folders) == len(towers) + 2
+
+
+def change_buffer(model, processor):
+    model.model.visual.encoder.register_buffer("scale", torch.ones(1))
+
+
+def change_precision(model, processor):
+    model.model.visual.encoder.to(torch.bfloat16)
+
+
+def change_merger_precision(model, processor):
+    model.model.visual.merger.to(torch.bfloat16)
+
+
+def change_pixel_limits(model, processor):
+    processor.image_processor.size = {"shortest_edge": 1024, "longest_edge": 2048}
+
+
+def change_geometry(model, processor):
+    wanted = processor.image_processor.geometry["preprocessing"]
+    processor.image_processor.geometry["preprocessing"] = {**wanted, "interpolation": "bilinear"}
+
+
+def change_official_resize(model, processor):
+    processor.image_processor.official["resample"] = "nearest"
+
+
+QWEN = {"input_mode": "qwen"}
+NATIVE_SIZE = {"options": EncoderOptions(resize="native")}
+
+
+@pytest.mark.parametrize(
+    ("tower", "change"),
+    [
+        ({}, change_config("encoder", "dinov2")),
+        ({}, change_config("encoder_config", {"hidden_size": 32})),
+        ({}, change_config("layer", -2)),
+        ({}, change_config("final_norm", False)),
+        ({}, change_config("keep_prefix_tokens", True)),
+        ({}, change_config("preprocessing", {"height": 14})),
+        ({}, change_config("token_grid", [1, 16])),
+        ({}, change_config("prefix_tokens", 1)),
+        ({}, change_config("patch_size", 14)),
+        ({}, change_config("input_mode", "qwen")),
+        (QWEN, change_config("qwen_pixels", {"patch_size": 14})),
+        ({}, change_weights),
+        ({}, change_buffer),
+        ({}, change_precision),
+        ({}, change_merger_precision),
+        (QWEN, change_pixel_limits),
+        (NATIVE_SIZE, change_pixel_limits),
+        ({}, change_geometry),
+        (QWEN, change_official_resize),
+    ],
+    ids=lambda value: getattr(value, "__name__", ",".join(value) if isinstance(value, dict) else None),
+)
+def test_whatever_decides_the_features_is_in_the_fingerprint(standin, tmp_path, tower, change):
+    model, processor = swap(standin, with_encoder("rad_dino", **tower))
+    before = FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder
+    assert FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder == before
+    change(model, processor)
+    assert FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder != before
+
+
+def test_autocast_and_versions_are_in_the_fingerprint(standin, tmp_path, monkeypatch):
+    model, processor = swap(standin, with_encoder("rad_dino", merger="norm_linear"))
+    made = model.model.visual, processor.image_processor
+    folders = {FeatureCache(tmp_path, *made, autocast).folder for autocast in (None, torch.bfloat16, torch.float16)}
+    monkeypatch.setattr(feature_cache, "FORMAT", feature_cache.FORMAT + 1)
+    folders.add(FeatureCache(tmp_path, *made).folder)
+    monkeypatch.setattr(feature_cache.importlib.metadata, "version", lambda name: "0")
+    folders.add(FeatureCache(tmp_path, *made).folder)
+    assert len(folders) == 5
+
+
+def test_limits_that_do_not_act_on_a_fixed_input_size_are_not_in_the_fingerprint(standin, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    before = FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder
+    change_pixel_limits(model, processor)
+    assert FeatureCache(tmp_path, model.model.visual, processor.image_processor).folder == before
+
+
+def test_an_edited_encoder_file_never_shares_features_with_what_it_was(standin, tmp_path, own_encoder):
+    model, processor = swap(standin, TowerOptions(f"{own_encoder}:Own"))
+    made = model.model.visual, processor.image_processor
+    before = FeatureCache(tmp_path, *made).folder
+    own_encoder.write_text(OWN_ENCODER.replace("* 1.0", "* 50.0"))
+    assert FeatureCache(tmp_path, *made).folder != before
+    digest = hashlib.sha256(own_encoder.read_bytes()).hexdigest()
+    assert digest in (FeatureCache(tmp_path, *made).folder / "encoder.json").read_text()
+
+
+def test_an_edited_file_of_a_layer_that_the_encoder_imports_changes_the_fingerprint(
+    standin, tmp_path, own_encoder, monkeypatch
+):
+    layers = tmp_path / "own_layers.py"
+    layers.write_text("import torch\n\nclass Pool(torch.nn.AvgPool2d):\n    pass\n")
+    text = OWN_ENCODER.replace("import torch\n", "import torch\nfrom own_layers import Pool\n", 1)
+    text = text.replace("super().__init__()\n", "super().__init__()\n        self.pool = Pool(8)\n")
+    own_encoder.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    model, processor = swap(standin, TowerOptions(f"{own_encoder}:Own"))
+    made = model.model.visual, processor.image_processor
+    before = FeatureCache(tmp_path, *made).folder
+    layers.write_text(layers.read_text() + "# changed\n")
+    assert FeatureCache(tmp_path, *made).folder != before
+
+
+def test_an_encoder_without_parameters_is_cached(standin, pictures, tmp_path, own_encoder):
+    model, processor = swap(standin, TowerOptions(f"{own_encoder}:Own"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    estimate = estimate_bytes(SIZES, model.model.visual, processor.image_processor)
+    assert estimate == sum(cache.load(path).nbytes for path in pictures)
 
 
 def test_several_processes_share_the_work(standin, pictures, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    tower, images = model.model.visual, processor.image_processor
-    caches = [FeatureCache(tmp_path / "cache", tower, images) for _ in range(2)]
-    added = [
-        fill_cache(cache, tower, images, pictures, open_rgb, rank=rank, world_size=2)
-        for rank, cache in enumerate(caches)
-    ]
+    for i in range(3, 12):
+        picture(40, 40, seed=i).save(tmp_path / f"{i}.png")
+    pictures = [str(tmp_path / f"{i}.png") for i in range(12)]
+    caches = [FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor) for _ in range(2)]
+    added = [fill(cache, model, processor, pictures, rank=rank, world_size=2) for rank, cache in enumerate(caches)]
     caches[0].reload()
-    assert sum(added) >= len(pictures) and caches[0].missing(pictures) == []
+    assert sum(added) == 12 and all(added) and caches[0].missing(pictures) == {}
+
+
+def test_two_runs_with_different_sight_of_the_folder_leave_nothing_out(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    early, late = (FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor) for _ in range(2))
+    fill(early, model, processor, pictures, rank=0, world_size=2)
+    late.reload()
+    fill(late, model, processor, pictures, rank=1, world_size=2)
+    late.reload()
+    assert late.missing(pictures) == {}
+
+
+def test_a_killed_filling_goes_on_after_its_finished_shards(standin, pictures, tmp_path, monkeypatch):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    monkeypatch.setattr(feature_filling, "SHARD_BYTES", 1)
+    cache = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    Path(pictures[2]).write_bytes(b"broken")
+    hash_files(cache, pictures, Work())
+
+    def stop(path, reason):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(cache, model, processor, pictures, stop)
+
+    again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    assert list(again.missing(pictures).values()) == [pictures[2]]
+
+
+def test_an_unreadable_picture_is_reported_and_left_out(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    Path(pictures[1]).write_bytes(b"broken")
+    Path(pictures[2]).unlink()
+    found = []
+    assert fill(cache, model, processor, pictures, lambda *flaw: found.append(flaw), num_workers=1) == 1
+    cache.reload()
+    assert [path for path, _ in found] == pictures[1:] and "not an image" in found[0][1] and "no such" in found[1][1]
+    assert pictures[0] in cache and pictures[1] not in cache
+
+
+def test_progress_tells_rate_and_time_left(standin, pictures, tmp_path, monkeypatch, caplog):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    monkeypatch.setattr(feature_filling, "SECONDS_BETWEEN_REPORTS", 0)
+    with caplog.at_level("INFO", logger="qwenvl"):
+        filled(model, processor, pictures, tmp_path / "cache")
+    lines = [record.getMessage() for record in caplog.records if "pictures encoded" in record.getMessage()]
+    assert len(lines) == 2
+    assert lines[0].startswith("vision features: pictures encoded: 2 of 3, ") and "a second, 0:00:" in lines[0]
 
 
 def test_unfinished_shard_is_no_shard(standin, pictures, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
     cache = filled(model, processor, pictures, tmp_path / "cache")
-    (cache.folder / "rank0-00001.unfinished").write_bytes(b"half")
+    (cache.folder / "00001.safetensors.unfinished").write_bytes(b"half")
     cache.reload()
-    assert cache.missing(pictures) == []
+    assert cache.missing(pictures) == {}
+
+
+@pytest.mark.parametrize("name", ["*.safetensors", "*.paths.json"])
+def test_a_truncated_file_of_the_cache_is_named(standin, pictures, tmp_path, name):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    broken = next(cache.folder.glob(name))
+    broken.write_bytes(broken.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f"{broken}: this file of cached features cannot be read .* remove it"):
+        FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+
+
+def test_a_shard_that_vanishes_while_training_is_named(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    shutil.rmtree(cache.folder)
+    with pytest.raises(UserError, match="safetensors: this file of cached features cannot be read"):
+        cache.load(pictures[0])
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_folder_is_one_line(standin, tmp_path, folder):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write in .*file.* give a folder"):
+        FeatureCache(tmp_path / folder, model.model.visual, processor.image_processor)
+
+
+def test_a_shard_that_cannot_be_written_is_one_line(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    shutil.rmtree(cache.folder)
+    with pytest.raises(UserError, match=f"cannot write in {cache.folder} .* enough room"):
+        fill(cache, model, processor, pictures)
 
 
 def test_estimate_is_the_size_on_disk(standin, pictures, tmp_path):
