@@ -32,6 +32,12 @@ class Work:
     num_workers: int = 0
     batch_size: int = 8
 
+    @property
+    def name(self) -> str:
+        """Who does it, as progress is told."""
+        share = f" (process {self.rank + 1} of {self.world_size}, its share)" if self.world_size > 1 else ""
+        return f"vision features{share}"
+
 
 class _Read(NamedTuple):
     """One picture as the tower takes it, or why it could not be read."""
@@ -92,7 +98,7 @@ class _Progress:
 def hash_files(cache: FeatureCache, paths: Sequence[str], work: Work) -> None:
     """Read this process's share of the files that the cache does not know yet, for their keys; then `reload`."""
     mine = paths[work.rank :: work.world_size]
-    progress = _Progress("vision features: files looked up", len(mine))
+    progress = _Progress(f"{work.name}: files looked up", len(mine))
     for start in range(0, len(mine), _FILES_AT_A_TIME):
         progress.add(len(cache.keys(mine[start : start + _FILES_AT_A_TIME])))
     cache.write_known_files()
@@ -117,7 +123,7 @@ def fill_cache(
     pictures = _Pictures(todo, load_image, image_processor)
     # A batch comes as a list: its pictures may have as many sizes.
     loader = DataLoader(pictures, work.batch_size, num_workers=work.num_workers, collate_fn=list)
-    progress = _Progress("vision features: pictures encoded", len(todo))
+    progress = _Progress(f"{work.name}: pictures encoded", len(todo))
     pending: dict[str, torch.Tensor] = {}
     added = 0
     for batch in loader:
