@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -15,10 +16,11 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
-from qwenvl.model.components import plain_tower_name, set_trainable
+from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.train.argument import ModelArguments, TrainingArguments
@@ -123,7 +125,21 @@ def build_model(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
+    if training_args.torch_compile:
+        compile_layers(model, training_args.torch_compile_backend, training_args.torch_compile_mode)
     return model
+
+
+def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
+    """Compile each layer of the language model and of a custom encoder by itself, in place, at its first call.
+
+    Layers of one kind share their code, so this takes a minute once. The whole model, and the official encoder's
+    layers, would be compiled anew for each number of pictures.
+    """
+    has_custom_tower = model.config.model_type in CUSTOM_MODEL_TYPES
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and (has_custom_tower or component_of(name) != "vision"):
+            module.compile(backend=backend, mode=mode)
 
 
 def _build_on_meta(

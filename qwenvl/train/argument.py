@@ -206,6 +206,10 @@ class TrainingArguments(transformers.TrainingArguments):
         default="q_proj,k_proj,v_proj,o_proj",
         metadata={"help": "Comma-separated linear layers of the language model that get LoRA, or all-linear."},
     )
+    torch_compile: bool = field(
+        default=False,
+        metadata={"help": "Compile each layer: after a minute, steps are much faster on a GPU."},
+    )
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "Share of the steps over which the learning rate rises."}
     )
