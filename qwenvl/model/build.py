@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
-from qwenvl.model.custom_vision import load_merger
+from qwenvl.model.custom_vision import load_trained_tower
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.train.argument import ModelArguments, TrainingArguments
 from qwenvl.vision import (
@@ -115,12 +115,13 @@ def build_model(
         )
         if vision_config is not None:
             model = swap_vision_tower(model, vision_config)
+    saved = _components_not_in_the_base(model_args, vision_config)
     if model_args.vision_merger_path is not None:
-        load_merger(model, model_args.vision_merger_path)
+        saved |= load_trained_tower(model, model_args.vision_merger_path)
     # A key-value cache hides the borders between packed samples and costs time; it has no use in training.
     model.config.use_cache = False
     model.config.text_config.use_cache = False
-    model = _make_trainable(model, model_args, training_args)
+    model = _make_trainable(model, model_args, training_args, saved)
     if not training_args.deepspeed:
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -162,16 +163,29 @@ def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
     return torch.float16 if training_args.fp16 else torch.float32
 
 
+def _components_not_in_the_base(model_args: ModelArguments, vision_config: CustomVisionConfig | None) -> set[str]:
+    """Return the components of the vision side that an adapter must hold even if they stay frozen."""
+    components = {"vision"} if model_args.save_encoder else set()
+    if vision_config is not None:
+        components.add("merger")
+        if vision_config.encoder_weights is None:
+            logger.info("the encoder's weights are in no file of their own, so each checkpoint gets a copy of them")
+            components.add("vision")
+    return components
+
+
 def _make_trainable(
-    model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments
+    model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments, saved: set[str]
 ) -> PreTrainedModel | PeftModel:
+    """Freeze what is not to be trained, and add the adapter, which also holds the components of `saved`."""
     tower = model.model.visual
     unreachable: list[str] = []
     if isinstance(tower, CustomVisionTower) and model_args.tune_mm_vision:
         unreachable = [f"encoder.{name}" for name in tower.set_encoder_trainable(True)]
+    switches = {"merger": model_args.tune_mm_mlp, "vision": model_args.tune_mm_vision}
+    trained = {component for component, is_trained in switches.items() if is_trained}
     if model_args.tune_mm_llm and not training_args.lora_enable:
-        trainable = {"llm": True, "merger": model_args.tune_mm_mlp, "vision": model_args.tune_mm_vision}
-        set_trainable(model, trainable)
+        set_trainable(model, {"llm", *trained})
     else:
         lora = LoraSettings(
             training_args.lora_r,
@@ -182,9 +196,8 @@ def _make_trainable(
         model = add_adapter(
             model,
             lora if training_args.lora_enable else None,
-            train_merger=model_args.tune_mm_mlp,
-            train_vision=model_args.tune_mm_vision,
-            save_vision=model_args.save_encoder,
+            train=trained,
+            save=saved,
         )
     for name, parameter in model.named_parameters():
         if plain_tower_name(name) in unreachable:

@@ -100,7 +100,7 @@ class ModelArguments:
     )
     vision_merger: str = field(default="simple", metadata={"help": "simple (one linear layer), norm_linear or mlp2."})
     vision_merger_path: str | None = field(
-        default=None, metadata={"help": "Start from the merger in this output folder: stage 2 takes stage 1's."}
+        default=None, metadata={"help": "Start from the merger (and encoder, if trained) in this output folder."}
     )
     cache_vision_features: str | None = field(
         default=None,
@@ -353,6 +353,11 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
                 f"--{rate} {getattr(training_args, rate)} is for a part that is frozen; set --{switch} True, or leave "
                 f"--{rate} out"
             )
+    if model_args.custom_vision_encoder and not model_args.tune_mm_mlp and not model_args.vision_merger_path:
+        raise UserError(
+            "--tune_mm_mlp False would leave the fresh merger of --custom_vision_encoder at its random start; set it "
+            "True, or give a trained merger with --vision_merger_path"
+        )
     if model_args.cache_vision_features and model_args.tune_mm_vision:
         raise UserError(
             "--cache_vision_features keeps features of a frozen encoder, but --tune_mm_vision is True; leave one out"

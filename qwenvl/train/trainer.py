@@ -163,7 +163,7 @@ class QwenVLTrainer(Trainer):
             logs |= self.throughput.summary(self.args.device)
         if "train_samples_per_second" in logs:
             # The Trainer counts rows, and a row may be a pack of many samples.
-            logs["train_samples_per_second"] = self.throughput.total_samples / max(self.throughput.total_seconds, 1e-9)
+            logs["train_samples_per_second"] = self.throughput.total_samples / max(logs["train_runtime"], 1e-9)
         super().log(logs, start_time)
 
     # Evaluation

@@ -92,6 +92,8 @@ def resolve_encoder(
         file, _, class_name = name.rpartition(":")
         name = f"{Path(file).expanduser().resolve()}:{class_name}"
     published = None
+    if path is not None and Path(path).expanduser().exists():
+        path = str(Path(path).expanduser().resolve())  # a checkpoint that names it is read from anywhere
     if config is None:
         argument = name.partition(":")[2] or None
         if path is None and cls.card is not None:
@@ -116,9 +118,19 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
     if isinstance(spec, str):
         spec = resolve_encoder(spec)
     cls = encoder_class(spec.name).for_config(spec.config)
-    encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
+    try:
+        encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
+    except RuntimeError as error:
+        raise UserError(f"{spec.name} cannot be built: {' '.join(str(error).split())}") from error
     encoder.preprocessing = spec.preprocessing
     check_contract(encoder)
+    return encoder
+
+
+def build_without_memory(spec: EncoderSpec) -> VisionEncoder:
+    """Build an encoder to ask it for its sizes, without its weights."""
+    encoder = _without_memory(encoder_class(spec.name).for_config(spec.config), spec.config, spec.options)
+    encoder.preprocessing = spec.preprocessing
     return encoder
 
 
