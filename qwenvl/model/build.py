@@ -115,7 +115,10 @@ def build_model(
         )
         if vision_config is not None:
             model = swap_vision_tower(model, vision_config)
-    saved = _components_not_in_the_base(model_args, vision_config)
+    saved = {"vision"} if model_args.save_encoder else set()
+    if vision_config is not None and vision_config.encoder_weights is None:
+        logger.info("the encoder's weights are in no file of their own, so each checkpoint gets a copy of them")
+        saved.add("vision")
     if model_args.vision_merger_path is not None:
         saved |= load_trained_tower(model, model_args.vision_merger_path)
     # A key-value cache hides the borders between packed samples and costs time; it has no use in training.
@@ -161,17 +164,6 @@ def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
     if training_args.bf16:
         return torch.bfloat16
     return torch.float16 if training_args.fp16 else torch.float32
-
-
-def _components_not_in_the_base(model_args: ModelArguments, vision_config: CustomVisionConfig | None) -> set[str]:
-    """Return the components of the vision side that an adapter must hold even if they stay frozen."""
-    components = {"vision"} if model_args.save_encoder else set()
-    if vision_config is not None:
-        components.add("merger")
-        if vision_config.encoder_weights is None:
-            logger.info("the encoder's weights are in no file of their own, so each checkpoint gets a copy of them")
-            components.add("vision")
-    return components
 
 
 def _make_trainable(
