@@ -29,3 +29,18 @@ class NestedMergerEncoder(TileEncoder):
     def __init__(self, hidden_size: int = 24) -> None:
         super().__init__(hidden_size)
         self.visual = nn.ModuleDict({"mixer": nn.Linear(hidden_size, hidden_size), "merger": nn.Linear(4, 4)})
+
+
+class ForgetfulEncoder(TileEncoder):
+    """Pictures of any aspect, of whose tokens it drops one where a picture is wide."""
+
+    any_size = True
+
+    def __init__(self, hidden_size: int = 24) -> None:
+        super().__init__(hidden_size)
+        self.preprocessing = Preprocessing(height=16, width=16, resize="native", min_pixels=256, max_pixels=1024)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Project each tile, (B, 3, h, w) -> (B, h * w / 64, D), or one less."""
+        features = super().forward(pixel_values)
+        return features[:, :-1] if pixel_values.shape[-1] > pixel_values.shape[-2] else features

@@ -276,6 +276,13 @@ def test_a_module_that_peft_would_take_for_the_merger_is_refused_by_name(run_tra
         run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": nested})
 
 
+def test_an_encoder_that_miscounts_some_pictures_is_told_with_the_samples(run_training: Run, swap: dict) -> None:
+    forgetful = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "ForgetfulEncoder")
+
+    with pytest.raises(UserError, match=r"gave \(1, \d+, 24\).*; samples of this step: .*pictures.json row \d"):
+        run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": forgetful}, max_steps=6)
+
+
 def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
     run_training: Run, swap: dict, tmp_path: Path, media: Path
 ) -> None:
