@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from qwenvl.errors import UserError
-from qwenvl.vision import Preprocessing, VisionEncoder, build_encoder
+from qwenvl.vision import build_encoder
 from qwenvl.vision.encoder import check_forward
 from qwenvl.vision.registry import build_without_memory, resolve_encoder
+from tests.vision.small_encoders import PatchEncoder
 
 HEAD = """
 import torch
@@ -24,16 +24,6 @@ class Own(VisionEncoder):
         self.patches = nn.Conv2d(3, width, 4, 4)
         {line}
 """
-
-
-class PatchEncoder(VisionEncoder):
-    """Pictures of 16 x 8 pixels to 4 x 2 tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden_size, self.patch_size = 8, 4
-        self.preprocessing = Preprocessing(16, 8, "squash")
-        self.patches = nn.Conv2d(3, 8, 4, 4)
 
 
 def own_encoder(folder: Path, line: str = "pass") -> str:

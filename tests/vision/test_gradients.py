@@ -2,26 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.vision import Preprocessing, VisionEncoder
 from qwenvl.vision.gradients import unreachable_parameters
 from qwenvl.vision.registry import encoder_geometry
-
-
-class PatchEncoder(VisionEncoder):
-    """Pictures of 16 x 8 pixels to 4 x 2 tokens, with a layer that is not used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden_size, self.patch_size = 8, 4
-        self.preprocessing = Preprocessing(16, 8, "squash")
-        self.patches = nn.Conv2d(3, 8, 4, 4)
-        self.spare = nn.Linear(2, 2)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.patches(pixel_values).flatten(2).transpose(1, 2)
+from tests.vision.small_encoders import PatchEncoder
 
 
 class Detached(PatchEncoder):
