@@ -49,8 +49,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.resize not in (*RESIZE_POLICIES, UNKNOWN):
             raise UserError(f"resize policy {self.resize!r}: expected one of {', '.join(RESIZE_POLICIES)}")
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
+        for name in ("mean", "std"):
+            values = tuple(getattr(self, name))
+            if len(values) != 3:
+                raise UserError(f"{name} {values} of a Preprocessing: expected three numbers, for red, green and blue")
+            object.__setattr__(self, name, values)
 
     @property
     def keeps_aspect(self) -> bool:

@@ -97,3 +97,9 @@ def test_unknown_policy_is_named_with_the_known_ones():
 def test_geometry_survives_json():
     geometry = Geometry(Preprocessing(28, 42, "pad", resize_edge=3), TokenRule(7, 2, (1, 9)))
     assert Geometry.from_dict(geometry.to_dict()) == geometry
+
+
+@pytest.mark.parametrize("normalisation", [{"mean": (0.5,)}, {"std": (0.25, 0.25)}])
+def test_a_normalisation_of_other_than_three_channels_is_refused(normalisation: dict):
+    with pytest.raises(UserError, match="expected three numbers, for red, green and blue"):
+        Preprocessing(**normalisation)
