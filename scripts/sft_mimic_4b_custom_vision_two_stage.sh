@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The same as sft_mimic_4b_custom_vision.sh in two stages, where one is unstable: first the merger alone
-# (STAGE1_MM_PROJECTOR_LR, STAGE1_EPOCHS), then merger and LoRA from that merger. Flags go to both stages; a stage that
-# is finished is not trained again.
+# (STAGE1_MM_PROJECTOR_LR, STAGE1_EPOCHS), then merger and LoRA from that merger, and from stage 1's encoder if
+# TUNE_MM_VISION=True trained it. Flags go to both stages; a stage that is finished is not trained again.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 

@@ -63,6 +63,7 @@ BAD_SAMPLE_POLICY       bad_sample_policy
 MAX_BAD_SAMPLES         max_bad_samples
 ATTENTION               attn_implementation
 GRADIENT_CHECKPOINTING  gradient_checkpointing          True
+TORCH_COMPILE           torch_compile
 NUM_WORKERS             dataloader_num_workers
 SAVE_STEPS              save_steps                      500
 SAVE_TOTAL_LIMIT        save_total_limit                3

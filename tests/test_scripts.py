@@ -106,6 +106,21 @@ def test_presets_have_the_documented_defaults(python: str, preset: str):
     assert values(words, "bf16", "deepspeed", "nproc_per_node") == [None, None, "1"]
 
 
+def test_two_stages_train_the_merger_alone_at_its_own_rate_and_go_on_from_it(python: str, tmp_path: Path):
+    words = command(python, "sft_mimic_4b_custom_vision_two_stage.sh", DATASETS="x.json", OUTPUT_DIR="out")
+    second = words.index("-m", words.index("-m") + 1)
+    stage_one, stage_two = words[:second], words[second:]
+    switches = ("tune_mm_llm", "lora_enable", "tune_mm_mlp", "mm_projector_lr", "vision_merger_path", "output_dir")
+    assert values(stage_one, *switches) == ["False", "False", "True", "1e-3", None, "out/stage1"]
+    assert values(stage_two, *switches) == ["True", "True", "True", "2e-5", "out/stage1", "out/stage2"]
+
+    (tmp_path / "out/stage1").mkdir(parents=True)
+    (tmp_path / "out/stage1/adapter_config.json").touch()
+    words = command(python, "sft_mimic_4b_custom_vision_two_stage.sh", DATASETS="x.json", OUTPUT_DIR="out")
+    assert "stage 1 is finished: out/stage1" in words
+    assert words.count("-m") == 1
+
+
 @pytest.mark.parametrize(("gpus", "deepspeed"), [("1", None), ("4", str(SCRIPTS / "zero2.json"))])
 def test_gpus_give_bf16_a_process_each_and_zero2_if_several(python: str, gpus: str, deepspeed: str | None):
     words = command(python, "train.sh", DATASETS="x.json", FAKE_GPUS=gpus)

@@ -139,9 +139,11 @@ def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, le
     """Return the places of the records that can be read and have at most `limit` tokens, (n,), reporting the others."""
     too_long = np.flatnonzero(counts.total > limit).tolist()
     for place in sorted([*counts.bad, *too_long]):
+        images, videos = len(records[place].images), len(records[place].videos)
         reason = (
-            f"{counts.total[place]} tokens are more than --model_max_length {limit}: raise it, lower --max_pixels (or "
-            "the video's limits), or shorten the text"
+            f"{counts.total[place]} tokens are more than --model_max_length {limit}; it has {images} images and "
+            f"{videos} videos: raise the limit, give fewer or smaller ones (--max_pixels, --video_max_pixels; with a "
+            "custom encoder --vision_input_size), or shorten the text"
         )
         ledger.report(counts.bad.get(place, BadSample(records[place].where, None, reason)))
     usable = counts.total <= limit

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -15,11 +16,12 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
-from qwenvl.model.components import plain_tower_name, set_trainable
-from qwenvl.model.custom_vision import load_merger
+from qwenvl.model.components import component_of, plain_tower_name, set_trainable
+from qwenvl.model.custom_vision import load_trained_tower
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.train.argument import ModelArguments, TrainingArguments
 from qwenvl.vision import (
@@ -113,17 +115,35 @@ def build_model(
         )
         if vision_config is not None:
             model = swap_vision_tower(model, vision_config)
+    saved = {"vision"} if model_args.save_encoder else set()
+    if vision_config is not None and vision_config.encoder_weights is None:
+        logger.info("the encoder's weights are in no file of their own, so each checkpoint gets a copy of them")
+        saved.add("vision")
     if model_args.vision_merger_path is not None:
-        load_merger(model, model_args.vision_merger_path)
+        saved |= load_trained_tower(model, model_args.vision_merger_path)
     # A key-value cache hides the borders between packed samples and costs time; it has no use in training.
     model.config.use_cache = False
     model.config.text_config.use_cache = False
-    model = _make_trainable(model, model_args, training_args)
+    model = _make_trainable(model, model_args, training_args, saved)
     if not training_args.deepspeed:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
+    if training_args.torch_compile:
+        compile_layers(model, training_args.torch_compile_backend, training_args.torch_compile_mode)
     return model
+
+
+def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
+    """Compile each layer of the language model and of a custom encoder by itself, in place, at its first call.
+
+    Layers of one kind share their code, so this takes a minute once. The whole model, and the official encoder's
+    layers, would be compiled anew for each number of pictures.
+    """
+    has_custom_tower = model.config.model_type in CUSTOM_MODEL_TYPES
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and (has_custom_tower or component_of(name) != "vision"):
+            module.compile(backend=backend, mode=mode)
 
 
 def _build_on_meta(
@@ -147,15 +167,17 @@ def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
 
 
 def _make_trainable(
-    model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments
+    model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments, saved: set[str]
 ) -> PreTrainedModel | PeftModel:
+    """Freeze what is not to be trained, and add the adapter, which also holds the components of `saved`."""
     tower = model.model.visual
     unreachable: list[str] = []
     if isinstance(tower, CustomVisionTower) and model_args.tune_mm_vision:
         unreachable = [f"encoder.{name}" for name in tower.set_encoder_trainable(True)]
+    switches = {"merger": model_args.tune_mm_mlp, "vision": model_args.tune_mm_vision}
+    trained = {component for component, is_trained in switches.items() if is_trained}
     if model_args.tune_mm_llm and not training_args.lora_enable:
-        trainable = {"llm": True, "merger": model_args.tune_mm_mlp, "vision": model_args.tune_mm_vision}
-        set_trainable(model, trainable)
+        set_trainable(model, {"llm", *trained})
     else:
         lora = LoraSettings(
             training_args.lora_r,
@@ -166,9 +188,8 @@ def _make_trainable(
         model = add_adapter(
             model,
             lora if training_args.lora_enable else None,
-            train_merger=model_args.tune_mm_mlp,
-            train_vision=model_args.tune_mm_vision,
-            save_vision=model_args.save_encoder,
+            train=trained,
+            save=saved,
         )
     for name, parameter in model.named_parameters():
         if plain_tower_name(name) in unreachable:

@@ -1,15 +1,13 @@
 """Owns the partition of a Qwen3-VL into vision, merger and llm, for every module that asks whose a parameter is."""
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 COMPONENTS = ("vision", "merger", "llm")
 
-_MERGER = re.compile(r"(^|\.)visual\.(merger|deepstack_merger_list)\.")
-_VISION = re.compile(r"(^|\.)visual\.")
+_MERGERS = ("merger", "deepstack_merger_list")
 # PEFT keeps the untrained weights of a module it saves whole beside the trained copy.
 _PEFT_ORIGINAL = ".original_module."
 
@@ -28,18 +26,20 @@ def component_of(parameter_name: str) -> str:
     The merger is `visual.merger` with all of `visual.deepstack_merger_list`; vision is the rest of `visual`; llm is all
     else: the language model, its embeddings and its head. Names may carry the prefixes that PEFT and DDP add.
     """
-    if _MERGER.search(parameter_name):
-        return "merger"
-    return "vision" if _VISION.search(parameter_name) else "llm"
+    name = plain_tower_name(parameter_name)
+    if not name:
+        return "llm"
+    return "merger" if name.partition(".")[0] in _MERGERS else "vision"
 
 
 def plain_tower_name(parameter_name: str) -> str:
     """Return the name of a parameter as the tower itself has it (`merger.proj.weight`), or "" if it is not the tower's.
 
-    Wrappers put words before `visual.`; PEFT also puts some between a module that it trains whole and its parameters.
+    Wrappers put words before the tower's `visual.`, the first of the name; PEFT also puts some between a module that it
+    trains whole and its parameters.
     """
-    _, tower, name = parameter_name.partition("visual.")
-    return name.replace(".modules_to_save.default", "") if tower else ""
+    _, tower, name = f".{parameter_name}".partition(".visual.")
+    return name.replace(".modules_to_save.default", "", 1) if tower else ""
 
 
 def named_component_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -60,10 +60,10 @@ def component_sizes(model: nn.Module) -> dict[str, ComponentSize]:
     return {component: ComponentSize(total[component], trainable[component]) for component in COMPONENTS}
 
 
-def set_trainable(model: nn.Module, trainable: Mapping[str, bool]) -> None:
+def set_trainable(model: nn.Module, components: Collection[str]) -> None:
     """Make exactly the parameters of the named components trainable and freeze all others."""
     for component, _, parameter in named_component_parameters(model):
-        parameter.requires_grad_(trainable[component])
+        parameter.requires_grad_(component in components)
 
 
 def module_names(model: nn.Module, component: str) -> list[str]:

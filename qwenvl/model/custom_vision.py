@@ -1,14 +1,15 @@
 """Owns the swap in a run: from the flags of a custom encoder to its tower, and a merger's way from run to run."""
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, ProcessorMixin
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from qwenvl.errors import UserError
-from qwenvl.model.components import component_of, named_component_parameters, plain_tower_name
+from qwenvl.model.components import component_of, plain_tower_name
 from qwenvl.train.argument import ModelArguments
 from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
 
@@ -49,44 +50,75 @@ def _input_size(text: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[-1])
 
 
-def load_merger(model: nn.Module, folder: str) -> None:
-    """Copy the merger of a trained model (or adapter) into this one; nothing else of it is read.
+def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
+    """Copy the merger of a trained model (or adapter) into this one, and the encoder if the folder holds one.
 
-    Raises `UserError` if the folder has no merger, or one of another shape.
+    A merger fits the encoder that it was trained with. Returns the components that were copied. Raises `UserError` if
+    the folder has no merger, one of another shape, or one of another encoder.
     """
-    found = _saved_merger(Path(folder))
-    own = {
-        plain_tower_name(name): parameter
-        for component, name, parameter in named_component_parameters(model)
-        if component == "merger"
-    }
-    if not found:
+    found = _saved_tower(Path(folder))
+    if not found.get("merger"):
         raise UserError(f"--vision_merger_path {folder}: no merger in its .safetensors files; name an output folder")
-    shapes = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in own.items()}
-    found_shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if found_shapes != shapes:
-        raise UserError(
-            f"--vision_merger_path {folder}: its merger is {found_shapes}, this model's is {shapes}; use the same "
-            "encoder, --vision_merger and base model in both stages"
-        )
-    with _gathered(list(own.values())):
-        for name, parameter in own.items():
-            parameter.data.copy_(found[name])
+    _check_same_encoder(model.config.vision_config, Path(folder), brings_encoder="vision" in found)
+    state = model.model.visual.state_dict(keep_vars=True)
+    for component, tensors in found.items():
+        own = {name: tensor for name, tensor in state.items() if component_of(f"visual.{name}") == component}
+        if _shapes(tensors) != _shapes(own):
+            raise UserError(
+                f"--vision_merger_path {folder}: its {component} is {_few(tensors)}, this model's is {_few(own)}; use "
+                "the same encoder, --vision_merger and base model in both stages"
+            )
+        with _gathered(list(own.values())):
+            for name, tensor in own.items():
+                tensor.data.copy_(tensors[name])
+    if "vision" in found and isinstance(model.config.vision_config, CustomVisionConfig):
+        # The encoder is no longer the one of that name: from here on it goes with the checkpoints.
+        model.config.vision_config.encoder_weights = model.config.vision_config.encoder_sha256 = None
+    return set(found)
 
 
-def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager:
+def _gathered(tensors: list[Tensor]) -> AbstractContextManager:
     """Bring parameters that DeepSpeed ZeRO-3 has partitioned together for a change that reaches every process."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+    partitioned = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+    if not partitioned:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
 
 
-def _saved_merger(folder: Path) -> dict[str, Tensor]:
-    tensors = {}
+def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Read the tensors of merger and encoder, those that are there, by component and by their names in the tower."""
+    tower: dict[str, dict[str, Tensor]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if component_of(name) == "merger"]  # noqa: SIM118
-            tensors |= {plain_tower_name(name): file.get_tensor(name) for name in names}
-    return tensors
+            for name in file.keys():  # noqa: SIM118
+                if component_of(name) != "llm":
+                    tower.setdefault(component_of(name), {})[plain_tower_name(name)] = file.get_tensor(name)
+    return tower
+
+
+def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings_encoder: bool) -> None:
+    """Raise `UserError` if a merger was trained with another encoder, or with other features of it."""
+    if not isinstance(vision_config, CustomVisionConfig) or not (folder / "config.json").is_file():
+        return
+    theirs = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
+    for name in ("encoder", "layer", "final_norm", "keep_prefix_tokens", "encoder_sha256"):
+        before, now = theirs.get(name), getattr(vision_config, name)
+        if name == "encoder_sha256" and (brings_encoder or None in (before, now)):
+            continue
+        if before != now:
+            raise UserError(
+                f"--vision_merger_path {folder}: its merger was trained with {name} {before}, this run has {now}; use "
+                "the same encoder and options in both stages"
+            )
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _few(tensors: dict[str, Tensor]) -> str:
+    """Name the first few tensors and their shapes."""
+    named = [f"{name} {shape}" for name, shape in sorted(_shapes(tensors).items())]
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")

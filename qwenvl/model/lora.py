@@ -1,6 +1,7 @@
 """Owns the adapter: LoRA on the language model, and the merger (and encoder) that are trained whole beside it."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -9,7 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qwenvl.errors import UserError
-from qwenvl.model.components import module_names, named_component_parameters
+from qwenvl.model.components import module_names, named_component_parameters, plain_tower_name
+
+_LANGUAGE_MODEL = "model.language_model"
 
 
 def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
@@ -22,7 +25,7 @@ def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
         {
             name.rsplit(".", 1)[-1]
             for name, module in model.named_modules()
-            if ".language_model." in f".{name}" and isinstance(module, nn.Linear)
+            if name.startswith(f"{_LANGUAGE_MODEL}.") and isinstance(module, nn.Linear)
         }
     )
     wanted = [name.strip() for name in target_modules.split(",") if name.strip()]
@@ -34,7 +37,7 @@ def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
             f"--lora_target_modules {target_modules!r}: {', '.join(unknown) or 'an empty list'} matches no linear "
             f"layer of the language model; choose from {', '.join(available)}, or all-linear"
         )
-    return rf".*\.language_model\..*\.({'|'.join(map(re.escape, wanted))})"
+    return rf"{re.escape(_LANGUAGE_MODEL)}\..*\.({'|'.join(map(re.escape, wanted))})"
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,18 @@ def add_adapter(
     model: PreTrainedModel,
     lora: LoraSettings | None,
     *,
-    train_merger: bool,
-    train_vision: bool,
-    save_vision: bool = False,
+    train: Collection[str] = (),
+    save: Collection[str] = (),
 ) -> PeftModel:
-    """Freeze the model and add what is trained: LoRA on the language model if given, merger and encoder if asked.
+    """Freeze the model and add what is trained: LoRA on the language model if given, and the components of `train`.
 
-    What is trained whole goes into PEFT's `modules_to_save`, so the adapter folder holds it and a plain
-    `PeftModel.from_pretrained(base, folder)` restores it; `save_vision` puts a frozen encoder there, too. LoRA is
-    https://arxiv.org/abs/2106.09685.
+    `train` and `save` name components ("merger", "vision"). What is trained whole goes into PEFT's `modules_to_save`,
+    so the adapter folder holds it and a plain `PeftModel.from_pretrained(base, folder)` restores it; `save` puts frozen
+    components there, too. LoRA is https://arxiv.org/abs/2106.09685. Raises `UserError` for an encoder in which PEFT
+    would take other modules for these.
     """
-    kept_whole = []
-    if train_merger:
-        kept_whole += module_names(model, "merger")
-    if train_vision or save_vision:
-        kept_whole += module_names(model, "vision")
+    kept_whole = [name for component in sorted({*train, *save}) for name in module_names(model, component)]
+    _check_unmistakable(model, kept_whole)
     if lora is None:
         config = LoraConfig(task_type="CAUSAL_LM", target_modules=DUMMY_TARGET_MODULES, modules_to_save=kept_whole)
     else:
@@ -79,7 +79,17 @@ def add_adapter(
         )
     # PEFT would make LoRA float32 and leave the rest: what precision is trained in, `build_model` decides.
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    if not train_vision:
-        for component, _, parameter in named_component_parameters(adapted):
-            parameter.requires_grad_(parameter.requires_grad and component != "vision")
+    for component, _, parameter in named_component_parameters(adapted):
+        parameter.requires_grad_(parameter.requires_grad and component in (*train, "llm"))
     return adapted
+
+
+def _check_unmistakable(model: nn.Module, kept_whole: list[str]) -> None:
+    # PEFT finds what it saves whole by the end of its name.
+    for name, _ in model.named_modules():
+        for kept in kept_whole:
+            if name.endswith(kept) and name != f"model.{kept}":
+                raise UserError(
+                    f"the encoder has a module called {plain_tower_name(f'{name}.')[:-1]}, which PEFT would take for "
+                    f"the tower's own {kept}; give it another name"
+                )

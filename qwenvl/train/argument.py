@@ -99,7 +99,7 @@ class ModelArguments:
     )
     vision_merger: str = field(default="simple", metadata={"help": "simple (one linear layer), norm_linear or mlp2."})
     vision_merger_path: str | None = field(
-        default=None, metadata={"help": "Start from the merger in this output folder: stage 2 takes stage 1's."}
+        default=None, metadata={"help": "Start from the merger (and encoder, if trained) in this output folder."}
     )
     cache_vision_features: str | None = field(
         default=None,
@@ -204,6 +204,10 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_target_modules: str = field(
         default="q_proj,k_proj,v_proj,o_proj",
         metadata={"help": "Comma-separated linear layers of the language model that get LoRA, or all-linear."},
+    )
+    torch_compile: bool = field(
+        default=False,
+        metadata={"help": "Compile each layer: after a minute, steps are much faster on a GPU."},
     )
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "Share of the steps over which the learning rate rises."}
@@ -348,6 +352,11 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
                 f"--{rate} {getattr(training_args, rate)} is for a part that is frozen; set --{switch} True, or leave "
                 f"--{rate} out"
             )
+    if model_args.custom_vision_encoder and not model_args.tune_mm_mlp and not model_args.vision_merger_path:
+        raise UserError(
+            "--tune_mm_mlp False would leave the fresh merger of --custom_vision_encoder at its random start; set it "
+            "True, or give a trained merger with --vision_merger_path"
+        )
     if model_args.cache_vision_features and model_args.tune_mm_vision:
         raise UserError(
             "--cache_vision_features keeps features of a frozen encoder, but --tune_mm_vision is True; leave one out"

@@ -41,6 +41,7 @@ _FIXED_FOR_RESUME = (
     "lora_alpha",
     "lora_target_modules",
     "custom_vision_encoder",
+    "vision_merger_path",
     *(flag for flag in CUSTOM_VISION_FLAGS if flag != "cache_vision_features"),
     # Which samples have been seen follows from these.
     "dataset_use",
@@ -181,6 +182,18 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     return str(folder)
 
 
+def check_encoder(folder: str, model: PreTrainedModel) -> None:
+    """Raise `UserError` if a run is to be continued with other weights of its frozen encoder than it had."""
+    config = Path(folder) / "config.json"
+    noted = json.loads(config.read_text(encoding="utf-8"))["vision_config"] if config.is_file() else {}
+    before, now = noted.get("encoder_sha256"), getattr(model.config.vision_config, "encoder_sha256", None)
+    if before != now:
+        raise UserError(
+            f"--resume_from_checkpoint {folder}: the encoder's weights at {model.config.vision_config.encoder_weights} "
+            f"are not those of that run (SHA-256 {now}, expected {before}); put the original ones there"
+        )
+
+
 def _is_resumable(folder: Path) -> bool:
     """Whether a folder holds more than a model: how far the run was, and its schedule and optimizer."""
     return all((folder / name).is_file() for name in (TRAINER_STATE_NAME, SCHEDULER_NAME))
@@ -203,21 +216,26 @@ def load_checkpoint(
     folder: str | Path,
     *,
     base_model: str | None = None,
+    encoder_path: str | None = None,
     dtype: torch.dtype | str = "auto",
     attn_implementation: str = "sdpa",
     device: str | torch.device | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
     """Load a trained model and its processor from a checkpoint or output folder, in evaluation mode.
 
-    Works for adapters (the base model is found where training found it, or at `base_model`) and for whole models.
-    Raises `UserError` if the folder holds neither.
+    Works for adapters (the base model and a frozen custom encoder's weights are found where training found them, or at
+    `base_model` and `encoder_path`) and for whole models. Raises `UserError` if the folder holds neither.
     """
     folder = Path(folder)
     attention = resolve_attention(attn_implementation)
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         adapter = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
-        model = load_pretrained(base_model or adapter["base_model_name_or_path"], dtype=dtype, attention=attention)
-        model = _with_tower_of(model, folder, adapter["modules_to_save"] or [])
+        base_model = base_model or adapter["base_model_name_or_path"]
+        try:
+            model = load_pretrained(base_model, dtype=dtype, attention=attention)
+        except UserError as error:
+            raise UserError(f"the base model of {folder}: {error}; load_checkpoint takes it as base_model") from None
+        model = _with_tower_of(model, folder, adapter["modules_to_save"] or [], encoder_path)
         with warnings.catch_warnings():
             # PEFT asks Transformers by a name that it will drop.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -232,7 +250,9 @@ def load_checkpoint(
     return model.eval(), load_processor(str(folder))
 
 
-def _with_tower_of(model: PreTrainedModel, folder: Path, saved_modules: list[str]) -> PreTrainedModel:
+def _with_tower_of(
+    model: PreTrainedModel, folder: Path, saved_modules: list[str], encoder_path: str | None
+) -> PreTrainedModel:
     """Give a base model the custom tower that an adapter was trained with, if it was and the base has it not yet."""
     if not (folder / "config.json").is_file() or model.config.model_type in CUSTOM_MODEL_TYPES:
         return model
@@ -240,4 +260,6 @@ def _with_tower_of(model: PreTrainedModel, folder: Path, saved_modules: list[str
     if "visual.encoder" in saved_modules:
         # The adapter brings the encoder's weights: those that it was trained from are not needed.
         vision_config.encoder_weights = None
+    elif encoder_path is not None:
+        vision_config.encoder_weights = encoder_path
     return swap_vision_tower(model, vision_config)

@@ -10,8 +10,11 @@ from qwenvl.model.components import component_sizes
 _GIB = 2**30
 # What the CUDA context, the kernels' workspaces and the allocator's rounding take beside tensors.
 _OVERHEAD_GIB = 1.5
-# Per supervised token and word: logits and their gradient, both float32 as Accelerate hands them on.
+# Per supervised token and word: logits and their gradient, both float32 as Accelerate hands them on. DeepSpeed leaves
+# them in the model's precision.
 _LOGIT_BYTES = 4 + 4
+# Under ZeRO-3: weights that are whole at a time, DeepSpeed's default of stage3_max_live_parameters.
+_LIVE_WEIGHTS = 10**9
 _USUAL_EXPANSION, _USUAL_DEPTH = 4, 12
 
 
@@ -47,7 +50,7 @@ def estimate_memory(
 
     AdamW keeps two float32 moments, and a trainable weight and its gradient are float32 too. Activations are counted
     per layer: all that the backward pass of one layer reads, times the layers that keep it; with gradient
-    checkpointing every layer keeps its input alone. The constants were fitted to two runs and tried on six others:
+    checkpointing every layer keeps its input alone. The constants were fitted to four runs and tried on seven others:
     `docs/benchmarks.md`.
     """
     sharding = sharding or Sharding()
@@ -65,13 +68,17 @@ def estimate_memory(
         element_size,
         keeps_layers=sizes["vision"].trainable > 0 and not gradient_checkpointing,
     )
+    if sharding.zero_stage == 3:
+        num_weights = sum(size.total for size in sizes.values())
+        weights = weights / sharding.processes + min(num_weights, _LIVE_WEIGHTS) * element_size
+    logit_bytes = 2 * element_size if sharding.zero_stage else _LOGIT_BYTES
     parts = {
-        "weights": sharding.share(weights, 3),
+        "weights": weights,
         "gradients": sharding.share(trainable * 4, 2),
         "optimizer": sharding.share(trainable * 8, 1),
         # The encoder's working memory is free again when the language model's peak comes.
         "activations": max(text, vision),
-        "logits": batch.supervised * config.text_config.vocab_size * _LOGIT_BYTES,
+        "logits": batch.supervised * config.text_config.vocab_size * logit_bytes,
     }
     estimate = {name: num_bytes / _GIB for name, num_bytes in parts.items()} | {"overhead": _OVERHEAD_GIB}
     return estimate | {"total": sum(estimate.values())}

@@ -20,7 +20,6 @@ class ThroughputMeter:
 
     def __init__(self) -> None:
         self.total_samples = 0.0
-        self.total_seconds = 0.0
         self._restart()
 
     def _restart(self) -> None:
@@ -51,7 +50,6 @@ class ThroughputMeter:
             [self._samples, self._tokens, self._padding, self._waited / seconds, 1.0], device
         )
         self.total_samples += samples
-        self.total_seconds += seconds
         self._restart()
         return {
             "tokens_per_second": tokens / seconds,

@@ -28,6 +28,7 @@ from qwenvl.train.callbacks import ProgressLines, StopOnSigterm
 from qwenvl.train.checkpoint import (
     INCOMPLETE,
     CommitCheckpoints,
+    check_encoder,
     clear_incomplete,
     find_resume_checkpoint,
     prepare_output_dir,
@@ -73,6 +74,8 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     logging.getLogger("qwenvl").setLevel(min(logging.getLogger("qwenvl").level, logging.WARNING))
     check_media(model_args, data)
     model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
+    if resume_from is not None and not training_args.dry_run:
+        check_encoder(resume_from, model)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
     logger.info("what is trained:\n%s", table)
     report_plan(model, data, data_args, training_args)
@@ -128,6 +131,7 @@ def build_trainer(
     callbacks = [CommitCheckpoints(output_dir), StopOnSigterm()]
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(Path(output_dir) / INCOMPLETE)
+    trainer_args.torch_compile_backend = None  # the layers are compiled already
     trainer_args.report_to = [name for name in training_args.report_to if name != "tensorboard"]
     if training_args.process_index == 0:
         clear_incomplete(output_dir)

@@ -126,7 +126,10 @@ class QwenVLTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Run one micro-batch forward and backward; stop the run if its optimizer step would not be finite."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except UserError as error:
+            raise UserError(f"{error}; samples of this step: {self._describe_samples()}") from error
         self._step_losses.append(loss)
         if self.accelerator.sync_gradients:
             self._learning_rates = dict(zip(self._group_components, self.lr_scheduler.get_last_lr(), strict=True))
@@ -163,7 +166,7 @@ class QwenVLTrainer(Trainer):
             logs |= self.throughput.summary(self.args.device)
         if "train_samples_per_second" in logs:
             # The Trainer counts rows, and a row may be a pack of many samples.
-            logs["train_samples_per_second"] = self.throughput.total_samples / max(self.throughput.total_seconds, 1e-9)
+            logs["train_samples_per_second"] = self.throughput.total_samples / max(logs["train_runtime"], 1e-9)
         super().log(logs, start_time)
 
     # Evaluation

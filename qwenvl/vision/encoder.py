@@ -3,7 +3,10 @@
 B pictures, N tokens of a picture, D_vis encoder width, h x w encoder input in pixels.
 """
 
+import contextlib
 import hashlib
+import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -105,8 +108,11 @@ class VisionEncoder(nn.Module):
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
-        """Return what lies at `path`, without its weights; `argument` follows the colon of a name like `timm:NAME`."""
-        return EncoderSource({}, None, path)
+        """Return what lies at `path`, without its weights; `argument` follows the colon of a name like `timm:NAME`.
+
+        The configuration of a self-written encoder is its keyword arguments with their defaults of today.
+        """
+        return EncoderSource(_default_arguments(cls), None, path)
 
     @classmethod
     def for_config(cls, config: dict) -> type["VisionEncoder"]:
@@ -127,8 +133,12 @@ class VisionEncoder(nn.Module):
         """
         try:
             encoder = cls(**config)
-        except TypeError as error:
-            raise UserError(f"{cls.__name__} cannot be built from {config or 'its defaults'}: {error}") from None
+        except RuntimeError:
+            raise  # where no memory is to be taken, PyTorch refuses some code: then it is tried with memory
+        except Exception as error:  # the code is the user's, and may raise anything
+            raise UserError(
+                f"{cls.__name__} cannot be built from {config or 'its defaults'}: {_said(error)}"
+            ) from error
         if weights is not None:
             _load_strictly(encoder, weights)
         return encoder
@@ -164,8 +174,8 @@ def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tens
     encoder.eval()
     try:
         features = encoder(picture)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{name}: forward of one picture (1, 3, {height}, {width}) failed: {error}") from error
+    except Exception as error:  # the code may be the user's, and may raise anything
+        raise UserError(f"{name}: forward of one picture (1, 3, {height}, {width}) failed: {_said(error)}") from error
     finally:
         encoder.train(was_training)
     rows, columns = encoder.token_grid(height, width)
@@ -188,6 +198,21 @@ def weights_hash(encoder: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _default_arguments(cls: type[VisionEncoder]) -> dict:
+    """Return the keyword arguments of a class with their defaults, those that JSON can hold."""
+    found = {}
+    for parameter in inspect.signature(cls.__init__).parameters.values():
+        if parameter.default is not parameter.empty:
+            with contextlib.suppress(TypeError, ValueError):
+                found[parameter.name] = json.loads(json.dumps(parameter.default))
+    return found
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says, in one line, with its kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _load_strictly(encoder: nn.Module, path: str) -> None:

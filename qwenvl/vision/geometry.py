@@ -13,8 +13,10 @@ from transformers.models.siglip2.image_processing_siglip2 import get_image_size_
 
 from qwenvl.errors import UserError
 
-RESIZE_POLICIES = ("crop", "pad", "squash", "native", "naflex")
-KEEPS_ASPECT = ("native", "naflex")
+NAFLEX = "naflex"
+UNKNOWN = "unknown"
+RESIZE_POLICIES = ("crop", "pad", "squash", "native", NAFLEX)
+KEEPS_ASPECT = ("native", NAFLEX)
 DEFAULT_MIN_PIXELS = 56 * 56
 DEFAULT_MAX_PIXELS = 1024 * 1024
 WHITE = 255.0
@@ -25,9 +27,12 @@ class Preprocessing:
     """How an encoder wants a picture: input size in pixels, how it is reached, and the normalisation of RGB in 0..1.
 
     resize: "crop" scales the shorter side to `resize_edge` (default: the input size) and cuts the centre out; "squash"
-    ignores the aspect; "pad" fits the whole picture and fills the rest with the mean colour; "native" keeps the aspect
-    in an area between `min_pixels` and `max_pixels`; "naflex" keeps the aspect and fills `max_pixels` as well as whole
-    patches can (SigLIP 2, arXiv 2502.14786).
+    ignores the aspect, and cuts the centre out of a larger picture if `resize_edge` says so; "pad" fits the whole
+    picture and fills the rest with the mean colour; "native" keeps the aspect in an area between `min_pixels` and
+    `max_pixels`; "naflex" keeps the aspect and fills `max_pixels` as well as whole patches can (SigLIP 2, arXiv
+    2502.14786). "unknown" says that what was published is none of these: a run must choose one. rounded_cut: a cut that
+    would begin at half a pixel begins at the even one beside it, as in torchvision, and not before it, as in
+    Transformers.
     """
 
     height: int = 224
@@ -39,12 +44,16 @@ class Preprocessing:
     resize_edge: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    rounded_cut: bool = False
 
     def __post_init__(self) -> None:
-        if self.resize not in RESIZE_POLICIES:
+        if self.resize not in (*RESIZE_POLICIES, UNKNOWN):
             raise UserError(f"resize policy {self.resize!r}: expected one of {', '.join(RESIZE_POLICIES)}")
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
+        for name in ("mean", "std"):
+            values = tuple(getattr(self, name))
+            if len(values) != 3:
+                raise UserError(f"{name} {values} of a Preprocessing: expected three numbers, for red, green and blue")
+            object.__setattr__(self, name, values)
 
     @property
     def keeps_aspect(self) -> bool:
@@ -89,7 +98,7 @@ class Geometry:
             return wanted.height, wanted.width
         patch = self.tokens.patch_size
         max_pixels = DEFAULT_MAX_PIXELS if wanted.max_pixels is None else wanted.max_pixels
-        if wanted.resize == "naflex":
+        if wanted.resize == NAFLEX:
             return get_image_size_for_max_num_patches(height, width, patch, max(1, max_pixels // patch**2))
         min_pixels = DEFAULT_MIN_PIXELS if wanted.min_pixels is None else wanted.min_pixels
         try:
@@ -111,7 +120,10 @@ class Geometry:
         wanted = self.preprocessing
         size = self.input_size(*pixels.shape[-2:])
         if wanted.resize == "crop":
-            pixels = tv.center_crop(self._resize(pixels, _covering_size(pixels.shape[-2:], size, wanted)), list(size))
+            cover = _covering_size(pixels.shape[-2:], _size_before_cut(size, wanted))
+            pixels = _centre(self._resize(pixels, cover), size, wanted.rounded_cut)
+        elif wanted.resize == "squash":
+            pixels = _centre(self._resize(pixels, _size_before_cut(size, wanted)), size, wanted.rounded_cut)
         elif wanted.resize == "pad":
             pixels = self._resize(pixels, _fitting_size(pixels.shape[-2:], size))
         else:
@@ -143,16 +155,28 @@ class Geometry:
         return cls(Preprocessing(**values["preprocessing"]), rule)
 
 
-def _covering_size(picture: tuple[int, int], size: tuple[int, int], wanted: Preprocessing) -> tuple[int, int]:
-    """Return the size of the picture's aspect whose tighter side is as long as the cut (or as `resize_edge` says)."""
+def _size_before_cut(size: tuple[int, int], wanted: Preprocessing) -> tuple[int, int]:
+    """Return the input size, or that which `resize_edge` gives its shorter side."""
+    if wanted.resize_edge is None:
+        return size
+    height, width = (max(side, round(side * wanted.resize_edge / min(size))) for side in size)
+    return height, width
+
+
+def _covering_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of the picture's aspect whose tighter side is as long as that of `size`."""
     height, width = picture
     to_height, to_width = size
-    if wanted.resize_edge is not None:
-        shorter = min(size)
-        to_height, to_width = (max(side, round(side * wanted.resize_edge / shorter)) for side in size)
     if height * to_width <= width * to_height:
         return to_height, max(to_width, int(to_height * width / height))
     return max(to_height, int(to_width * height / width)), to_width
+
+
+def _centre(pixels: torch.Tensor, size: tuple[int, int], rounded: bool) -> torch.Tensor:
+    """Cut the middle out; `rounded` as in `Preprocessing`."""
+    halves = [(total - side) / 2 for total, side in zip(pixels.shape[-2:], size, strict=True)]
+    top, left = (round(half) if rounded else int(half) for half in halves)
+    return pixels[..., top : top + size[0], left : left + size[1]]
 
 
 def _fitting_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

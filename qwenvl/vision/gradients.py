@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from qwenvl.errors import UserError
 from qwenvl.vision.encoder import VisionEncoder
 from qwenvl.vision.geometry import Geometry
 
@@ -11,15 +12,25 @@ from qwenvl.vision.geometry import Geometry
 def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[str]:
     """Return the names of parameters that the features do not depend on.
 
-    It is asked of autograd on the meta device, which computes nothing, or with real numbers where the encoder's code
-    needs them.
+    Raises `UserError` if they depend on none. It is asked of autograd on the meta device, which computes nothing, or
+    with real numbers where the encoder's code needs them.
     """
     size = geometry.input_size(encoder.preprocessing.height, encoder.preprocessing.width)
+    name = type(encoder).__name__
+    own = next(encoder.parameters(), None)
+    if own is None:
+        raise UserError(f"--tune_mm_vision True: {name} has no parameters to train; set it False")
     try:
         return _without_gradient(encoder, size, torch.device("meta"))
     except (RuntimeError, NotImplementedError):
-        device = next(encoder.parameters()).device
-        return _without_gradient(encoder, size, device)
+        pass  # its code needs real numbers
+    try:
+        return _without_gradient(encoder, size, own.device)
+    except RuntimeError as error:
+        raise UserError(
+            f"--tune_mm_vision True: no gradient reaches {name} ({' '.join(str(error).split())}); take torch.no_grad() "
+            "and detach() out of its forward, or set --tune_mm_vision False"
+        ) from error
 
 
 def _without_gradient(encoder: nn.Module, size: tuple[int, int], device: torch.device) -> list[str]:

@@ -1,26 +1,54 @@
-"""Owns what a user is told when weights are missing, gated or of another kind."""
+"""Owns the files of encoders on the hub, and what a user is told when they are missing, gated or of another kind."""
 
+import json
+import pickle
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+
 from qwenvl.errors import UserError
+from qwenvl.vision.encoder import EncoderCard
 
 PATH_FLAG = "--custom_vision_pretrained_path"
-_GATED = ("gated", "awaiting a review", "restricted")
+LONGEST_REASON = 240
+# What the libraries raise for a file of weights that is cut off, of another kind or not there.
+UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
-def missing_weights(path: str, error: Exception) -> UserError:
-    """Return the error for weights at `path` (folder, file or hub name) that could not be read: what to do next."""
+def missing_weights(path: str, error: Exception, card: EncoderCard | None = None) -> UserError:
+    """Return the error for weights at `path` (folder, file or hub name) that could not be read: what to do next.
+
+    `card` is that of the encoder, where it has one: it knows of gates even where the hub cannot be asked.
+    """
     if Path(path).exists():
-        return UserError(f"{path}: cannot be loaded as an encoder: {_first_line(error)}")
+        return UserError(f"{path}: cannot be loaded as an encoder: {first_line(error)}")
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         return UserError(f"{path}: no such folder or file; give {PATH_FLAG} a folder with config.json and its weights")
     get = f"`hf download {path} --local-dir FOLDER`, then give {PATH_FLAG} FOLDER"
-    if any(word in str(error).lower() for word in _GATED):
+    accept = f"accept its terms at https://huggingface.co/{path}, log in with `hf auth login`"
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return UserError(f"{path} is gated: {accept}, and start again; or on a machine with access: {get}")
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return UserError(
-            f"{path} is gated: accept its terms at https://huggingface.co/{path}, log in with `hf auth login`, "
-            f"and start again; or on a machine with access: {get}"
+            f"{path}: no such folder here, and no such repository on the hub (or a private one, for which to log in "
+            "with `hf auth login`); check the name"
         )
-    return UserError(f"{path}: not in the cache and not to be downloaded ({_first_line(error)}); get it with {get}")
+    failure = f"{path}: not in the cache and not to be downloaded ({first_line(error)})"
+    # The field's default is what the card of an open encoder says.
+    if card is not None and card.gate != EncoderCard.gate:
+        return UserError(f"{failure}; it is gated: {accept} on a machine that reaches the hub, and get it with {get}")
+    return UserError(f"{failure}; get it with {get}")
 
 
 def missing_package(name: str, extra: str) -> UserError:
@@ -28,6 +56,54 @@ def missing_package(name: str, extra: str) -> UserError:
     return UserError(f"this encoder needs the package {name}, which is not installed: `pip install -e .[{extra}]`")
 
 
-def _first_line(error: Exception) -> str:
+def find_file(path: str, names: Sequence[str]) -> Path | None:
+    """Return the first file of these names in a folder, or on the hub (downloaded, or from the cache); None if none is.
+
+    Raises `UserError` for a hub name that cannot be looked into.
+    """
+    if Path(path).is_dir():
+        return next((Path(path) / name for name in names if (Path(path) / name).is_file()), None)
+    unreachable = None
+    for name in names:
+        try:
+            return Path(hf_hub_download(path, name))
+        except LocalEntryNotFoundError as error:
+            # Another name may be in the cache.
+            unreachable = error
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise missing_weights(path, error) from error
+    if unreachable is not None:
+        raise missing_weights(path, unreachable) from unreachable
+    return None
+
+
+def read_settings(path: str, name: str) -> dict:
+    """Return the JSON object `name` in a folder, beside a file or on the hub; empty if there is none.
+
+    Raises `UserError` for a file that holds no JSON object.
+    """
+    file = Path(path).with_name(name) if Path(path).is_file() else find_file(path, (name,))
+    if file is None or not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: no valid JSON ({error}); mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: holds a {type(values).__name__}, expected a JSON object; mend the file")
+    return values
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an exception says, or the start of it."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return textwrap.shorten(lines[0], LONGEST_REASON) if lines else type(error).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Go through an exception and those that led to it: libraries wrap the hub's."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -24,7 +24,7 @@ from transformers import (
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import EncoderOptions, VisionEncoder, check_forward, weights_hash
-from qwenvl.vision.registry import build_encoder, encoder_geometry, resolve_encoder
+from qwenvl.vision.registry import build_encoder, build_without_memory, encoder_geometry, resolve_encoder
 from qwenvl.vision.tower import NATIVE, QWEN, CustomVisionConfig, CustomVisionTower
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,7 @@ def plan_vision_config(
     """
     _classes_for(base_config)
     spec = resolve_encoder(tower.encoder, tower.path, tower.encoder_config, tower.options)
-    with torch.device("meta"):
-        shape = build_encoder(spec, with_weights=False)
+    shape = build_without_memory(spec)
     geometry = encoder_geometry(shape)
     return CustomVisionConfig(
         encoder=spec.name,
@@ -196,7 +195,8 @@ def _settle_hash(encoder: VisionEncoder, vision_config: CustomVisionConfig) -> N
     if noted is not None and noted != found:
         raise UserError(
             f"{vision_config.encoder_weights}: these are not the weights that the tower was trained with (SHA-256 "
-            f"{found[:12]}..., expected {noted[:12]}...); give --custom_vision_pretrained_path the original ones"
+            f"{found[:12]}..., expected {noted[:12]}...); give the original ones, by --custom_vision_pretrained_path "
+            "or as encoder_path of load_checkpoint"
         )
     vision_config.encoder_sha256 = found
 

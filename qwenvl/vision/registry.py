@@ -12,7 +12,7 @@ import torch
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import CONTRACT, LAST_LAYER, EncoderOptions, VisionEncoder, check_contract
-from qwenvl.vision.geometry import RESIZE_POLICIES, Geometry, Preprocessing, TokenRule
+from qwenvl.vision.geometry import NAFLEX, RESIZE_POLICIES, UNKNOWN, Geometry, Preprocessing, TokenRule
 
 ENCODER_RESIZE = "encoder"
 FILE_FORM = ".py:"
@@ -64,11 +64,11 @@ def encoder_class(name: str) -> type[VisionEncoder]:
     form, colon, argument = name.partition(":")
     if colon and argument and form + colon in _ENCODERS:
         return _ENCODERS[form + colon]
-    near = difflib.get_close_matches(name, list_encoders(), n=3, cutoff=0.5)
-    guess = f"; did you mean {' or '.join(near)}?" if near else ""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), list_encoders(), n=3, cutoff=0.5)
+    guess = f"; did you mean {' or '.join(near)}? Known: " if near else "; known: "
     raise UserError(
-        f"no vision encoder is called {name!r}{guess} Known: {', '.join(list_encoders())}; or hf:ORG/MODEL, "
-        "timm:MODEL_NAME, or path/to/file.py:CLASS for one of your own"
+        f"no vision encoder is called {name!r}{guess}{', '.join(list_encoders())}; or hf:ORG/MODEL, timm:MODEL_NAME, "
+        "or path/to/file.py:CLASS for one of your own"
     )
 
 
@@ -92,6 +92,8 @@ def resolve_encoder(
         file, _, class_name = name.rpartition(":")
         name = f"{Path(file).expanduser().resolve()}:{class_name}"
     published = None
+    if path is not None and Path(path).expanduser().exists():
+        path = str(Path(path).expanduser().resolve())  # a checkpoint that names it is read from anywhere
     if config is None:
         argument = name.partition(":")[2] or None
         if path is None and cls.card is not None:
@@ -116,9 +118,19 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
     if isinstance(spec, str):
         spec = resolve_encoder(spec)
     cls = encoder_class(spec.name).for_config(spec.config)
-    encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
+    try:
+        encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
+    except RuntimeError as error:
+        raise UserError(f"{spec.name} cannot be built: {' '.join(str(error).split())}") from error
     encoder.preprocessing = spec.preprocessing
     check_contract(encoder)
+    return encoder
+
+
+def build_without_memory(spec: EncoderSpec) -> VisionEncoder:
+    """Build an encoder to ask it for its sizes, without its weights."""
+    encoder = _without_memory(encoder_class(spec.name).for_config(spec.config), spec.config, spec.options)
+    encoder.preprocessing = spec.preprocessing
     return encoder
 
 
@@ -196,15 +208,23 @@ def _check_options(cls: type[VisionEncoder], name: str, options: EncoderOptions)
             "`supported_options` of an encoder of your own that obeys it"
         )
     if options.resize not in (ENCODER_RESIZE, *RESIZE_POLICIES):
-        raise UserError(
-            f"resize policy {options.resize!r}: expected one of {', '.join((ENCODER_RESIZE, *RESIZE_POLICIES))}"
-        )
+        raise UserError(f"resize policy {options.resize!r}: expected one of {', '.join(_resize_choices())}")
 
 
 def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Preprocessing:
     """Return the encoder's preprocessing as the options change it; refuse what the encoder cannot take."""
     published = encoder.preprocessing
     wanted = published
+    if options.resize == NAFLEX and published.resize != NAFLEX:
+        raise UserError(
+            f"resize policy {NAFLEX!r}: {type(encoder).__name__} was not trained with it; expected one of "
+            f"{', '.join(_resize_choices())}"
+        )
+    if options.resize == ENCODER_RESIZE and published.resize == UNKNOWN:
+        raise UserError(
+            f"{type(encoder).__name__}: what is published with the weights brings pictures to their size in a way that "
+            "no resize policy does, such as a shorter side without a crop; choose --vision_resize squash, crop or pad"
+        )
     if options.resize != ENCODER_RESIZE:
         wanted = replace(wanted, resize=options.resize, resize_edge=None)
     if options.input_size is not None:
@@ -220,3 +240,8 @@ def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Pre
             f"{type(encoder).__name__} takes pictures of {published.height}x{published.width} pixels only, got {asked}"
         )
     return wanted
+
+
+def _resize_choices() -> list[str]:
+    """Return what may be asked of any encoder."""
+    return [ENCODER_RESIZE, *(policy for policy in RESIZE_POLICIES if policy != NAFLEX)]

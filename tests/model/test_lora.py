@@ -22,7 +22,7 @@ def test_lora_touches_the_language_model_alone(model: PreTrainedModel) -> None:
     # An encoder whose layers are called as the language model's.
     model.model.visual.blocks[0].q_proj = type(model.lm_head)(4, 4)
 
-    lora = add_adapter(model, LORA, train_merger=False, train_vision=False)
+    lora = add_adapter(model, LORA)
 
     adapted = [name for name, _ in lora.named_parameters() if "lora_" in name]
     assert adapted
@@ -32,7 +32,7 @@ def test_lora_touches_the_language_model_alone(model: PreTrainedModel) -> None:
 def test_the_merger_is_trained_whole_beside_lora(model: PreTrainedModel) -> None:
     before = component_sizes(model)
 
-    sizes = component_sizes(add_adapter(model, LORA, train_merger=True, train_vision=False))
+    sizes = component_sizes(add_adapter(model, LORA, train={"merger"}))
 
     assert sizes["merger"].trainable == before["merger"].total
     assert sizes["vision"].trainable == 0
@@ -42,7 +42,7 @@ def test_the_merger_is_trained_whole_beside_lora(model: PreTrainedModel) -> None
 def test_the_encoder_is_trained_whole_beside_lora(model: PreTrainedModel) -> None:
     before = component_sizes(model)
 
-    sizes = component_sizes(add_adapter(model, LORA, train_merger=False, train_vision=True))
+    sizes = component_sizes(add_adapter(model, LORA, train={"vision"}))
 
     assert sizes["vision"].trainable == before["vision"].total
     assert sizes["merger"].trainable == 0
@@ -50,13 +50,13 @@ def test_the_encoder_is_trained_whole_beside_lora(model: PreTrainedModel) -> Non
 
 def test_all_that_is_trained_has_the_precision_of_the_model(model: PreTrainedModel) -> None:
     # DeepSpeed ZeRO-3 puts all trainable parameters into one buffer.
-    lora = add_adapter(model.to(torch.bfloat16), LORA, train_merger=True, train_vision=True)
+    lora = add_adapter(model.to(torch.bfloat16), LORA, train={"merger", "vision"})
 
     assert {parameter.dtype for parameter in lora.parameters() if parameter.requires_grad} == {torch.bfloat16}
 
 
 def test_all_linear_reaches_every_linear_layer_of_the_language_model(model: PreTrainedModel) -> None:
-    lora = add_adapter(model, replace(LORA, target_modules="all-linear"), train_merger=False, train_vision=False)
+    lora = add_adapter(model, replace(LORA, target_modules="all-linear"))
 
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in lora.named_parameters() if ".lora_" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -65,18 +65,18 @@ def test_all_linear_reaches_every_linear_layer_of_the_language_model(model: PreT
 @pytest.mark.parametrize("targets", ["qkv", "q_proj,w_pack", ""])
 def test_a_target_that_matches_nothing_is_an_error_that_lists_the_layers(model: PreTrainedModel, targets: str) -> None:
     with pytest.raises(UserError, match="q_proj"):
-        add_adapter(model, replace(LORA, target_modules=targets), train_merger=False, train_vision=False)
+        add_adapter(model, replace(LORA, target_modules=targets))
 
 
 def test_without_lora_the_adapter_holds_what_is_trained_whole_and_nothing_else(model: PreTrainedModel) -> None:
-    sizes = component_sizes(add_adapter(model, None, train_merger=True, train_vision=False))
+    sizes = component_sizes(add_adapter(model, None, train={"merger"}))
 
     assert sizes["merger"].trainable == sizes["merger"].total
     assert sizes["llm"].trainable == sizes["vision"].trainable == 0
 
 
 def test_a_frozen_encoder_can_be_saved_with_the_adapter(model: PreTrainedModel, tmp_path: Path) -> None:
-    adapted = add_adapter(model, LORA, train_merger=True, train_vision=False, save_vision=True)
+    adapted = add_adapter(model, LORA, train={"merger"}, save={"vision"})
     adapted.save_pretrained(tmp_path)
 
     assert component_sizes(adapted)["vision"].trainable == 0

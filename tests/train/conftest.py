@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.train.train_qwen import train
+from qwenvl.train.trainer import QwenVLTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The mission's recipe at the stand-in's size.
@@ -67,17 +68,23 @@ def pictures(media: Path) -> Path:
 
 
 @pytest.fixture
-def run_training(standin: Path, pictures: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that trains in this process with the recipe and these flags, and returns the output folder."""
+def train_here(standin: Path, pictures: Path, tmp_path: Path) -> Callable[..., QwenVLTrainer | None]:
+    """Return a function that trains in this process with the recipe and these flags, and returns the trainer."""
+
+    def run(name: str = "run", **flags: object) -> QwenVLTrainer | None:
+        required = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": tmp_path / name}
+        return train(command_line(**required | RECIPE | flags))
+
+    return run
+
+
+@pytest.fixture
+def run_training(train_here: Callable[..., QwenVLTrainer | None], tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that trains as `train_here` does, and returns the output folder."""
 
     def run(name: str = "run", **flags: object) -> Path:
-        output_dir = tmp_path / name
-        train(
-            command_line(
-                **{"model_name_or_path": standin, "dataset_use": pictures, "output_dir": output_dir} | RECIPE | flags
-            )
-        )
-        return output_dir
+        train_here(name, **flags)
+        return tmp_path / name
 
     return run
 

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,33 @@ from transformers import Dinov2Config, Dinov2Model
 from demo.standin import build_standin
 from qwenvl import load_checkpoint
 from qwenvl.errors import UserError
+from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import losses
 from tests.train.test_checkpoint import logits_of
 
 Run = Callable[..., Path]
+Train = Callable[..., QwenVLTrainer | None]
 TRAINED_ENCODER = {"tune_mm_vision": True, "vision_tower_lr": 1e-3}
+# Its weights are in no file: they are those that its class draws.
+OWN_ENCODER = {
+    "custom_vision_encoder": f"{Path(__file__).with_name('own_encoder.py')}:TileEncoder",
+    "custom_vision_pretrained_path": None,
+}
+
+
+def copied_with_other_weights(encoder: Path, place: Path, seed: int = 1) -> Path:
+    """Write an encoder of the same configuration with weights of its own, and return its folder."""
+    torch.manual_seed(seed)
+    Dinov2Model(Dinov2Config.from_pretrained(encoder)).save_pretrained(place)
+    return place
+
+
+def assert_loads_as_trained(trained: QwenVLTrainer, folder: Path, media: Path) -> None:
+    """Load a folder, in another state of the random generator, and compare its logits with the trained model's."""
+    torch.manual_seed(5)
+    model, processor = load_checkpoint(folder, device="cpu")
+    expected, found = (logits_of(each, processor, media) for each in (trained.model, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +81,37 @@ def test_only_the_merger_and_the_adapter_are_trained_and_saved(run_training: Run
         {"save_encoder": True},
         {"lora_enable": False},
         {"lora_enable": False, "tune_mm_llm": False},
+        OWN_ENCODER,
+        OWN_ENCODER | {"lora_enable": False, "tune_mm_llm": False},
+        OWN_ENCODER | {"tune_mm_vision": True, "vision_tower_lr": 1e-3},
     ],
     ids=str,
 )
-def test_a_checkpoint_rebuilds_the_swapped_model_without_any_flag(
-    run_training: Run, swap: dict, media: Path, flags: dict, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_rebuilds_the_trained_model_without_any_flag(
+    train_here: Train, swap: dict, media: Path, tmp_path: Path, flags: dict
 ) -> None:
     if flags.get("custom_vision_input") == "qwen":
         swap = swap | {"max_pixels": 16384, "min_pixels": 1024}
-    folder = run_training(**swap | flags, save_strategy="steps", save_steps=3)
 
-    first, second = (load_checkpoint(place, device="cpu") for place in (folder, folder / "checkpoint-3"))
+    trained = train_here("run", **swap | flags, save_strategy="steps", save_steps=3)
 
-    torch.testing.assert_close(logits_of(*first, media), logits_of(*second, media), rtol=0, atol=0)
-    config = json.loads((folder / "config.json").read_text())
+    assert_loads_as_trained(trained, tmp_path / "run", media)
+    assert_loads_as_trained(trained, tmp_path / "run" / "checkpoint-3", media)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["vision_config"]["deepstack_visual_indexes"] == []
+
+
+def test_a_frozen_merger_of_another_run_is_in_the_checkpoint(
+    train_here: Train, run_training: Run, swap: dict, media: Path, tmp_path: Path
+) -> None:
+    stage_one = run_training("one", **swap, tune_mm_llm=False, lora_enable=False)
+    frozen = {"tune_mm_mlp": False, "mm_projector_lr": None, "vision_merger_path": stage_one}
+
+    trained = train_here("two", **swap, **frozen)
+
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (stage_one, tmp_path / "two"))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert_loads_as_trained(trained, tmp_path / "two", media)
 
 
 def test_a_frozen_encoder_is_named_and_its_weights_are_checked(
@@ -83,9 +122,7 @@ def test_a_frozen_encoder_is_named_and_its_weights_are_checked(
     assert vision_config["encoder_weights"] == str(encoder)
     assert not any(".encoder." in name for name in load_file(folder / "adapter_model.safetensors"))
 
-    torch.manual_seed(1)
-    Dinov2Model(Dinov2Config.from_pretrained(encoder)).save_pretrained(tmp_path / "other")
-    vision_config["encoder_weights"] = str(tmp_path / "other")
+    vision_config["encoder_weights"] = str(copied_with_other_weights(encoder, tmp_path / "other"))
     whole = json.loads((folder / "config.json").read_text()) | {"vision_config": vision_config}
     (folder / "config.json").write_text(json.dumps(whole))
 
@@ -146,6 +183,106 @@ def test_stage_two_starts_from_the_merger_of_stage_one(run_training: Run, swap: 
     assert any("lora_" in name for name in second)
 
 
+def test_stage_two_takes_the_encoder_that_stage_one_trained(
+    train_here: Train, run_training: Run, swap: dict, media: Path, tmp_path: Path
+) -> None:
+    stage_one = run_training("one", **swap | TRAINED_ENCODER, tune_mm_llm=False, lora_enable=False)
+
+    trained = train_here("two", **swap, vision_merger_path=stage_one)
+
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (stage_one, tmp_path / "two"))
+    encoder = {name for name in before if ".visual.encoder." in name}
+    assert encoder
+    assert all(torch.equal(before[name], after[name]) for name in encoder)
+    assert_loads_as_trained(trained, tmp_path / "two", media)
+
+
+@pytest.mark.parametrize("other", [{"custom_vision_encoder": "dinov2"}, {"vision_layer": -2}, {"weights": "other"}])
+def test_stage_two_refuses_the_merger_of_another_encoder(
+    run_training: Run, swap: dict, encoder: Path, tmp_path: Path, other: dict
+) -> None:
+    stage_one = run_training("one", **swap, tune_mm_llm=False, lora_enable=False)
+    if other.pop("weights", None):
+        other = {"custom_vision_pretrained_path": copied_with_other_weights(encoder, tmp_path / "encoder")}
+
+    with pytest.raises(UserError, match="its merger was trained with (encoder|layer|encoder_sha256)"):
+        run_training("two", **swap | other, vision_merger_path=stage_one)
+
+
+def test_a_run_is_not_resumed_with_other_weights_of_its_encoder(
+    run_training: Run, swap: dict, encoder: Path, tmp_path: Path
+) -> None:
+    place = copied_with_other_weights(encoder, tmp_path / "encoder")
+    flags = swap | {"custom_vision_pretrained_path": place, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    folder = run_training("run", **flags)
+    (folder / "adapter_config.json").unlink()
+    copied_with_other_weights(encoder, place, seed=2)
+
+    with pytest.raises(UserError, match="encoder's weights at .* are not those of that run"):
+        run_training("run", **flags, resume_from_checkpoint=folder / "checkpoint-1")
+
+
+def test_a_checkpoint_finds_its_encoder_from_any_folder_and_where_it_has_moved(
+    train_here: Train, swap: dict, encoder: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = copied_with_other_weights(encoder, tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    trained = train_here("run", **swap | {"custom_vision_pretrained_path": "encoder"})
+    monkeypatch.chdir(media)
+    assert_loads_as_trained(trained, tmp_path / "run", media)
+
+    moved = place.rename(tmp_path / "moved")
+
+    with pytest.raises(UserError, match="encoder"):
+        load_checkpoint(tmp_path / "run", device="cpu")
+    model, processor = load_checkpoint(tmp_path / "run", device="cpu", encoder_path=str(moved))
+    expected, found = (logits_of(each, processor, media) for each in (trained.model, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_self_written_encoder_is_built_again_with_the_arguments_of_its_time(
+    train_here: Train, swap: dict, media: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "my_encoder.py"
+    source.write_text(Path(__file__).with_name("own_encoder.py").read_text())
+    trained = train_here("run", **swap | OWN_ENCODER | {"custom_vision_encoder": f"{source}:TileEncoder"})
+
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["vision_config"]["encoder_config"] == {
+        "hidden_size": 24
+    }
+    module = sys.modules[type(trained.model.get_base_model().model.visual.encoder.original_module).__module__]
+    module.TileEncoder.__init__.__defaults__ = (32,)
+    assert_loads_as_trained(trained, tmp_path / "run", media)
+
+
+def test_lora_stays_out_of_an_encoder_whose_layers_are_called_as_the_language_models(
+    run_training: Run, swap: dict
+) -> None:
+    saved = load_file(
+        run_training(**swap | OWN_ENCODER, lora_target_modules="all-linear") / "adapter_model.safetensors"
+    )
+
+    adapted = [name for name in saved if "lora_" in name]
+    assert adapted
+    assert not any(".visual." in name for name in adapted)
+
+
+def test_a_module_that_peft_would_take_for_the_merger_is_refused_by_name(run_training: Run, swap: dict) -> None:
+    nested = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "NestedMergerEncoder")
+
+    with pytest.raises(
+        UserError, match="encoder.visual.merger, which PEFT would take for the tower's own visual.merger"
+    ):
+        run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": nested})
+
+
+def test_an_encoder_that_miscounts_some_pictures_is_told_with_the_samples(run_training: Run, swap: dict) -> None:
+    forgetful = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "ForgetfulEncoder")
+
+    with pytest.raises(UserError, match=r"gave \(1, \d+, 24\).*; samples of this step: .*pictures.json row \d"):
+        run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": forgetful}, max_steps=6)
+
+
 def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
     run_training: Run, swap: dict, tmp_path: Path, media: Path
 ) -> None:
@@ -168,10 +305,11 @@ def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
         ({"vision_merger": "cubic"}, "--vision_merger cubic"),
         ({"custom_vision_input": "raw"}, "--custom_vision_input raw"),
         ({"vision_merger_path": "nowhere"}, "--vision_merger_path nowhere"),
+        ({"tune_mm_mlp": False, "mm_projector_lr": None}, "would leave the fresh merger"),
         ({"vision_merger_path": "nowhere", "dry_run": True}, "--vision_merger_path nowhere"),
         ({"max_pixels": 4096}, "--max_pixels"),
         ({"custom_vision_encoder": None}, "name one by --custom_vision_encoder"),
-        ({"model_max_length": 40}, "tokens are more than --model_max_length 40"),
+        ({"model_max_length": 40}, "tokens are more than --model_max_length 40; it has 1 images"),
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ def model(standin: Path) -> nn.Module:
 
 
 def test_each_component_gets_its_own_learning_rate(model: nn.Module) -> None:
-    set_trainable(model, dict.fromkeys(RATES, True))
+    set_trainable(model, RATES)
 
     groups = build_param_groups(model, RATES, weight_decay=0.1)
 
@@ -27,7 +27,7 @@ def test_each_component_gets_its_own_learning_rate(model: nn.Module) -> None:
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(model: nn.Module) -> None:
-    set_trainable(model, {"vision": True, "merger": True, "llm": False})
+    set_trainable(model, {"vision", "merger"})
 
     grouped = [id(p) for group in build_param_groups(model, RATES, 0.1) for p in group["params"]]
 
@@ -35,21 +35,21 @@ def test_every_trainable_parameter_is_in_exactly_one_group(model: nn.Module) -> 
 
 
 def test_vectors_such_as_biases_and_norms_do_not_decay(model: nn.Module) -> None:
-    set_trainable(model, dict.fromkeys(RATES, True))
+    set_trainable(model, RATES)
 
     for group in build_param_groups(model, RATES, weight_decay=0.1):
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
 
 
 def test_a_frozen_model_is_an_error(model: nn.Module) -> None:
-    set_trainable(model, dict.fromkeys(RATES, False))
+    set_trainable(model, ())
 
     with pytest.raises(UserError, match="nothing is trainable"):
         build_param_groups(model, RATES, 0.1)
 
 
 def test_under_lora_the_untrained_copy_of_the_merger_is_in_no_group(model: nn.Module) -> None:
-    lora = add_adapter(model, LoraSettings(2, 4, 0.0, "q_proj"), train_merger=True, train_vision=False)
+    lora = add_adapter(model, LoraSettings(2, 4, 0.0, "q_proj"), train={"merger"})
 
     names = {id(parameter): name for name, parameter in lora.named_parameters()}
     grouped = [names[id(p)] for group in build_param_groups(lora, RATES, 0.1) for p in group["params"]]
@@ -59,7 +59,7 @@ def test_under_lora_the_untrained_copy_of_the_merger_is_in_no_group(model: nn.Mo
 
 
 def test_the_table_tells_what_is_trained_and_how_fast(model: nn.Module) -> None:
-    set_trainable(model, {"vision": False, "merger": True, "llm": False})
+    set_trainable(model, {"merger"})
 
     rows = {line.split()[0]: line.split() for line in component_table(model, RATES, 0.1).splitlines()[2:]}
 

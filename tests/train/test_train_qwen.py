@@ -167,3 +167,22 @@ def test_videos_are_trained_on_beside_pictures(run_training: Run, media: Path) -
     series = losses(run_training(dataset_use=path, max_steps=15, learning_rate=1e-2, data_flatten=True, **limits))
 
     assert series[-1] < 0.8 * series[0]
+
+
+def test_compiled_layers_train_and_save_as_the_others_do(run_training: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **kwargs: (compiled.append(module), compile_module(module, **kwargs))
+    )
+    flags = {"data_packing": True, "gradient_checkpointing": True, "learning_rate": 1e-2}
+    plain = run_training("plain", **flags)
+    assert not compiled
+
+    folder = run_training("compiled", **flags, torch_compile=True, torch_compile_backend="eager")
+
+    # The official encoder's layers would be compiled anew for each number of pictures.
+    assert {type(module).__name__ for module in compiled} == {"Qwen3VLTextDecoderLayer"}
+    assert losses(folder) == pytest.approx(losses(plain), rel=1e-4)
+    saved, expected = (load_file(path / "adapter_model.safetensors") for path in (folder, plain))
+    assert saved.keys() == expected.keys()

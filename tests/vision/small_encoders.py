@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -15,7 +16,14 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from qwenvl.vision import TowerOptions, plan_vision_config, swap_processor, swap_vision_tower
+from qwenvl.vision import (
+    Preprocessing,
+    TowerOptions,
+    VisionEncoder,
+    plan_vision_config,
+    swap_processor,
+    swap_vision_tower,
+)
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 VIT_WITH_MLP = {**VIT, "intermediate_size": 48}
@@ -120,3 +128,18 @@ def ask(processor: ProcessorMixin, images: list | None = None, frames: torch.Ten
         metadata = VideoMetadata(total_num_frames=len(frames), fps=2.0, frames_indices=indices)
         video = {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
     return processor(text=[text], images=images, return_tensors="pt", **video)
+
+
+class PatchEncoder(VisionEncoder):
+    """Pictures of 16 x 8 pixels to 4 x 2 tokens, with a layer that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.patch_size = 8, 4
+        self.preprocessing = Preprocessing(16, 8, "squash")
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode pictures, (B, 3, h, w) -> (B, h * w / 16, 8)."""
+        return self.patches(pixel_values).flatten(2).transpose(1, 2)

@@ -7,7 +7,7 @@ from transformers import BitImageProcessor, CLIPImageProcessor, SiglipImageProce
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor, convert_image_to_patches
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoders.transformers_models import from_image_processor
+from qwenvl.vision.encoders.published import from_image_processor
 from qwenvl.vision.geometry import Geometry, Preprocessing, TokenRule
 from tests.vision.small_encoders import picture
 
@@ -38,7 +38,7 @@ def pixels(height: int, width: int) -> torch.Tensor:
 def test_input_equals_that_of_the_published_image_processor(name, size):
     processor = PUBLISHED[name]
     expected = processor(picture(*size), return_tensors="pt")["pixel_values"]
-    geometry = Geometry(from_image_processor(processor.to_dict()), TokenRule(14))
+    geometry = Geometry(from_image_processor(processor, "here"), TokenRule(14))
     assert torch.allclose(geometry.prepare(pixels(*size)), expected, atol=1e-5)
 
 
@@ -46,7 +46,7 @@ def test_input_equals_that_of_the_published_image_processor(name, size):
 def test_naflex_input_and_grid_equal_those_of_the_published_image_processor(size):
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=24)
     made = processor(picture(*size), return_tensors="pt")
-    geometry = Geometry(from_image_processor(processor.to_dict()), TokenRule(8))
+    geometry = Geometry(from_image_processor(processor, "here"), TokenRule(8))
     grid = geometry.grid(*size)
     assert list(grid) == made["spatial_shapes"][0].tolist()
     patches = convert_image_to_patches(geometry.prepare(pixels(*size))[0], 8)
@@ -97,3 +97,9 @@ def test_unknown_policy_is_named_with_the_known_ones():
 def test_geometry_survives_json():
     geometry = Geometry(Preprocessing(28, 42, "pad", resize_edge=3), TokenRule(7, 2, (1, 9)))
     assert Geometry.from_dict(geometry.to_dict()) == geometry
+
+
+@pytest.mark.parametrize("normalisation", [{"mean": (0.5,)}, {"std": (0.25, 0.25)}])
+def test_a_normalisation_of_other_than_three_channels_is_refused(normalisation: dict):
+    with pytest.raises(UserError, match="expected three numbers, for red, green and blue"):
+        Preprocessing(**normalisation)

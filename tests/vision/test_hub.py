@@ -2,33 +2,55 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     Aimv2Config,
     Aimv2Model,
     AutoConfig,
+    BertConfig,
+    BertModel,
     BitImageProcessor,
     CLIPConfig,
     CLIPModel,
+    ConvNextConfig,
+    ConvNextModel,
     PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
     Siglip2Config,
     Siglip2Model,
     SiglipConfig,
     SiglipModel,
+    SwinConfig,
+    SwinModel,
+    VideoMAEConfig,
+    VideoMAEModel,
     ViTConfig,
+    ViTMAEConfig,
+    ViTMAEModel,
     ViTModel,
+    YolosConfig,
+    YolosModel,
 )
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from qwenvl.errors import UserError
-from qwenvl.vision import EncoderCard, plan_vision_config, swap_vision_tower
+from qwenvl.vision import EncoderCard, EncoderOptions, hub, plan_vision_config, swap_vision_tower
 from qwenvl.vision.encoder import check_forward
 from qwenvl.vision.encoders.rad_dino import RadDinoEncoder
 from qwenvl.vision.encoders.timm_models import TimmEncoder
-from qwenvl.vision.hub import missing_weights
+from qwenvl.vision.hub import find_file, missing_weights
 from qwenvl.vision.registry import build_encoder, resolve_encoder
 from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, name_of, picture, swap
 
@@ -52,6 +74,13 @@ def small_model(case: str) -> PreTrainedModel:
 
 def features_of(encoder) -> torch.Tensor:
     return check_forward(encoder.eval(), encoder.preprocessing.height, encoder.preprocessing.width)
+
+
+def from_hub(kind: type[Exception], said: str = "private or gated repo") -> Exception:
+    """Return what Transformers raises where the hub's library raised `kind`."""
+    error = OSError(said)
+    error.__cause__ = kind(said, response=Mock(headers={})) if issubclass(kind, HfHubHTTPError) else kind(said)
+    return error
 
 
 @pytest.mark.parametrize("case", SINGLE)
@@ -127,14 +156,107 @@ def test_folder_without_a_model_is_named(tmp_path):
 
 
 def test_gated_weights_say_where_to_accept_and_where_to_put_them():
-    error = missing_weights("google/medsiglip-448", OSError("403: you are trying to access a gated repo."))
-    assert "accept its terms at https://huggingface.co/google/medsiglip-448" in str(error)
+    error = missing_weights("google/medsiglip-448", from_hub(GatedRepoError))
+    assert "is gated: accept its terms at https://huggingface.co/google/medsiglip-448" in str(error)
     assert "hf auth login" in str(error) and "--custom_vision_pretrained_path FOLDER" in str(error)
 
 
+def test_repository_that_is_not_there_is_not_called_gated():
+    error = str(missing_weights("someone/absent", from_hub(RepositoryNotFoundError)))
+    assert "no such repository on the hub" in error and "is gated" not in error
+
+
 def test_weights_that_cannot_be_downloaded_say_how_to_get_them():
-    error = missing_weights("microsoft/rad-dino", OSError("We couldn't connect to the hub\nmore"))
+    error = missing_weights("microsoft/rad-dino", OSError("We couldn't connect to the hub\nmore"), RadDinoEncoder.card)
     assert "`hf download microsoft/rad-dino --local-dir FOLDER`" in str(error) and "\n" not in str(error)
+    assert "gated" not in str(error)
+
+
+def test_gate_of_the_encoder_is_told_where_the_hub_cannot_be_asked(monkeypatch):
+    monkeypatch.setattr(AutoConfig, "from_pretrained", Mock(side_effect=OSError("no connection")))
+    with pytest.raises(UserError, match="no connection.; it is gated: accept its terms at https://.*google/medsiglip"):
+        resolve_encoder("medsiglip")
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ({"a.safetensors": RemoteEntryNotFoundError}, "b.bin"),
+        ({"a.safetensors": LocalEntryNotFoundError}, "b.bin"),
+        ({"a.safetensors": RemoteEntryNotFoundError, "b.bin": RemoteEntryNotFoundError}, None),
+        ({"a.safetensors": GatedRepoError}, "is gated"),
+        ({"a.safetensors": RepositoryNotFoundError}, "no such repository"),
+        ({"a.safetensors": LocalEntryNotFoundError, "b.bin": RemoteEntryNotFoundError}, "not in the cache"),
+    ],
+)
+def test_file_of_a_repository_is_looked_for_under_each_name(failures, expected, monkeypatch):
+    def download(repository: str, name: str) -> str:
+        if name in failures:
+            raise from_hub(failures[name]).__cause__
+        return f"/cache/{name}"
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    if expected in (None, "b.bin"):
+        found = find_file("someone/model", ("a.safetensors", "b.bin"))
+        assert found == (None if expected is None else Path("/cache") / expected)
+    else:
+        with pytest.raises(UserError, match=expected):
+            find_file("someone/model", ("a.safetensors", "b.bin"))
+
+
+def test_file_where_the_folder_is_wanted_names_the_folder(rad_dino_folder):
+    with pytest.raises(UserError, match=f"is a file; .*give --custom_vision_pretrained_path {rad_dino_folder}$"):
+        resolve_encoder("rad_dino", path=str(rad_dino_folder / "model.safetensors"))
+
+
+def test_weights_that_are_cut_off_are_named(rad_dino_folder, tmp_path):
+    weights = rad_dino_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"^{rad_dino_folder}: cannot be loaded as an encoder"):
+        build_encoder(resolve_encoder("rad_dino", path=str(rad_dino_folder)))
+    (tmp_path / "model.safetensors").write_bytes(weights.read_bytes())
+    case = "timm:resnet18"
+    with pytest.raises(UserError, match="model.safetensors: cannot be loaded as an encoder"):
+        build_encoder(resolve_encoder(case, config=SMALL_ENCODERS[case], path=str(tmp_path)))
+
+
+def test_weights_of_another_shape_than_the_configuration_are_named(rad_dino_folder):
+    config = json.loads((rad_dino_folder / "config.json").read_text())
+    (rad_dino_folder / "config.json").write_text(json.dumps({**config, "mlp_ratio": 3}))
+    with pytest.raises(UserError, match=r"rad-dino: 9 weights have another shape .*fc1.bias \(64,\) for \(96,\)"):
+        build_encoder(resolve_encoder("rad_dino", path=str(rad_dino_folder)))
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TINY_VIT = {**TINY, "image_size": 32, "patch_size": 8}
+NO_VIT = {
+    "bert": (BertModel, BertConfig(**TINY, vocab_size=8), "has no attribute 'patch_size'"),
+    "resnet": (ResNetModel, ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4), "'patch_size'"),
+    "convnext": (ConvNextModel, ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4), r"it makes \(1, 8, 7, 7\)"),
+    "videomae": (VideoMAEModel, VideoMAEConfig(**TINY_VIT), "cannot be asked for a picture's tokens"),
+    "vit_mae": (ViTMAEModel, ViTMAEConfig(**TINY_VIT), "5 tokens of 16 patches"),
+    "vit_mae that masks none": (ViTMAEModel, ViTMAEConfig(**TINY_VIT, mask_ratio=0.0), "shuffles its patches"),
+    "yolos": (YolosModel, YolosConfig(**{**TINY_VIT, "image_size": [32, 32]}), "other tokens behind them"),
+    "swin": (
+        SwinModel,
+        SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=2),
+        "16 tokens of 64 patches",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_VIT)
+def test_model_without_a_token_for_each_patch_is_refused(case, tmp_path):
+    model_class, config, reason = NO_VIT[case]
+    model_class(config).save_pretrained(tmp_path)
+    for options in (EncoderOptions(), EncoderOptions(keep_prefix_tokens=True)):
+        with pytest.raises(UserError, match=f"{tmp_path} holds a {case.split()[0]} model: .*{reason}.*timm:MODEL_NAME"):
+            resolve_encoder("hf:someone/model", path=str(tmp_path), options=options)
+
+
+def test_qwen3_vl_is_no_encoder(standin):
+    with pytest.raises(UserError, match="holds a qwen3_vl.* model: it cannot be asked for a picture's tokens"):
+        resolve_encoder("hf:someone/model", path=str(standin))
 
 
 @pytest.mark.parametrize("case", ["timm:vit_tiny_patch16_224", "timm:resnet18", "timm:convnext_atto"])

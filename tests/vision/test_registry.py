@@ -72,6 +72,13 @@ def test_unknown_name_lists_the_known_and_the_nearest():
         encoder_class("rad_din")
 
 
+def test_near_name_is_found_whatever_its_case_and_dashes():
+    with pytest.raises(UserError, match=r"'RAD-DINO'; did you mean rad_dino .*\? Known: aimv2,"):
+        encoder_class("RAD-DINO")
+    with pytest.raises(UserError, match="'zzzz'; known: aimv2,"):
+        encoder_class("zzzz")
+
+
 @pytest.mark.parametrize("name", ["hf:", "timm:", "other:thing"])
 def test_form_without_argument_or_unknown_form_is_refused(name):
     with pytest.raises(UserError, match="no vision encoder is called"):
@@ -148,6 +155,12 @@ def test_missing_file_and_broken_file_are_named(tmp_path):
         ("rad_dino", {"layer": -4}, "layer -4 of 3; expected -1 .last. to -3"),
         ("timm:resnet18", {"layer": -9}, "layer -9 of 5"),
         ("rad_dino", {"resize": "stretch"}, "'stretch': expected one of encoder, crop, pad"),
+        (
+            "rad_dino",
+            {"resize": "naflex"},
+            "not trained with it; expected one of encoder, crop, pad, squash, native$",
+        ),
+        ("siglip2", {"resize": "naflex"}, "Siglip2Encoder was not trained with it"),
         ("aimv2", {"input_size": (64, 64)}, "takes pictures of 32x32 pixels only, got 64x64"),
         ("aimv2", {"resize": "native"}, "takes pictures of 32x32 pixels only, got resize policy native"),
         ("c_radio", {"final_norm": True}, "CRadioEncoder has no final norm"),
@@ -158,6 +171,11 @@ def test_missing_file_and_broken_file_are_named(tmp_path):
 def test_option_that_does_not_fit_is_refused(case, options, message):
     with pytest.raises(UserError, match=message):
         resolve_encoder(case.partition("#")[0], config=SMALL_ENCODERS[case], options=EncoderOptions(**options))
+
+
+def test_naflex_may_be_asked_of_an_encoder_trained_with_it():
+    spec = resolve_encoder("siglip2", config=SMALL_ENCODERS["siglip2#naflex"], options=EncoderOptions(resize="naflex"))
+    assert spec.preprocessing == resolve_encoder("siglip2", config=SMALL_ENCODERS["siglip2#naflex"]).preprocessing
 
 
 def test_own_encoder_without_the_option_is_named(own_file):
@@ -196,8 +214,10 @@ def test_hf_form_takes_the_family_of_the_configuration():
 
 
 def test_unknown_timm_model_lists_near_ones():
-    with pytest.raises(UserError, match="has no model 'resnet_eighteen'; nearest: .*resnet"):
-        resolve_encoder("timm:resnet_eighteen")
+    with pytest.raises(UserError, match="has no model 'resnet19'; nearest: resnet18, "):
+        resolve_encoder("timm:resnet19")
+    with pytest.raises(UserError, match="has no model 'ViT_bas_patch16_224'; nearest: vit_base_patch16_224, "):
+        resolve_encoder("timm:ViT_bas_patch16_224")
 
 
 def test_aspect_cannot_be_kept_by_an_encoder_of_irregular_tokens():

@@ -2,10 +2,22 @@
 
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from qwenvl.vision.encoder import EncoderCard, EncoderSource
+from qwenvl.errors import UserError
+from qwenvl.vision.encoder import EncoderCard, EncoderOptions, EncoderSource, VisionEncoder
 from qwenvl.vision.encoders.timm_models import TimmEncoder
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.hub import read_settings
 from qwenvl.vision.registry import register_encoder
+
+SETTINGS = "open_clip_config.json"
+# open_clip's own defaults, in timm's words; its names of the ways to the input size -> timm's.
+PUBLISHED = {
+    "mean": OPENAI_CLIP_MEAN,
+    "std": OPENAI_CLIP_STD,
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
+CROP_MODES = {"shortest": "center", "squash": "squash"}
 
 
 @register_encoder("biomedclip")
@@ -16,6 +28,30 @@ class BiomedClipEncoder(TimmEncoder):
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
-        """Return the one architecture, with the preprocessing of its open_clip configuration."""
-        published = Preprocessing(224, 224, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
-        return EncoderSource({"architecture": "vit_base_patch16_224"}, published, path)
+        """Return the one architecture, with the preprocessing of the open_clip configuration beside the weights."""
+        config: dict = {"architecture": "vit_base_patch16_224"}
+        # What is published under the default name is known here, and the hub need not be asked.
+        if path is not None and path != cls.card.default_path:
+            config["pretrained_cfg"] = _saved_settings(path)
+        return EncoderSource(config, None, path)
+
+    @classmethod
+    def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:
+        """Build the timm model with open_clip's preprocessing."""
+        settings = {**PUBLISHED, **config.get("pretrained_cfg", {})}
+        return super().build({**config, "pretrained_cfg": settings}, options, weights)
+
+
+def _saved_settings(path: str) -> dict:
+    """Translate open_clip's settings beside the weights into timm's; what they leave out is open_clip's default."""
+    saved = read_settings(path, SETTINGS)
+    published = saved.get("preprocess_cfg", {})
+    size = published.get("size", saved.get("model_cfg", {}).get("vision_cfg", {}).get("image_size", 224))
+    height, width = (size, size) if isinstance(size, int) else size
+    mode = published.get("resize_mode", "shortest")
+    if mode not in CROP_MODES:
+        raise UserError(
+            f"{path}: resize_mode {mode!r} in {SETTINGS} has no form here; expected one of {', '.join(CROP_MODES)}"
+        )
+    kept = {key: published[key] for key in ("mean", "std", "interpolation") if key in published}
+    return {**kept, "input_size": (3, height, width), "crop_mode": CROP_MODES[mode]}

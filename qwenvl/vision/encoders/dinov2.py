@@ -8,6 +8,8 @@ from qwenvl.vision.encoders.transformers_models import TransformersEncoder, squa
 from qwenvl.vision.geometry import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
+PUBLISHED_SIZE, PUBLISHED_EDGE = 224, 256
+
 
 @register_encoder("dinov2")
 class Dinov2Encoder(TransformersEncoder):
@@ -23,7 +25,7 @@ class Dinov2Encoder(TransformersEncoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:
-        """Centre crop at the size of the position embeddings."""
-        return Preprocessing(
-            *square(config.get("image_size", 224)), mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
-        )
+        """Cut 224 pixels out of 256 (or less, where the positions are for less): not the 518 of the positions."""
+        side = min(PUBLISHED_SIZE, *square(config.get("image_size", PUBLISHED_SIZE)))
+        edge = side * PUBLISHED_EDGE // PUBLISHED_SIZE
+        return Preprocessing(side, side, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, resize_edge=edge)

@@ -1,5 +1,6 @@
 """Owns SigLIP 2 (arXiv 2502.14786): fixed sizes, and NaFlex, which keeps each picture's aspect."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,9 +42,9 @@ class Siglip2Encoder(SiglipEncoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:
-        """Squash to the fixed size, or fill the number of patches that NaFlex was trained with."""
+        """Squash to the fixed size, or fill the number of patches that NaFlex was trained with; both bilinear."""
         if config.get("model_type") != NAFLEX:
-            return super().default_preprocessing(config)
+            return replace(super().default_preprocessing(config), interpolation="bilinear")
         area = config.get("num_patches", 256) * config.get("patch_size", 16) ** 2
         side = int(area**0.5)
         return Preprocessing(side, side, "naflex", interpolation="bilinear", max_pixels=area)

@@ -1,19 +1,18 @@
 """Owns the form timm:NAME: any ViT, Swin, ConvNeXt or ResNet of timm, by its feature map."""
 
+import difflib
 import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
-from qwenvl.vision.geometry import Preprocessing
-from qwenvl.vision.hub import missing_package, missing_weights
+from qwenvl.vision.geometry import UNKNOWN, Preprocessing
+from qwenvl.vision.hub import UNREADABLE, find_file, missing_package, missing_weights, read_settings
 from qwenvl.vision.registry import register_encoder
 
 EXTRA = "timm"
@@ -23,14 +22,19 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-FILTERS = ("bicubic", "bilinear", "nearest")
+# Lanczos has no tensor form, and bicubic is the nearest to it.
+FILTERS = {"bicubic": "bicubic", "bilinear": "bilinear", "nearest": "nearest", "lanczos": "bicubic"}
+# How timm names its ways to the input size; "border" is "pad" where nothing is cut off after it.
+POLICIES = {"center": "crop", "squash": "squash", "border": "pad"}
+PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
 @register_encoder("timm:")
 class TimmEncoder(VisionEncoder):
     """A timm model without its classifier; the configuration is {"architecture": NAME, "model_args": {...}}.
 
-    Layers of a ViT are its blocks, those of the others their stages, each with its own width and stride.
+    "pretrained_cfg" in it says what the weights' own preprocessing has other than timm's for that name. Layers of
+    a ViT are its blocks, those of the others their stages, each with its own width and stride.
     """
 
     supported_options = frozenset({"layer", "final_norm", "keep_prefix_tokens"})
@@ -89,14 +93,16 @@ class TimmEncoder(VisionEncoder):
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
         """Name the architecture; the weights are those at `path` (file, folder or hub name), or timm's own."""
+        name = _known(argument)
         if path is None:
-            settings = _timm().get_pretrained_cfg(_known(argument))
+            settings = _timm().get_pretrained_cfg(name)
             path = None if settings is None else settings.hf_hub_id
             if path is None:
                 raise UserError(
                     f"timm has no weights for {argument}; give --custom_vision_pretrained_path a file of them"
                 )
-        return EncoderSource({"architecture": _known(argument)}, None, path)
+            return EncoderSource({"architecture": name}, None, path)
+        return EncoderSource({"architecture": name, **_saved_settings(path)}, None, path)
 
     @classmethod
     def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:
@@ -107,7 +113,7 @@ class TimmEncoder(VisionEncoder):
         fixed = settings is not None and settings.fixed_input_size
         if fixed and options.input_size is not None:
             arguments["img_size"] = tuple(options.input_size)
-        overlay: dict[str, Any] = {"num_classes": 0}
+        overlay: dict[str, Any] = {**config.get("pretrained_cfg", {}), "num_classes": 0}
         if weights is not None:
             overlay.update(state_dict=_state_dict(weights, settings), source="", custom_load=False)
         try:
@@ -136,51 +142,57 @@ def _timm() -> ModuleType:
 def _known(name: str) -> str:
     timm = _timm()
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+        near = difflib.get_close_matches(name.partition(".")[0].lower(), timm.list_models(), n=5, cutoff=0.4)
         raise UserError(f"timm {timm.__version__} has no model {name!r}; nearest: {', '.join(near) or 'none'}")
     return name
 
 
+def _saved_settings(path: str) -> dict:
+    """Read how the weights at `path` were made and preprocessed, in timm's config.json beside them, if there is one."""
+    saved = read_settings(path, "config.json")
+    # Older files have the settings at the top.
+    settings = saved.get("pretrained_cfg", saved)
+    found = {key: settings[key] for key in PREPROCESSING if settings.get(key) is not None}
+    for key in ("input_size", "mean", "std"):
+        if key in found and len(found[key]) != 3:
+            raise UserError(f"{path}: {key} in config.json is {found[key]}; expected three numbers")
+    parts = {"model_args": saved.get("model_args"), "pretrained_cfg": found}
+    return {key: value for key, value in parts.items() if value}
+
+
 def _preprocessing(settings: dict, options: EncoderOptions) -> Preprocessing:
-    """Translate timm's settings: the shorter side to size / crop_pct, then the centre."""
+    """Translate timm's settings: to size / crop_pct, the aspect kept or not, then the centre."""
     height, width = settings["input_size"][-2:]
     edge = int(min(height, width) / settings["crop_pct"])
-    squash = settings.get("crop_mode", "center") == "squash"
+    policy = POLICIES.get(settings.get("crop_mode", "center"), UNKNOWN)
+    if policy == "pad" and edge != min(height, width):
+        policy = UNKNOWN
     mode = settings["interpolation"]
+    if mode not in FILTERS:
+        raise UserError(f"timm's interpolation {mode!r} has no form here; expected one of {', '.join(FILTERS)}")
     return Preprocessing(
         height,
         width,
-        "squash" if squash else "crop",
+        policy,
         mean=settings["mean"],
         std=settings["std"],
-        interpolation=mode if mode in FILTERS else "bicubic",
-        resize_edge=None if squash or options.input_size is not None else edge,
+        interpolation=FILTERS[mode],
+        resize_edge=edge if policy in ("crop", "squash") and options.input_size is None else None,
+        rounded_cut=True,
     )
 
 
 def _state_dict(weights: str, settings: Any) -> dict[str, torch.Tensor]:
     """Read a file of weights, from a path, a folder or the hub, without the classifier that is not built."""
-    state = _timm().models.load_state_dict(str(_weight_file(weights)))
+    file = Path(weights) if Path(weights).is_file() else find_file(weights, WEIGHT_FILES)
+    if file is None:
+        raise UserError(f"{weights}: no weights there; expected one of {', '.join(WEIGHT_FILES)}")
+    try:
+        state = _timm().models.load_state_dict(str(file))
+    except UNREADABLE as error:
+        raise missing_weights(str(file), error) from error
     classifiers = (settings.classifier if settings is not None else None) or ()
     for name in (classifiers,) if isinstance(classifiers, str) else classifiers:
         for kind in ("weight", "bias"):
             state.pop(f"{name}.{kind}", None)
     return state
-
-
-def _weight_file(weights: str) -> Path:
-    path = Path(weights)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-        if not found:
-            raise UserError(f"{weights}: no weights there; expected one of {', '.join(WEIGHT_FILES)}")
-        return found[0]
-    failure: Exception = FileNotFoundError(weights)
-    for name in WEIGHT_FILES:
-        try:
-            return Path(hf_hub_download(weights, name))
-        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-            failure = error
-    raise missing_weights(weights, failure)

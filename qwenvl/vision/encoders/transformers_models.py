@@ -1,22 +1,24 @@
 """Owns what all encoders of the Transformers library share, and the form hf:ORG/MODEL for those without a file here."""
 
 import importlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
+from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
 from qwenvl.vision.geometry import Preprocessing
-from qwenvl.vision.hub import missing_weights
+from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights
 from qwenvl.vision.registry import register_encoder, registered_classes
 
-# PIL's numbers for filters; Lanczos has no tensor form, and bicubic is the nearest to it.
-FILTERS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
 NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map")
 NAMED_AT_MOST = 5
+# Settings of models whose tokens are not some prefix and then the patches: ViT-MAE, YOLOS.
+NOT_IN_ORDER = ("mask_ratio", "num_detection_tokens")
 
 
 class TransformersEncoder(VisionEncoder):
@@ -40,9 +42,9 @@ class TransformersEncoder(VisionEncoder):
         self.layer = options.layer
         normed = options.final_norm
         self.final_norm = self.last_is_normed and self.layer == LAST_LAYER if normed is None else normed
+        self.dropped_tokens = self.count_prefix_tokens(model.config)
         self.hidden_size = self.width(model.config)
         self.patch_size = self.patch(model.config)
-        self.dropped_tokens = self.count_prefix_tokens(model.config)
         if options.keep_prefix_tokens:
             self.prefix_tokens, self.dropped_tokens = self.dropped_tokens, 0
         self.preprocessing = self.default_preprocessing(model.config.to_dict())
@@ -82,20 +84,30 @@ class TransformersEncoder(VisionEncoder):
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
-        """Read the configuration and the published preprocessing at `path`; refuse another family's."""
+        """Read the configuration and the published preprocessing at `path`; refuse a model that is not of the class."""
+        if Path(path).is_file():
+            raise UserError(
+                f"{path} is a file; {cls.__name__} is read from the folder of config.json and the weights: give "
+                f"{PATH_FLAG} {Path(path).parent}"
+            )
         try:
             config = AutoConfig.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise missing_weights(path, error) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise missing_weights(path, error, cls.card) from error
         vision = getattr(config, "vision_config", config)
-        if cls.models and vision.model_type not in cls.models:
+        cls.check_model(vision, path)
+        values = {key: value for key, value in vision.to_diff_dict().items() if key not in NOT_ARCHITECTURE}
+        config = {**values, "model_type": vision.model_type, **cls.unused_heads}
+        return EncoderSource(config, published_preprocessing(path), path)
+
+    @classmethod
+    def check_model(cls, config: PreTrainedConfig, path: str) -> None:
+        """Refuse the vision model at `path` if the class cannot be built of it: here, another family's."""
+        if cls.models and config.model_type not in cls.models:
             raise UserError(
                 f"{path} holds a {config.model_type} model, {cls.__name__} takes {', '.join(cls.models)}; "
                 f"name the encoder of that family, or hf:{path}"
             )
-        values = {key: value for key, value in vision.to_diff_dict().items() if key not in NOT_ARCHITECTURE}
-        config = {**values, "model_type": vision.model_type, **cls.unused_heads}
-        return EncoderSource(config, _published_preprocessing(path), path)
 
     @classmethod
     def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:
@@ -127,14 +139,26 @@ class TransformersEncoder(VisionEncoder):
 def load_whole(model_class: Any, weights: str, config: PreTrainedConfig) -> PreTrainedModel:
     """Load a model by `from_pretrained`, in float32; raises `UserError` if a weight is missing or has another shape."""
     try:
-        model, info = model_class.from_pretrained(weights, config=config, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, info = model_class.from_pretrained(
+            weights, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except UNREADABLE as error:
         raise missing_weights(weights, error) from error
+    name = type(model).__name__
     missing = sorted(info["missing_keys"])
     if missing:
-        shown = ", ".join(missing[:NAMED_AT_MOST]) + (" ..." if len(missing) > NAMED_AT_MOST else "")
-        raise UserError(f"{weights}: {len(missing)} weights of {type(model).__name__} are missing there: {shown}")
+        raise UserError(f"{weights}: {len(missing)} weights of {name} are missing there: {_listed(missing)}")
+    other = [f"{key} {tuple(there)} for {tuple(wanted)}" for key, there, wanted in sorted(info["mismatched_keys"])]
+    if other:
+        raise UserError(
+            f"{weights}: {len(other)} weights have another shape than {name} of config.json: {_listed(other)}; give a "
+            "folder whose config.json and weights belong together"
+        )
     return _unpartitioned(model)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:NAMED_AT_MOST]) + (" ..." if len(names) > NAMED_AT_MOST else "")
 
 
 def _unpartitioned(model: PreTrainedModel) -> PreTrainedModel:
@@ -165,35 +189,35 @@ def square(value: int | list[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _published_preprocessing(path: str) -> Preprocessing | None:
-    """Translate the image processor's file beside the weights, if there is one."""
+def _count_prefix_tokens(config: PreTrainedConfig, source: str) -> int:
+    """Count what a model gives beyond one token for each patch, on the meta device.
+
+    Raises `UserError`, naming `source`, for a model that gives no such tokens.
+    """
+    height, width = square(getattr(config, "image_size", None) or 224)
     try:
-        values = get_image_processor_config(path)
-    except (OSError, ValueError):
-        return None
-    return from_image_processor(values) if values else None
+        patch = TransformersEncoder.patch(config)
+        with torch.device("meta"):
+            tokens = _model_class(config)(config)(torch.zeros(1, 3, height, width)).last_hidden_state
+        shape, patches = tuple(tokens.shape), (height // patch) * (width // patch)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _no_vit(config, source, f"it cannot be asked for a picture's tokens ({first_line(error)})") from error
+    if len(shape) != 3 or shape[2] != getattr(config, "hidden_size", None):
+        raise _no_vit(config, source, f"of a picture it makes {shape}, not (1, tokens, width)")
+    if shape[1] < patches:
+        raise _no_vit(config, source, f"it makes {shape[1]} tokens of {patches} patches, so it merges or drops some")
+    if any(hasattr(config, name) for name in NOT_IN_ORDER):
+        raise _no_vit(config, source, "it shuffles its patches, or puts other tokens behind them")
+    return shape[1] - patches
 
 
-def from_image_processor(values: dict) -> Preprocessing:
-    """Translate a Transformers image processor's settings: sizes, crop, filter, mean and standard deviation."""
-    normalise = values.get("do_normalize", True)
-    size, crop = values.get("size") or {}, values.get("crop_size") or {}
-    size = {"shortest_edge": size} if isinstance(size, int) else size
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    common = {
-        "mean": values["image_mean"] if normalise and "image_mean" in values else (0.0, 0.0, 0.0),
-        "std": values["image_std"] if normalise and "image_std" in values else (1.0, 1.0, 1.0),
-        "interpolation": FILTERS[values.get("resample", 3)],
-    }
-    if "max_num_patches" in values:
-        patch = values.get("patch_size", 16)
-        return Preprocessing(resize="naflex", max_pixels=values["max_num_patches"] * patch**2, **common)
-    if crop and values.get("do_center_crop", True):
-        edge = size.get("shortest_edge")
-        return Preprocessing(crop["height"], crop["width"], "crop", resize_edge=edge, **common)
-    box = size if "height" in size else crop
-    height = box.get("height", size.get("shortest_edge"))
-    return Preprocessing(height, box.get("width", height), "squash", **common)
+def _no_vit(config: PreTrainedConfig, source: str, reason: str) -> UserError:
+    return UserError(
+        f"{source} holds a {config.model_type} model: {reason}; hf: takes vision transformers that give one token for "
+        "each patch, in order; for a ConvNeXt, ResNet, Swin or MAE use timm:MODEL_NAME"
+    )
 
 
 @register_encoder("hf:")
@@ -215,6 +239,12 @@ class AnyTransformersEncoder(TransformersEncoder):
         return next((known for known in families if config.get("model_type") in known.models), cls)
 
     @classmethod
+    def check_model(cls, config: PreTrainedConfig, path: str) -> None:
+        """Refuse a model that gives no token for each patch, unless its family has a class of its own."""
+        if cls.for_config({"model_type": config.model_type}) is cls:
+            _count_prefix_tokens(config, path)
+
+    @classmethod
     def load_model(cls, model_type: str, values: dict, weights: str | None) -> PreTrainedModel:
         """Return whatever model the library builds for the configuration."""
         config = AutoConfig.for_model(model_type, **values)
@@ -223,18 +253,14 @@ class AnyTransformersEncoder(TransformersEncoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing | None:
-        """Squash to the size that the configuration names, with the library's own default mean and deviation."""
-        return Preprocessing(*square(config.get("image_size", 224)), "squash")
+        """Take the library's default image processor for the model, at the size that the configuration names."""
+        published = default_preprocessing(config["model_type"]) or Preprocessing(resize="squash")
+        height, width = square(config.get("image_size") or (published.height, published.width))
+        edge = published.resize_edge
+        if edge is not None:
+            edge = edge * min(height, width) // min(published.height, published.width)
+        return replace(published, height=height, width=width, resize_edge=edge)
 
     def count_prefix_tokens(self, config: PreTrainedConfig) -> int:
-        """Count what the model gives beyond its patches, on the meta device."""
-        height, width = square(getattr(config, "image_size", 224))
-        with torch.device("meta"):
-            model = _model_class(config)(config)
-            tokens = model(torch.zeros(1, 3, height, width)).last_hidden_state
-        if tokens.ndim != 3:
-            raise UserError(
-                f"{type(model).__name__} gives features of shape {tuple(tokens.shape)}, no tokens (B, N, D)"
-            )
-        patch = self.patch(config)
-        return tokens.shape[1] - (height // patch) * (width // patch)
+        """Count what the model gives beyond its patches."""
+        return _count_prefix_tokens(config, config.name_or_path or "the configuration")

@@ -1,0 +1,46 @@
+"""A self-written encoder whose layers bear the names of the language model's and of the tower's merger."""
+
+import torch
+from torch import nn
+
+from qwenvl.vision import Preprocessing, VisionEncoder
+
+
+class TileEncoder(VisionEncoder):
+    """Pictures of 16 x 16 pixels to 2 x 2 tokens."""
+
+    def __init__(self, hidden_size: int = 24) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.patch_size = 8
+        self.preprocessing = Preprocessing(height=16, width=16, resize="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
+        self.language_model = nn.ModuleDict({"q_proj": nn.Linear(3 * 8 * 8, hidden_size)})
+        self.visual = nn.ModuleDict({"mixer": nn.Linear(hidden_size, hidden_size)})
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Project each tile, (B, 3, 16, 16) -> (B, 4, D)."""
+        tiles = nn.functional.unfold(pixel_values, kernel_size=8, stride=8).transpose(1, 2)
+        return self.visual["mixer"](self.language_model["q_proj"](tiles))
+
+
+class NestedMergerEncoder(TileEncoder):
+    """The same, with a module that ends in the name of the tower's own merger."""
+
+    def __init__(self, hidden_size: int = 24) -> None:
+        super().__init__(hidden_size)
+        self.visual = nn.ModuleDict({"mixer": nn.Linear(hidden_size, hidden_size), "merger": nn.Linear(4, 4)})
+
+
+class ForgetfulEncoder(TileEncoder):
+    """Pictures of any aspect, of whose tokens it drops one where a picture is wide."""
+
+    any_size = True
+
+    def __init__(self, hidden_size: int = 24) -> None:
+        super().__init__(hidden_size)
+        self.preprocessing = Preprocessing(height=16, width=16, resize="native", min_pixels=256, max_pixels=1024)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Project each tile, (B, 3, h, w) -> (B, h * w / 64, D), or one less."""
+        features = super().forward(pixel_values)
+        return features[:, :-1] if pixel_values.shape[-1] > pixel_values.shape[-2] else features

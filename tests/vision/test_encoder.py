@@ -1,0 +1,77 @@
+"""The contract of encoders: what a self-written class is told when its code fails, and what is kept of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwenvl.errors import UserError
+from qwenvl.vision import build_encoder
+from qwenvl.vision.encoder import check_forward
+from qwenvl.vision.registry import build_without_memory, resolve_encoder
+from tests.vision.small_encoders import PatchEncoder
+
+HEAD = """
+import torch
+from torch import nn
+from qwenvl.vision import Preprocessing, VisionEncoder
+
+class Own(VisionEncoder):
+    def __init__(self, width=8, dropout=0.1, activation=nn.GELU):
+        super().__init__()
+        self.hidden_size, self.patch_size = width, 4
+        self.preprocessing = Preprocessing(16, 8, "squash")
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        {line}
+"""
+
+
+def own_encoder(folder: Path, line: str = "pass") -> str:
+    """Write a class whose constructor ends with `line` and return the NAME that stands for it."""
+    path = folder / f"own_{abs(hash(line))}.py"
+    path.write_text(HEAD.format(line=line))
+    return f"{path}:Own"
+
+
+def test_the_defaults_of_a_self_written_class_that_json_can_hold_are_its_configuration(tmp_path: Path) -> None:
+    spec = resolve_encoder(own_encoder(tmp_path))
+
+    assert spec.config == {"width": 8, "dropout": 0.1}
+
+
+def test_code_that_needs_real_numbers_can_be_asked_for_its_sizes(tmp_path: Path) -> None:
+    name = own_encoder(tmp_path, "self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)]")
+
+    assert build_without_memory(resolve_encoder(name)).hidden_size == 8
+    assert build_encoder(name).rates[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("raise ValueError('depth 3 is odd')", "cannot be built from .*ValueError: depth 3 is odd"),
+        ("open('/nowhere/at/all')", "cannot be built from .*FileNotFoundError"),
+        ("self.missing.weight", "cannot be built from .*AttributeError"),
+    ],
+)
+def test_a_constructor_that_fails_is_told_in_one_line(tmp_path: Path, line: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        build_encoder(own_encoder(tmp_path, line))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AttributeError("no layer 3"), "failed: AttributeError: no layer 3$"),
+        (AssertionError(), "failed: AssertionError$"),
+        (NotImplementedError(), "failed: NotImplementedError$"),
+    ],
+)
+def test_a_forward_that_fails_is_told_with_the_kind_of_error(error: Exception, told: str) -> None:
+    class Failing(PatchEncoder):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    with pytest.raises(UserError, match=told):
+        check_forward(Failing(), 16, 8)
