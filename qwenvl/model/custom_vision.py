@@ -4,6 +4,7 @@ import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
@@ -51,7 +52,7 @@ def _input_size(text: str | None) -> tuple[int, int] | None:
 
 
 def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
-    """Copy the merger of a trained model (or adapter) into this one, and the encoder if the folder holds one.
+    """Copy the merger of a trained model (or adapter) into this one, and the encoder if the folder has a trained one.
 
     A merger fits the encoder that it was trained with. Returns the components that were copied. Raises `UserError` if
     the folder has no merger, one of another shape, or one of another encoder.
@@ -60,6 +61,7 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
     if not found.get("merger"):
         raise UserError(f"--vision_merger_path {folder}: no merger in its .safetensors files; name an output folder")
     _check_same_encoder(model.config.vision_config, Path(folder), brings_encoder="vision" in found)
+    copied = set()
     state = model.model.visual.state_dict(keep_vars=True)
     for component, tensors in found.items():
         own = {name: tensor for name, tensor in state.items() if component_of(f"visual.{name}") == component}
@@ -68,13 +70,16 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
                 f"--vision_merger_path {folder}: its {component} is {_few(tensors)}, this model's is {_few(own)}; use "
                 "the same encoder, --vision_merger and base model in both stages"
             )
+        if component == "vision" and all(_equal(own[name], tensor) for name, tensor in tensors.items()):
+            continue
+        copied.add(component)
         with _gathered(list(own.values())):
             for name, tensor in own.items():
                 tensor.data.copy_(tensors[name])
-    if "vision" in found and isinstance(model.config.vision_config, CustomVisionConfig):
+    if "vision" in copied and isinstance(model.config.vision_config, CustomVisionConfig):
         # The encoder is no longer the one of that name: from here on it goes with the checkpoints.
         model.config.vision_config.encoder_weights = model.config.vision_config.encoder_sha256 = None
-    return set(found)
+    return copied
 
 
 def _gathered(tensors: list[Tensor]) -> AbstractContextManager:
@@ -99,7 +104,10 @@ def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings_encoder: bool) -> None:
-    """Raise `UserError` if a merger was trained with another encoder, or with other features of it."""
+    """Raise `UserError` if a merger was trained with another encoder, or another layer, norm or prefix of it.
+
+    Another input size or way to it is allowed: stage 2 may look closer.
+    """
     if not isinstance(vision_config, CustomVisionConfig) or not (folder / "config.json").is_file():
         return
     theirs = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
@@ -112,6 +120,13 @@ def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings
                 f"--vision_merger_path {folder}: its merger was trained with {name} {before}, this run has {now}; use "
                 "the same encoder and options in both stages"
             )
+
+
+def _equal(own: Tensor, saved: Tensor) -> bool:
+    """Whether a tensor has the saved one's numbers; not where it has none, or not all of them (ZeRO-3)."""
+    if own.is_meta or own.shape != saved.shape:
+        return False
+    return torch.equal(own.detach().cpu(), saved.to(own.dtype))
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

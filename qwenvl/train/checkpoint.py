@@ -42,7 +42,7 @@ _FIXED_FOR_RESUME = (
     "lora_target_modules",
     "custom_vision_encoder",
     "vision_merger_path",
-    *(flag for flag in CUSTOM_VISION_FLAGS if flag != "cache_vision_features"),
+    *CUSTOM_VISION_FLAGS,
     # Which samples have been seen follows from these.
     "dataset_use",
     "data_flatten",
@@ -262,4 +262,9 @@ def _with_tower_of(
         vision_config.encoder_weights = None
     elif encoder_path is not None:
         vision_config.encoder_weights = encoder_path
+    elif vision_config.encoder_weights is None:
+        raise UserError(
+            f"{folder} neither holds the weights of its encoder {vision_config.encoder} nor names a file of them; give "
+            "them to load_checkpoint as encoder_path"
+        )
     return swap_vision_tower(model, vision_config)

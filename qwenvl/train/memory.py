@@ -50,8 +50,8 @@ def estimate_memory(
 
     AdamW keeps two float32 moments, and a trainable weight and its gradient are float32 too. Activations are counted
     per layer: all that the backward pass of one layer reads, times the layers that keep it; with gradient
-    checkpointing every layer keeps its input alone. The constants were fitted to four runs and tried on seven others:
-    `docs/benchmarks.md`.
+    checkpointing every layer keeps its input alone. The constants were fitted to some of the runs in
+    `docs/benchmarks.md`, which tells to which.
     """
     sharding = sharding or Sharding()
     sizes = component_sizes(model)

@@ -165,7 +165,8 @@ class QwenVLTrainer(Trainer):
             logs |= {f"grad_norm_{component}": norm for component, norm in self._gradient_norms.items()}
             logs |= self.throughput.summary(self.args.device)
         if "train_samples_per_second" in logs:
-            # The Trainer counts rows, and a row may be a pack of many samples.
+            # The Trainer counts rows, and a row may be a pack of many samples. The last steps may not be logged yet.
+            self.throughput.summary(self.args.device)
             logs["train_samples_per_second"] = self.throughput.total_samples / max(logs["train_runtime"], 1e-9)
         super().log(logs, start_time)
 

@@ -133,8 +133,6 @@ class VisionEncoder(nn.Module):
         """
         try:
             encoder = cls(**config)
-        except RuntimeError:
-            raise  # where no memory is to be taken, PyTorch refuses some code: then it is tried with memory
         except Exception as error:  # the code is the user's, and may raise anything
             raise UserError(
                 f"{cls.__name__} cannot be built from {config or 'its defaults'}: {_said(error)}"
@@ -204,9 +202,11 @@ def _default_arguments(cls: type[VisionEncoder]) -> dict:
     """Return the keyword arguments of a class with their defaults, those that JSON can hold."""
     found = {}
     for parameter in inspect.signature(cls.__init__).parameters.values():
-        if parameter.default is not parameter.empty:
-            with contextlib.suppress(TypeError, ValueError):
-                found[parameter.name] = json.loads(json.dumps(parameter.default))
+        default = parameter.default
+        with contextlib.suppress(TypeError, ValueError):
+            # JSON makes lists of tuples and words of numbers that are keys: such a default is left to the class.
+            if default is not parameter.empty and json.loads(json.dumps(default)) == default:
+                found[parameter.name] = default
     return found
 
 

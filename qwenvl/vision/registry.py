@@ -93,7 +93,8 @@ def resolve_encoder(
         name = f"{Path(file).expanduser().resolve()}:{class_name}"
     published = None
     if path is not None and Path(path).expanduser().exists():
-        path = str(Path(path).expanduser().resolve())  # a checkpoint that names it is read from anywhere
+        # A checkpoint that names it is read from anywhere. Links stay: what they lead to may have no suffix.
+        path = str(Path(path).expanduser().absolute())
     if config is None:
         argument = name.partition(":")[2] or None
         if path is None and cls.card is not None:
@@ -118,10 +119,10 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
     if isinstance(spec, str):
         spec = resolve_encoder(spec)
     cls = encoder_class(spec.name).for_config(spec.config)
-    try:
+    if torch.get_default_device().type == "meta":
+        encoder = _without_memory(cls, spec.config, spec.options)
+    else:
         encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
-    except RuntimeError as error:
-        raise UserError(f"{spec.name} cannot be built: {' '.join(str(error).split())}") from error
     encoder.preprocessing = spec.preprocessing
     check_contract(encoder)
     return encoder
@@ -160,8 +161,9 @@ def _without_memory(cls: type[VisionEncoder], config: dict, options: EncoderOpti
     try:
         with torch.device("meta"):
             return cls.build(config, options, None)
-    except (RuntimeError, NotImplementedError):
-        return cls.build(config, options, None)
+    except Exception:  # whatever the code makes of numbers that are not there
+        with torch.device("cpu"):
+            return cls.build(config, options, None)
 
 
 def _checked_class(candidate: object, name: str) -> type[VisionEncoder]:

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 from demo.standin import build_standin
 from qwenvl import load_checkpoint
 from qwenvl.train.train_qwen import train
+from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
 
 Run = Callable[..., Path]
@@ -169,7 +170,12 @@ def test_videos_are_trained_on_beside_pictures(run_training: Run, media: Path) -
     assert series[-1] < 0.8 * series[0]
 
 
-def test_compiled_layers_train_and_save_as_the_others_do(run_training: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_layers_train_and_save_as_the_others_do(
+    run_training: Run,
+    train_here: Callable[..., QwenVLTrainer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compiled = []
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
@@ -179,10 +185,22 @@ def test_compiled_layers_train_and_save_as_the_others_do(run_training: Run, monk
     plain = run_training("plain", **flags)
     assert not compiled
 
-    folder = run_training("compiled", **flags, torch_compile=True, torch_compile_backend="eager")
+    trainer = train_here("compiled", **flags, torch_compile=True, torch_compile_backend="eager")
+    folder = tmp_path / "compiled"
 
+    assert trainer.accelerator.state.dynamo_plugin.backend == "NO"
     # The official encoder's layers would be compiled anew for each number of pictures.
     assert {type(module).__name__ for module in compiled} == {"Qwen3VLTextDecoderLayer"}
     assert losses(folder) == pytest.approx(losses(plain), rel=1e-4)
     saved, expected = (load_file(path / "adapter_model.safetensors") for path in (folder, plain))
     assert saved.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3, 10])
+def test_the_closing_speed_counts_every_sample_whether_its_step_was_logged_or_not(
+    run_training: Run, logging_steps: int
+) -> None:
+    folder = run_training(max_steps=4, logging_steps=logging_steps)
+
+    last = json.loads((folder / "trainer_state.json").read_text())["log_history"][-1]
+    assert last["train_samples_per_second"] * last["train_runtime"] == pytest.approx(8, rel=0.01)

@@ -17,10 +17,10 @@ from torch import nn
 from qwenvl.vision import Preprocessing, VisionEncoder
 
 class Own(VisionEncoder):
-    def __init__(self, width=8, dropout=0.1, activation=nn.GELU):
+    def __init__(self, width=8, dropout=0.1, activation=nn.GELU, sizes=(16, 8)):
         super().__init__()
         self.hidden_size, self.patch_size = width, 4
-        self.preprocessing = Preprocessing(16, 8, "squash")
+        self.preprocessing = Preprocessing(*(sizes + ("squash",)))
         self.patches = nn.Conv2d(3, width, 4, 4)
         {line}
 """
@@ -36,12 +36,16 @@ def own_encoder(folder: Path, line: str = "pass") -> str:
 def test_the_defaults_of_a_self_written_class_that_json_can_hold_are_its_configuration(tmp_path: Path) -> None:
     spec = resolve_encoder(own_encoder(tmp_path))
 
+    # Of a tuple JSON would make a list.
     assert spec.config == {"width": 8, "dropout": 0.1}
 
 
-def test_code_that_needs_real_numbers_can_be_asked_for_its_sizes(tmp_path: Path) -> None:
-    name = own_encoder(tmp_path, "self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)]")
+@pytest.mark.parametrize("call", ["item", "numpy"])
+def test_code_that_needs_real_numbers_can_be_asked_for_its_sizes(tmp_path: Path, call: str) -> None:
+    name = own_encoder(tmp_path, f"self.rates = [rate.{call}() for rate in torch.linspace(0, 0.1, 3)]")
 
+    with torch.device("meta"):
+        assert build_encoder(resolve_encoder(name)).hidden_size == 8
     assert build_without_memory(resolve_encoder(name)).hidden_size == 8
     assert build_encoder(name).rates[0] == 0
 

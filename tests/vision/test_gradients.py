@@ -37,9 +37,10 @@ class Fixed(VisionEncoder):
         return pixel_values.flatten(2).transpose(1, 2)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("kind", [PatchEncoder, NeedsNumbers])
-def test_parameters_that_the_features_do_not_depend_on_are_found(kind: type[VisionEncoder]) -> None:
-    encoder = kind()
+def test_parameters_that_the_features_do_not_depend_on_are_found(kind: type[VisionEncoder], device: str) -> None:
+    encoder = kind().to(device)
 
     assert unreachable_parameters(encoder, encoder_geometry(encoder)) == ["spare.weight", "spare.bias"]
 

@@ -26,6 +26,7 @@ WEIGHT_FILES = (
 FILTERS = {"bicubic": "bicubic", "bilinear": "bilinear", "nearest": "nearest", "lanczos": "bicubic"}
 # How timm names its ways to the input size; "border" is "pad" where nothing is cut off after it.
 POLICIES = {"center": "crop", "squash": "squash", "border": "pad"}
+OVERRULED = ("num_classes", "pretrained", "pretrained_cfg_overlay")
 PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -156,7 +157,9 @@ def _saved_settings(path: str) -> dict:
     for key in ("input_size", "mean", "std"):
         if key in found and len(found[key]) != 3:
             raise UserError(f"{path}: {key} in config.json is {found[key]}; expected three numbers")
-    parts = {"model_args": saved.get("model_args"), "pretrained_cfg": found}
+    # How many classes and from where the weights come is no matter of the saved model here.
+    arguments = {key: value for key, value in (saved.get("model_args") or {}).items() if key not in OVERRULED}
+    parts = {"model_args": arguments, "pretrained_cfg": found}
     return {key: value for key, value in parts.items() if value}
 
 
