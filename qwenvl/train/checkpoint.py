@@ -267,4 +267,7 @@ def _with_tower_of(
             f"{folder} neither holds the weights of its encoder {vision_config.encoder} nor names a file of them; give "
             "them to load_checkpoint as encoder_path"
         )
-    return swap_vision_tower(model, vision_config)
+    try:
+        return swap_vision_tower(model, vision_config)
+    except UserError as error:
+        raise UserError(f"the encoder of {folder}: {error}; load_checkpoint takes its place as encoder_path") from None

@@ -195,8 +195,7 @@ def _settle_hash(encoder: VisionEncoder, vision_config: CustomVisionConfig) -> N
     if noted is not None and noted != found:
         raise UserError(
             f"{vision_config.encoder_weights}: these are not the weights that the tower was trained with (SHA-256 "
-            f"{found[:12]}..., expected {noted[:12]}...); give the original ones, by --custom_vision_pretrained_path "
-            "or as encoder_path of load_checkpoint"
+            f"{found[:12]}..., expected {noted[:12]}...); give --custom_vision_pretrained_path the original ones"
         )
     vision_config.encoder_sha256 = found
 

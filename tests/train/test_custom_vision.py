@@ -242,7 +242,7 @@ def test_a_checkpoint_finds_its_encoder_from_any_folder_and_where_it_has_moved(
 
     moved = place.rename(tmp_path / "moved")
 
-    with pytest.raises(UserError, match="encoder"):
+    with pytest.raises(UserError, match="load_checkpoint takes its place as encoder_path"):
         load_checkpoint(tmp_path / "run", device="cpu")
     model, processor = load_checkpoint(tmp_path / "run", device="cpu", encoder_path=str(moved))
     expected, found = (logits_of(each, processor, media) for each in (trained.model, model))
