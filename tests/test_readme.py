@@ -1,13 +1,15 @@
 import dataclasses
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments as TransformersArguments
 
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
-from tests.readme_tree import END, README, REPOSITORY, START, file_tree
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = REPOSITORY / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 OWN_FLAGS = sorted(
     {field.name for group in (ModelArguments, DataArguments, TrainingArguments) for field in dataclasses.fields(group)}
@@ -16,7 +18,19 @@ OWN_FLAGS = sorted(
 
 
 def test_the_file_tree_is_the_tree_on_disk() -> None:
-    assert START + file_tree() + END in TEXT, "run: python -m tests.readme_tree"
+    tree = re.search(r"^## Files\n\n```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)[1]
+    parents: list[str] = []
+    listed = set()
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        parents[len(indent) // 2 :] = [name]
+        listed.add("".join(parents))
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    folders = {path.split("/")[0] + "/" for path in tracked.splitlines() if "/" in path and not path.startswith(".")}
+    rooms = {f"{Path(path).parent}/" for path in tracked.splitlines() if re.match(r"qwenvl/.*\.py$", path)}
+
+    assert {name for name in listed if name.endswith("/")} == folders | rooms
+    assert all((REPOSITORY / name).exists() for name in listed)
 
 
 @pytest.mark.parametrize("flag", OWN_FLAGS)

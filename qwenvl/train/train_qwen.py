@@ -18,6 +18,15 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
+from qwenvl.checkpoint.resume import check_encoder, find_resume_checkpoint
+from qwenvl.checkpoint.save import (
+    INCOMPLETE,
+    CommitCheckpoints,
+    clear_incomplete,
+    prepare_output_dir,
+    publish_files,
+    run_arguments,
+)
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.attention import resolve_attention
@@ -25,16 +34,6 @@ from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
 from qwenvl.train.callbacks import ProgressLines, StopOnSigterm
-from qwenvl.train.checkpoint import (
-    INCOMPLETE,
-    CommitCheckpoints,
-    check_encoder,
-    clear_incomplete,
-    find_resume_checkpoint,
-    prepare_output_dir,
-    publish_files,
-    run_arguments,
-)
 from qwenvl.train.distributed import barrier
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.param_groups import component_table

@@ -18,11 +18,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
+from qwenvl.checkpoint.save import write_run_arguments
 from qwenvl.data.annotations import BadSampleLedger
 from qwenvl.data.packing import PackSampler
 from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
-from qwenvl.train.checkpoint import write_run_arguments
 from qwenvl.train.distributed import sum_over_processes
 from qwenvl.train.loss import supervised_loss, supervised_targets
 from qwenvl.train.metrics import ThroughputMeter, gradient_norms

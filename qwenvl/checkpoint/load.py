@@ -1,0 +1,77 @@
+"""Load a trained model and its processor from a checkpoint or an output folder."""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
+from transformers.trainer_utils import sort_checkpoints
+
+from qwenvl.checkpoint.save import MODEL_CONFIG_NAMES
+from qwenvl.errors import UserError
+from qwenvl.model.attention import resolve_attention
+from qwenvl.model.build import ADAPTER_CONFIG_NAME, load_pretrained, load_processor
+from qwenvl.vision import CUSTOM_MODEL_TYPES, swap_vision_tower
+
+
+def load_checkpoint(
+    folder: str | Path,
+    *,
+    base_model: str | None = None,
+    encoder_path: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str = "sdpa",
+    device: str | torch.device | None = None,
+) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
+    """Load a trained model and its processor from a checkpoint or output folder, in evaluation mode.
+
+    Works for adapters (the base model and a frozen custom encoder's weights are found where training found them, or at
+    `base_model` and `encoder_path`) and for whole models. Raises `UserError` if the folder holds neither.
+    """
+    folder = Path(folder)
+    attention = resolve_attention(attn_implementation)
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        adapter = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+        base_model = base_model or adapter["base_model_name_or_path"]
+        try:
+            model = load_pretrained(base_model, dtype=dtype, attention=attention)
+        except UserError as error:
+            raise UserError(f"the base model of {folder}: {error}; load_checkpoint takes it as base_model") from None
+        model = _with_tower_of(model, folder, adapter["modules_to_save"] or [], encoder_path)
+        with warnings.catch_warnings():
+            # PEFT asks Transformers by a name that it will drop.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            model = PeftModel.from_pretrained(model, str(folder))
+    elif (folder / "config.json").is_file():
+        model = load_pretrained(str(folder), dtype=dtype, attention=attention)
+    else:
+        inside = sort_checkpoints(str(folder)) if folder.is_dir() else []
+        remedy = f"it holds {', '.join(Path(path).name for path in inside)}: name one" if inside else "check the path"
+        raise UserError(f"{folder} holds no trained model ({' or '.join(MODEL_CONFIG_NAMES)}); {remedy}")
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval(), load_processor(str(folder))
+
+
+def _with_tower_of(
+    model: PreTrainedModel, folder: Path, saved_modules: list[str], encoder_path: str | None
+) -> PreTrainedModel:
+    """Give a base model the custom tower that an adapter was trained with, if it was and the base has it not yet."""
+    if not (folder / "config.json").is_file() or model.config.model_type in CUSTOM_MODEL_TYPES:
+        return model
+    vision_config = AutoConfig.from_pretrained(folder).vision_config
+    if "visual.encoder" in saved_modules:
+        # The adapter brings the encoder's weights: those that it was trained from are not needed.
+        vision_config.encoder_weights = None
+    elif encoder_path is not None:
+        vision_config.encoder_weights = encoder_path
+    elif vision_config.encoder_weights is None:
+        raise UserError(
+            f"{folder} neither holds the weights of its encoder {vision_config.encoder} nor names a file of them; give "
+            "them to load_checkpoint as encoder_path"
+        )
+    try:
+        return swap_vision_tower(model, vision_config)
+    except UserError as error:
+        raise UserError(f"the encoder of {folder}: {error}; load_checkpoint takes its place as encoder_path") from None
