@@ -30,17 +30,25 @@ STAT_CHUNK = 512
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says; `text` holds one `<image>` or `<video>` for each medium of the turn."""
+    """What one speaker says; `text` holds one `<image>` or `<video>` for each medium of the turn.
 
-    role: Literal["system", "user", "assistant"]
+    `thought` is reasoning that the record gives apart from the text. A turn that is not `supervised` is context only.
+    `tool_calls` is a JSON list in the OpenAI form.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     text: str
+    thought: str | None = None
+    supervised: bool = True
+    tool_calls: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One training sample: `images` and `videos` are absolute paths in the order of their placeholders.
 
-    `row` counts rows (or JSONL lines, or the items of a pack) from 0; `place` says it as a reader of the file counts.
+    `tools` is the JSON list of functions that the model may call. `row` counts rows (or JSONL lines, or the items of a
+    pack) from 0; `place` says it as a reader of the file counts.
     """
 
     source: str
@@ -49,6 +57,7 @@ class Record:
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
     place: str | None = None
+    tools: str | None = None
 
     @property
     def where(self) -> str:
