@@ -158,16 +158,30 @@ def boxes_from_text(text: str) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def draw_boxes(picture: Image.Image, boxes: Iterable[tuple[str, Box]]) -> Image.Image:
-    """Return a copy of a picture in RGB with labelled boxes drawn on it, for a look; edges lie inside the box."""
+    """Return a copy of an image in RGB with labeled boxes drawn on it, for a look; edges lie inside the box."""
     drawn = picture.convert("RGB")
     brush = ImageDraw.Draw(drawn)
     width = max(1, min(picture.size) // 200)
     font = ImageFont.load_default(size=max(10, min(picture.size) // 40))
     for number, (label, box) in enumerate(boxes):
-        colour = _COLOURS[number % len(_COLOURS)]
-        brush.rectangle((box.x1, box.y1, max(box.x1, box.x2 - 1), max(box.y1, box.y2 - 1)), outline=colour, width=width)
-        brush.text((box.x1 + 2 * width, box.y1 + 2 * width), label, fill=colour, font=font)
+        color = _COLOURS[number % len(_COLOURS)]
+        brush.rectangle((box.x1, box.y1, max(box.x1, box.x2 - 1), max(box.y1, box.y2 - 1)), outline=color, width=width)
+        if label:
+            _draw_label(brush, label, box, color, font, picture.size)
     return drawn
+
+
+def _draw_label(
+    brush: ImageDraw.ImageDraw, label: str, box: Box, color: str, font: ImageFont.ImageFont, size: tuple[int, int]
+) -> None:
+    """Write a label in black on its box's color, above the box, or inside it where there is no room above."""
+    left, top, right, bottom = brush.textbbox((0, 0), label, font=font)
+    pad = max(1, (bottom - top) // 5)
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    x = max(0, min(box.x1, size[0] - width))
+    y = box.y1 - height if box.y1 >= height else min(box.y1, max(0, size[1] - height))
+    brush.rectangle((x, y, x + width, y + height), fill=color)
+    brush.text((x + pad - left, y + pad - top), label, fill="black", font=font)
 
 
 def _rounded(low: float, high: float, length: int, limit: int) -> tuple[int, int]:

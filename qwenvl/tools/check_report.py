@@ -22,6 +22,7 @@ from qwenvl.train.memory import BatchShape, estimate_memory
 from qwenvl.vision import CustomVisionConfig
 
 _PERCENTILES = (50, 95, 99)
+_MOST_BINS = 80
 
 
 @dataclass(frozen=True)
@@ -153,13 +154,31 @@ def memory_table(
 def draw_histogram(lengths: np.ndarray, limit: int) -> bytes:
     """Return a PNG with how many records have how many tokens, and where the limit is; needs matplotlib."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+    edges = histogram_edges(lengths)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.hist(lengths, bins=min(80, int(np.ptp(lengths)) + 1))
-    axes.axvline(limit, color="tab:red", linestyle="--", label=f"model_max_length {limit:,}")
-    axes.set(xlabel="tokens of a record", ylabel="records", title=f"{len(lengths):,} records")
-    axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    axes.hist(lengths, bins=edges)
+    if limit <= edges[-1]:
+        axes.axvline(limit, color="tab:red", linestyle="--", label=f"model_max_length {limit:,}")
+        axes.legend()
+        note = f"{int((lengths > limit).sum()):,} over the limit"
+    else:
+        # Drawn in, a distant limit would press the records together at the left edge.
+        note = f"none over model_max_length {limit:,}"
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set(xlabel="tokens of a record", ylabel="records", title=f"{len(lengths):,} records, {note}")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    return image.getvalue()
+
+
+def histogram_edges(lengths: np.ndarray) -> np.ndarray:
+    """Return the edges of equal bins over the lengths (n,), each holding the same number of whole numbers."""
+    low, high = int(lengths.min()), int(lengths.max())
+    width = math.ceil((high - low + 1) / _MOST_BINS)
+    count = math.ceil((high - low + 1) / width)
+    return low - 0.5 + width * np.arange(count + 1)

@@ -198,3 +198,17 @@ def test_drawn_edges_lie_inside_the_box_and_the_original_is_untouched():
     assert not np.asarray(picture).any()
     whole = np.asarray(draw_boxes(picture, [("all", Box(0, 0, 100, 80))]))
     assert whole[0].any(axis=1).all() and whole[-1].any(axis=1).all()
+
+
+@pytest.mark.parametrize("box", [Box(10, 40, 90, 75), Box(10, 0, 90, 20), Box(85, 60, 100, 80), Box(0, 0, 100, 80)])
+def test_a_label_is_written_in_black_on_its_own_color_inside_the_image(box: Box):
+    label = "nodule"
+    plain = np.asarray(draw_boxes(Image.new("RGB", (100, 80), "white"), [("", box)]))
+    labeled = np.asarray(draw_boxes(Image.new("RGB", (100, 80), "white"), [(label, box)]))
+    changed = (plain != labeled).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    tag = labeled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # Text and its anti-aliased edges on red: no white of the image shines through.
+    assert tag[..., 1:].max() < 60
+    assert (tag[..., 0] < 128).sum() > 20
+    assert tag.shape[1] > 20
