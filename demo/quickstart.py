@@ -37,6 +37,7 @@ LOWEST_SCORE, HIGHEST_CONTROL = 0.90, 0.20
 LOWEST_SCORE_WITH_ENCODER = 0.85
 ANSWER_TOKENS = 8
 GENERATION_BATCH = 99
+NUM_EXAMPLES = 10
 
 # What differs from the defaults of scripts/train.sh: a small random model learns from larger steps than a real one.
 SETTINGS = {
@@ -71,6 +72,16 @@ SETTINGS_WITH_ENCODER = {"MM_PROJECTOR_LR": "5e-3", "EPOCHS": "8", "MIN_PIXELS":
 
 
 @dataclass(frozen=True)
+class Example:
+    """A held-out question: the image it is about, the model's answer, and the true one."""
+
+    image: str
+    question: str
+    answer: str
+    truth: str
+
+
+@dataclass(frozen=True)
 class Result:
     """What the quick start found: shares of right answers, samples per second, GiB and seconds."""
 
@@ -81,6 +92,7 @@ class Result:
     train_seconds: float
     device: str
     lowest_score: float = LOWEST_SCORE
+    examples: tuple[Example, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -156,13 +168,31 @@ def evaluate(output: Path, held_out: Path) -> Result:
     model, processor = load_checkpoint(output)
     pictures = [record.images[0] for record in records]
     history = read_history(output)
+    answers = generate_answers(model, processor, records, pictures)
     return Result(
-        score=exact_match(generate_answers(model, processor, records, pictures), records),
+        score=exact_match(answers, records),
         control=exact_match(generate_answers(model, processor, records, shuffled(pictures)), records),
         samples_per_second=statistics.median(series(history, "samples_per_second")[1]),
         peak_memory=max(series(history, "peak_memory_gib")[1]),
         train_seconds=series(history, "train_runtime")[1][-1],
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        examples=choose_examples(answers, records),
+    )
+
+
+def choose_examples(
+    answers: Sequence[str], records: Sequence[Record], count: int = NUM_EXAMPLES
+) -> tuple[Example, ...]:
+    """Return examples taken evenly from the held-out questions, whatever their answers."""
+    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int).tolist()
+    return tuple(
+        Example(
+            records[index].images[0],
+            records[index].turns[0].text.replace("<image>", "").strip(),
+            answers[index],
+            records[index].turns[-1].text,
+        )
+        for index in chosen
     )
 
 
@@ -204,9 +234,16 @@ def rows(result: Result, output: Path) -> list[tuple[str, str, str]]:
     ]
 
 
-def write_report(folder: Path, table: Sequence[tuple[str, str, str]], passed: bool) -> None:
-    """Write report.md, with the table and the loss curve."""
+def write_report(
+    folder: Path, table: Sequence[tuple[str, str, str]], passed: bool, examples: Sequence[Example] = ()
+) -> None:
+    """Write report.md: the table, the loss curve, and examples with image, answer and truth."""
     head, *body = (f"| {' | '.join(row)} |" for row in table)
+    answered = [
+        f"| ![scan]({os.path.relpath(each.image, folder)}) | {each.question} | {each.answer or '(nothing)'} "
+        f"| {each.truth} |"
+        for each in examples
+    ]
     lines = [
         "# Quick start",
         "",
@@ -224,6 +261,12 @@ def write_report(folder: Path, table: Sequence[tuple[str, str, str]], passed: bo
         "come from the pictures.",
         "",
         "![loss](loss_curve.png)",
+        "",
+        f"## {len(answered)} of the held-out scans",
+        "",
+        "| image | question | answer | truth |",
+        "|---|---|---|---|",
+        *answered,
         "",
         "Train a real model next: `DATASETS=my/train.json bash scripts/sft_qwen3_4b.sh`; README.md says how.",
         "",
@@ -250,7 +293,7 @@ def run_quickstart(folder: Path, encoder: str | None = None) -> Result:
         result = replace(result, lowest_score=LOWEST_SCORE_WITH_ENCODER)
     table = rows(result, output)
     draw_curve(read_history(output), folder / "loss_curve.png")
-    write_report(folder, table, result.passed)
+    write_report(folder, table, result.passed, result.examples)
     print(f"\n{format_table(table)}\n\nreport and loss curve: {folder / 'report.md'}")
     return result
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import pytest
 from transformers import PreTrainedModel, ProcessorMixin
 
 from demo import quickstart
-from demo.quickstart import Result, exact_match, main, prepare_folder, rows, series, shuffled, write_report
+from demo.quickstart import (
+    Result,
+    choose_examples,
+    exact_match,
+    main,
+    prepare_folder,
+    rows,
+    series,
+    shuffled,
+    write_report,
+)
 from qwenvl.data.annotations import Record, Turn
 from qwenvl.errors import UserError
 
@@ -64,6 +75,15 @@ def test_report_shows_table_curve_and_verdict(tmp_path: Path):
     assert "loss_curve.png" in report
 
 
+def test_report_shows_ten_questions_with_image_answer_and_truth_wrong_ones_too(tmp_path: Path):
+    scan = tmp_path / "digits" / "7.png"
+    turns = (Turn("user", "<image>\nWhich?"), Turn("assistant", "7"))
+    records = [Record("digits.json", row, turns, (str(scan),)) for row in range(31)]
+    write_report(tmp_path, rows(GOOD, tmp_path), True, choose_examples(["7"] * 30 + ["1"], records))
+    shown = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| ![")]
+    assert shown == ["| ![scan](digits/7.png) | Which? | 7 | 7 |"] * 9 + ["| ![scan](digits/7.png) | Which? | 1 | 7 |"]
+
+
 def test_loss_curve_is_drawn_from_the_logged_steps(tmp_path: Path):
     assert series(HISTORY, "loss") == ([10, 20], [2.0, 1.0])
     quickstart.draw_curve(HISTORY, tmp_path / "curve.png")
@@ -109,7 +129,10 @@ def test_the_quick_start_reads_unseen_digits_and_only_from_the_picture(
     table = capfd.readouterr().out
     assert "held-out scans read right" in table
     assert (folder / "loss_curve.png").stat().st_size > 5000
-    assert "as expected" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "as expected" in report
+    assert all((folder / image).is_file() for image in re.findall(r"!\[scan\]\((.+?)\)", report))
+    assert report.count("![scan]") == 10
     result = quickstart.evaluate(folder / "trained", folder / "digits/digits_held_out.json")
     assert result.score >= quickstart.LOWEST_SCORE
     assert result.control <= quickstart.HIGHEST_CONTROL
