@@ -53,7 +53,7 @@ def missing_weights(path: str, error: Exception, card: EncoderCard | None = None
 
 def missing_package(name: str, extra: str) -> UserError:
     """Return the error for an optional package that is not installed."""
-    return UserError(f"this encoder needs the package {name}, which is not installed: `pip install -e .[{extra}]`")
+    return UserError(f'this encoder needs the package {name}, which is not installed: `pip install -e ".[{extra}]"`')
 
 
 def find_file(path: str, names: Sequence[str]) -> Path | None:

@@ -92,7 +92,7 @@ def test_duplicate_name_is_refused():
 
 def test_class_that_is_no_encoder_is_told_the_contract(own_file):
     with pytest.raises(UserError, match="'NoEncoder' is no encoder; an encoder is a subclass of .*hidden_size"):
-        encoder_class(f"{own_file}:NoEncoder")
+        resolve_encoder(f"{own_file}:NoEncoder")
     with pytest.raises(UserError, match="is no encoder"):
         register_encoder("linear")(torch.nn.Linear)
 
@@ -141,10 +141,24 @@ def test_wrong_shape_is_named_with_what_was_expected(own_file):
 
 def test_missing_file_and_broken_file_are_named(tmp_path):
     with pytest.raises(UserError, match="no file .*absent.py"):
-        encoder_class(f"{tmp_path}/absent.py:Own")
+        resolve_encoder(f"{tmp_path}/absent.py:Own")
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match="broken.py cannot be imported: ModuleNotFoundError"):
-        encoder_class(f"{tmp_path}/broken.py:Own")
+        resolve_encoder(f"{tmp_path}/broken.py:Own")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UserError, match="leaves.py cannot be imported: SystemExit: 3"):
+        resolve_encoder(f"{tmp_path}/leaves.py:Own")
+
+
+def test_own_file_without_its_class_is_told_the_classes_in_it_and_does_not_run(tmp_path, monkeypatch):
+    path = tmp_path / "own_encoder.py"
+    path.write_text(f"{OWN}\nraise RuntimeError('it ran')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("own_encoder.py", str(path), f"{path}:"):
+        with pytest.raises(UserError, match=r"encoder.py names a file without its class; give .*own_encoder.py:Own"):
+            resolve_encoder(name)
+    with pytest.raises(UserError, match="absent.py: no file .*absent.py; give path/to/file.py:CLASS"):
+        resolve_encoder("absent.py")
 
 
 @pytest.mark.parametrize(
