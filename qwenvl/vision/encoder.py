@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,11 @@ def _load_strictly(encoder: nn.Module, path: str) -> None:
         safe = path.endswith(".safetensors")
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
         encoder.load_state_dict(state, strict=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: this file is damaged, or a pickle that would run code, which is not loaded; save the state dict "
+            "as .safetensors"
+        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: these weights do not fit {type(encoder).__name__}: {reason}") from error

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import math
 import sys
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import CONTRACT, LAST_LAYER, EncoderOptions, VisionEncoder, check_contract
-from qwenvl.vision.geometry import NAFLEX, RESIZE_POLICIES, UNKNOWN, Geometry, Preprocessing, TokenRule
+from qwenvl.vision.geometry import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.trust import encoder_file, names_file, refuse_untrusted_file, trust_encoder_file
 
 ENCODER_RESIZE = "encoder"
@@ -114,6 +115,7 @@ def resolve_encoder(
         shape.preprocessing = published
     check_contract(shape)
     preprocessing = _asked_preprocessing(shape, options)
+    _check_normalization(cls.__name__ if path is None else path, preprocessing)
     if not preprocessing.keeps_aspect:
         shape.token_grid(preprocessing.height, preprocessing.width)
     return EncoderSpec(name, config, preprocessing, options, path)
@@ -263,6 +265,25 @@ def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Pre
             f"{type(encoder).__name__} takes pictures of {published.height}x{published.width} pixels only, got {asked}"
         )
     return wanted
+
+
+def _check_normalization(source: str, wanted: Preprocessing) -> None:
+    """Refuse a mean or deviation that cannot be of colors in 0..1, such as those of colors in 0..255."""
+    mean, std = wanted.mean, wanted.std
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+        raise UserError(
+            f"{source}: mean {mean} and std {std} cannot normalize an image; expected three numbers each for red, green "
+            "and blue in 0..1, with every deviation above 0"
+        )
+    if max(mean) > 1 or max(std) > 1:
+        named = " and ".join(
+            f"{name}=({', '.join(f'{value / WHITE:.4g}' for value in values)})"
+            for name, values in (("mean", mean), ("std", std))
+        )
+        raise UserError(
+            f"{source}: mean {mean} and std {std} are not of colors in 0..1, which a Preprocessing takes; if they are of "
+            f"0..255, divide them by 255: {named}"
+        )
 
 
 def _resize_choices() -> list[str]:

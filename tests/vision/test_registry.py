@@ -257,3 +257,25 @@ def test_listing_shows_one_line_for_each_encoder():
     rad_dino = next(line for line in lines if line.startswith("rad_dino "))
     for fact in ("RadDinoEncoder", "microsoft/rad-dino", "768", "518x518", "1369", "MIT", "open"):
         assert fact in rad_dino
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ("(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4)", r"divide them by 255: mean=\(0.485, 0.456, 0.406\)"),
+        ("(0.5,) * 3, std=(127.5,) * 3", r"divide them by 255: .* std=\(0.5, 0.5, 0.5\)"),
+        ("(0.5,) * 3, std=(0.0, 0.5, 0.5)", "with every deviation above 0"),
+        ("(float('nan'),) * 3, std=(0.5,) * 3", "cannot normalize an image"),
+        ("('0.5',) * 3, std=(0.5,) * 3", "cannot normalize an image"),
+    ],
+)
+def test_a_mean_or_deviation_that_is_not_of_colors_in_0_to_1_is_refused(tmp_path, numbers, told):
+    path = tmp_path / "own_encoder.py"
+    path.write_text(OWN.replace('Preprocessing(16, 8, "squash")', f'Preprocessing(16, 8, "squash", mean={numbers})'))
+    with pytest.raises(UserError, match=f"^Own: mean .*{told}"):
+        resolve_encoder(f"{path}:Own")
+
+
+def test_colors_may_stay_as_they_are():
+    raw = resolve_encoder("c_radio", config=SMALL_ENCODERS["c_radio"]).preprocessing
+    assert (raw.mean, raw.std) == ((0.0,) * 3, (1.0,) * 3)

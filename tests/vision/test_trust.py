@@ -143,7 +143,7 @@ def test_a_pickle_among_an_encoders_weights_is_refused_in_one_line(tmp_path: Pat
         (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "dinov2"}))
         spec = resolve_encoder(name, path=str(path), config=config)
 
-    with pytest.raises(UserError, match=file if name != "dinov2" else str(tmp_path)) as told:
+    with pytest.raises(UserError, match=f"{tmp_path}.* a pickle that would run code, which is not loaded") as told:
         build_encoder(spec)
 
     assert "\n" not in str(told.value)
