@@ -8,6 +8,7 @@ from torch.func import functional_call
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import VisionEncoder, error_text, noise_image, pixel_dtype
 from qwenvl.vision.geometry import Geometry
+from qwenvl.vision.precision import owned_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +45,18 @@ def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[s
 def _without_gradient(
     encoder: VisionEncoder, size: tuple[int, int], device: torch.device, brightness: float = 1.0
 ) -> list[str]:
-    names = [name for name, _ in encoder.named_parameters()]
-    parameters = {
-        name: _on(tensor, device).requires_grad_(tensor.is_floating_point() or tensor.is_complex())
-        for name, tensor in encoder.named_parameters()
-    }
-    buffers = {name: _on(buffer, device) for name, buffer in encoder.named_buffers()}
+    copies = {id(tensor): _on(tensor, device) for _, tensor in owned_tensors(encoder)}
+    parameters = {name: copies[id(tensor)] for name, tensor in encoder.named_parameters()}
+    wanted = {name: each for name, each in parameters.items() if each.is_floating_point() or each.is_complex()}
+    for parameter in wanted.values():
+        parameter.requires_grad_()
     pixels = noise_image(encoder, *size, brightness, device).to(pixel_dtype(parameters.values()))
+    state = {name: copies[id(tensor)] for name, tensor in owned_tensors(encoder)}
     with torch.enable_grad():
-        features = functional_call(encoder, {**parameters, **buffers}, (pixels,))
-        wanted = [name for name in names if parameters[name].requires_grad]
-        gradients = torch.autograd.grad(features.sum(), [parameters[name] for name in wanted], allow_unused=True)
+        features = functional_call(encoder, state, (pixels,), tie_weights=False)
+        gradients = torch.autograd.grad(features.sum(), list(wanted.values()), allow_unused=True)
     reached = {name for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
-    return [name for name in names if name not in reached]
+    return [name for name in parameters if name not in reached]
 
 
 def _on(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

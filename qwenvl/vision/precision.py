@@ -69,23 +69,24 @@ def check_works_in_half(encoder: VisionEncoder, size: tuple[int, int], dtype: to
 def hold(encoder: nn.Module, held: str, dtype: torch.dtype) -> None:
     """Cast an encoder's floating-point tensors in place; complex and whole numbers stay as they are."""
     dtypes = held_dtypes(encoder, held, dtype)
-    for name, tensor in _tensors(encoder):
+    for name, tensor in owned_tensors(encoder):
         if name in dtypes:
             tensor.data = tensor.data.to(dtypes[name])
 
 
 def held_dtypes(encoder: nn.Module, held: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """Return the precision of each floating-point parameter and buffer by name; float64 stays."""
+    # A normalization's weights are used together with its statistics, and few.
+    with_buffers = {
+        prefix
+        for prefix, module in encoder.named_modules()
+        if any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+    }
     found = {}
-    for prefix, module in encoder.named_modules():
-        own_buffers = dict(module.named_buffers(recurse=False))
-        own = {**dict(module.named_parameters(recurse=False)), **own_buffers}
-        # A normalization's weights are used together with its statistics, and few.
-        mixed = held == PARAMETERS and any(tensor.is_floating_point() for tensor in own_buffers.values())
-        for name, tensor in own.items():
-            if tensor.is_floating_point() and tensor.dtype != torch.float64:
-                full = held == NONE or mixed
-                found[f"{prefix}.{name}" if prefix else name] = torch.float32 if full else dtype
+    for name, tensor in owned_tensors(encoder):
+        if tensor.is_floating_point() and tensor.dtype != torch.float64:
+            full = held == NONE or (held == PARAMETERS and name.rpartition(".")[0] in with_buffers)
+            found[name] = torch.float32 if full else dtype
     return found
 
 
@@ -93,14 +94,14 @@ def failure(
     encoder: VisionEncoder, size: tuple[int, int], dtypes: dict[str, torch.dtype], autocast: torch.dtype | None
 ) -> str | None:
     """Return why an encoder whose tensors are cast to `dtypes` cannot encode one image of `size`; None if it can."""
-    state = {name: tensor.detach().to(dtypes.get(name, tensor.dtype)) for name, tensor in _tensors(encoder)}
+    state = {name: tensor.detach().to(dtypes.get(name, tensor.dtype)) for name, tensor in owned_tensors(encoder)}
     pixels = noise_image(encoder, *size)
     pixels = pixels.to(pixel_dtype(state[name] for name, _ in encoder.named_parameters()))
     was_training = encoder.training
     encoder.eval()
     try:
         with torch.no_grad(), autocast_in(pixels.device, autocast):
-            features = functional_call(encoder, state, (pixels,))
+            features = functional_call(encoder, state, (pixels,), tie_weights=False)
         return None if features.isfinite().all() else "its features become infinite or no numbers"
     except Exception as error:  # the code may be the user's, and may raise anything
         return error_text(error)
@@ -113,10 +114,15 @@ def autocast_in(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _tensors(encoder: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Go through parameters and buffers, shared ones once."""
-    yield from encoder.named_parameters()
-    yield from encoder.named_buffers()
+def owned_tensors(encoder: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Go through the parameters and buffers of each module: a shared module once, a shared tensor under each owner.
+
+    This is what `functional_call(..., tie_weights=False)` wants replaced; with its own tying of weights it leaves the
+    replacements in a module that stands at two names.
+    """
+    for prefix, module in encoder.named_modules():
+        yield from module.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        yield from module.named_buffers(prefix, recurse=False, remove_duplicate=False)
 
 
 def _name(dtype: torch.dtype) -> str:

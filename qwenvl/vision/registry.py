@@ -198,7 +198,8 @@ def _class_from_file(name: str) -> type[VisionEncoder]:
             del sys.modules[module_name]
             raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, class_name):
-        found = [key for key, value in vars(module).items() if isinstance(value, type) and value is not VisionEncoder]
+        own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module_name]
+        found = [value.__name__ for value in own if isinstance(value, type)]
         raise UserError(f"{path} has no class {class_name!r}; it has {', '.join(found) or 'none'}")
     return _checked_class(getattr(module, class_name), name)
 
@@ -272,17 +273,18 @@ def _check_normalization(source: str, wanted: Preprocessing) -> None:
     mean, std = wanted.mean, wanted.std
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
         raise UserError(
-            f"{source}: mean {mean} and std {std} cannot normalize an image; expected three numbers each for red, green "
-            "and blue in 0..1, with every deviation above 0"
+            f"{source}: mean {mean} and std {std} cannot normalize an image; expected three numbers each for red, "
+            "green and blue in 0..1, with every deviation above 0"
         )
     if max(mean) > 1 or max(std) > 1:
         named = " and ".join(
             f"{name}=({', '.join(f'{value / WHITE:.4g}' for value in values)})"
             for name, values in (("mean", mean), ("std", std))
+            if max(values) > 1
         )
         raise UserError(
-            f"{source}: mean {mean} and std {std} are not of colors in 0..1, which a Preprocessing takes; if they are of "
-            f"0..255, divide them by 255: {named}"
+            f"{source}: mean {mean} and std {std} are not of colors in 0..1, which a Preprocessing takes; if they are "
+            f"of 0..255, divide them by 255: {named}"
         )
 
 

@@ -126,6 +126,8 @@ class CustomVisionTower(PreTrainedModel):
         self.post_init()
         self.encoder = build_encoder(config.encoder_spec(), with_weights=False) if encoder is None else encoder
         _keep_all_buffers(self)
+        self._tied_weights_keys = _tied_names(self)
+        self.all_tied_weights_keys.update(self._tied_weights_keys)
         if config.encoder_half is not None and torch.get_default_dtype() in HALF_DTYPES:
             # `from_pretrained` loads each tensor in the precision in which it was built, by default the model's.
             hold(self.encoder, config.encoder_half, torch.get_default_dtype())
@@ -298,6 +300,13 @@ class CustomVisionTower(PreTrainedModel):
         mean = torch.tensor(made["mean"], device=rows.device).view(3, 1, 1)
         std = torch.tensor(made["std"], device=rows.device).view(3, 1, 1)
         return (frames.float() * std + mean) * WHITE
+
+
+def _tied_names(tower: PreTrainedModel) -> dict[str, str]:
+    """Return {other name: first name} of the encoder's parameters that have several: Transformers saves each once."""
+    named = tower.encoder.named_parameters("encoder", remove_duplicate=False)
+    first: dict[int, str] = {}
+    return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}
 
 
 def _keep_all_buffers(tower: PreTrainedModel) -> None:

@@ -263,7 +263,7 @@ def test_listing_shows_one_line_for_each_encoder():
     ("numbers", "told"),
     [
         ("(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4)", r"divide them by 255: mean=\(0.485, 0.456, 0.406\)"),
-        ("(0.5,) * 3, std=(127.5,) * 3", r"divide them by 255: .* std=\(0.5, 0.5, 0.5\)"),
+        ("(0.5,) * 3, std=(127.5,) * 3", r"divide them by 255: std=\(0.5, 0.5, 0.5\)"),
         ("(0.5,) * 3, std=(0.0, 0.5, 0.5)", "with every deviation above 0"),
         ("(float('nan'),) * 3, std=(0.5,) * 3", "cannot normalize an image"),
         ("('0.5',) * 3, std=(0.5,) * 3", "cannot normalize an image"),
