@@ -15,7 +15,7 @@ import torch
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import CONTRACT, LAST_LAYER, EncoderOptions, VisionEncoder, check_contract
 from qwenvl.vision.geometry import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
-from qwenvl.vision.trust import encoder_file, names_file, refuse_untrusted_file, trust_encoder_file
+from qwenvl.vision.trust import FILE_FORM, encoder_file, refuse_untrusted_file, trust_encoder_file
 
 ENCODER_RESIZE = "encoder"
 _ENCODERS: dict[str, type[VisionEncoder]] = {}
@@ -62,7 +62,7 @@ def encoder_class(name: str) -> type[VisionEncoder]:
     """
     if name in _ENCODERS and not name.endswith(":"):
         return _ENCODERS[name]
-    if names_file(name):
+    if FILE_FORM in name:
         refuse_untrusted_file(name)
         return _class_from_file(name)
     if name.endswith(".py"):
@@ -95,7 +95,7 @@ def resolve_encoder(
     options = EncoderOptions() if options is None else options
     trust_encoder_file(name)
     cls = encoder_class(name)
-    if names_file(name):
+    if FILE_FORM in name:
         name = f"{encoder_file(name)}:{name.rpartition(':')[2]}"
     published = None
     if path is not None and Path(path).expanduser().exists():

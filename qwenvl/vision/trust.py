@@ -9,13 +9,9 @@ from pathlib import Path
 
 from qwenvl.errors import UserError
 
+# An encoder's name that holds this is `path/to/file.py:CLASS`.
 FILE_FORM = ".py:"
 _TRUSTED_FILES: set[Path] = set()
-
-
-def names_file(name: str) -> bool:
-    """Whether an encoder's name is `path/to/file.py:CLASS`."""
-    return FILE_FORM in name
 
 
 def encoder_file(name: str) -> Path:
@@ -25,13 +21,13 @@ def encoder_file(name: str) -> Path:
 
 def trust_encoder_file(name: str) -> None:
     """Let this process run the file that a name like `path/to/file.py:CLASS` gives; other names need no trust."""
-    if names_file(name):
+    if FILE_FORM in name:
         _TRUSTED_FILES.add(encoder_file(name))
 
 
 def refuse_untrusted_file(name: str) -> None:
     """Raise `UserError` if a name gives a file that nobody has allowed to run."""
-    if names_file(name) and encoder_file(name) not in _TRUSTED_FILES:
+    if FILE_FORM in name and encoder_file(name) not in _TRUSTED_FILES:
         raise UserError(
             f"the configuration names its encoder by code, {name}, and code that a model names does not run unasked; "
             "read that file, then allow it: --trust_remote_code True in training, trust_remote_code=True in "
