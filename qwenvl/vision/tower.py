@@ -121,6 +121,7 @@ class CustomVisionTower(PreTrainedModel):
         super().__init__(config)
         self.spatial_merge_size = config.spatial_merge_size
         self.geometry = config.geometry()
+        self._features_were_finite: torch.Tensor | None = None
         self.merger = build_merger(config.merger, config.hidden_size, config.out_hidden_size)
         # The encoder comes after the library's own initialisation, which would draw loaded weights anew.
         self.post_init()
@@ -141,6 +142,11 @@ class CustomVisionTower(PreTrainedModel):
     def encoder_is_frozen(self) -> bool:
         """Whether no parameter of the encoder is trained."""
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    @property
+    def gave_finite_features(self) -> bool:
+        """Whether all features that the encoder has given so far were numbers; to ask waits for the device."""
+        return self._features_were_finite is None or bool(self._features_were_finite)
 
     def train(self, mode: bool = True) -> "CustomVisionTower":
         """Set the mode; a frozen encoder stays in eval mode, without dropout and stochastic depth."""
@@ -242,7 +248,11 @@ class CustomVisionTower(PreTrainedModel):
                 counts = [len(pictures[i]) for i in members]
                 for i, part in zip(members, features.split(counts), strict=True):
                     found[i] = self._checked(part, grids[i], pictures[i])
-        return torch.cat(found)
+            features = torch.cat(found)
+            finite = features.detach().isfinite().all()
+            before = self._features_were_finite
+            self._features_were_finite = finite if before is None else before.to(finite.device) & finite
+        return features
 
     def _encode_equal(self, pixels: torch.Tensor, frozen: bool) -> torch.Tensor:
         # An adapter keeps the untrained weights beside the trained copy, which may be of higher precision.

@@ -58,6 +58,14 @@ class NormedEncoder(TileEncoder):
         return self.norm(super().forward(pixel_values).transpose(1, 2)).transpose(1, 2)
 
 
+class ContrastEncoder(TileEncoder):
+    """The same, of images whose contrast is first brought to one: an image of one color has none."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalize and project each tile, (B, 3, 16, 16) -> (B, 4, D)."""
+        return super().forward(pixel_values / pixel_values.std(dim=(1, 2, 3), keepdim=True))
+
+
 class FourierEncoder(TileEncoder):
     """The same, filtered by complex weights in the frequencies, for which there is no half precision."""
 

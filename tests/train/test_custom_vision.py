@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
@@ -13,7 +14,7 @@ from demo.standin import build_standin
 from qwenvl import load_checkpoint
 from qwenvl.errors import UserError
 from qwenvl.train.trainer import QwenVLTrainer
-from tests.train.conftest import losses
+from tests.train.conftest import conversation, losses, write_records
 from tests.train.test_checkpoint import logits_of
 
 Run = Callable[..., Path]
@@ -328,6 +329,17 @@ def test_an_encoder_that_miscounts_some_pictures_is_told_with_the_samples(run_tr
 
     with pytest.raises(UserError, match=r"gave \(1, \d+, 24\).*; samples of this step: .*pictures.json row \d"):
         run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": forgetful}, max_steps=6)
+
+
+def test_an_encoder_whose_features_are_no_numbers_for_an_image_is_told_with_the_samples(
+    run_training: Run, swap: dict, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "plain.png")
+    records = write_records(tmp_path / "plain.json", [conversation("<image>\nWhat?", "Gray.", image="plain.png")] * 2)
+    named = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "ContrastEncoder")
+
+    with pytest.raises(UserError, match="the encoder .*:ContrastEncoder gave features that are no finite numbers; sam"):
+        run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": named}, dataset_use=records)
 
 
 def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
