@@ -143,6 +143,13 @@ def test_what_deepspeed_would_cast_is_refused_where_it_cannot_compute() -> None:
         check_works_in_half(Fourier(), (16, 8), HALF)
 
 
+def test_a_swapped_tower_is_checked_for_deepspeed_in_its_precision_alone(standin: Path) -> None:
+    tower = swapped(standin, TowerOptions("fourier"), torch.float32)[0].model.visual
+    tower.check_for_deepspeed(torch.float32)
+    with pytest.raises(UserError, match="--deepspeed casts the whole encoder to bfloat16"):
+        tower.check_for_deepspeed(HALF)
+
+
 def test_pixels_take_the_precision_of_the_first_floating_point_parameter() -> None:
     whole = nn.Parameter(torch.ones(1, dtype=torch.int8), requires_grad=False)
     complex_ = nn.Parameter(torch.ones(1, dtype=torch.complex64))
