@@ -86,7 +86,7 @@ def test_a_missing_file_is_unreadable(tmp_path: Path):
         ),
         *('{"PATH": [STAMP, -96, 160]}', '{"PATH": [STAMP, 0, 160]}', '{"PATH": [STAMP, 96.5, 160]}'),
         *('{"PATH": [STAMP, true, 160]}', '{"PATH": [STAMP, NaN, 160]}', '{"PATH": [STAMP, 1' + "0" * 400 + ", 160]}"),
-        *('{"PATH": [[1], {}, 96, 160]}', '{"PATH": [STAMP, [96], 160]}'),
+        '{"PATH": [[1], {}, 96, 160]}',
     ],
 )
 def test_a_damaged_cache_is_made_anew(media: Path, tmp_path: Path, content: str, reads: list[str]):
