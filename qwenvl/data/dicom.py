@@ -4,7 +4,7 @@ from types import ModuleType
 
 import numpy as np
 
-from qwenvl.data.grayscale import GreyRange, dicom_to_uint8
+from qwenvl.data.grayscale import MEDICAL_EXTRA, GreyRange, dicom_to_uint8
 from qwenvl.errors import UserError
 
 _PREAMBLE = 128
@@ -42,5 +42,5 @@ def _pydicom(path: str) -> ModuleType:
     try:
         import pydicom
     except ImportError:
-        raise UserError(f"{path}: reading DICOM needs pydicom: pip install 'qwenvl-finetune[medical]'") from None
+        raise UserError(f"{path}: reading DICOM needs pydicom: {MEDICAL_EXTRA}") from None
     return pydicom

@@ -1,10 +1,9 @@
-"""Owns the sizes of pictures and videos, read from their headers and remembered on disk from run to run."""
+"""Read the sizes of images and videos from their headers, and remember them on disk from run to run."""
 
 import gc
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from qwenvl.data.images import image_size
 from qwenvl.data.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
+from qwenvl.utils.whole_files import remove_abandoned, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ CACHE_FILE = "media_sizes.json"
 # Reading headers waits for the disk, above all for one on the network, more than for the processor.
 _THREADS = 16
 _CHUNK = 256
+# No side, rate or number of frames comes near it.
+_LARGEST = 2**31
 
 
 class ImageSize(NamedTuple):
@@ -63,7 +65,8 @@ def scan_media_sizes(images: Iterable[str], videos: Iterable[str], cache_dir: st
     if num_read:
         logger.info("read the size of %d media files from their headers", num_read)
         entries = {path: [*stamps[path], *size] for path, size in sizes.items() if not isinstance(size, Unreadable)}
-        _write_cache(cache_path, cached | entries)
+        # Read again: a run beside this one may have added to it.
+        _write_cache(cache_path, cached | _read_cache(cache_path) | entries)
     return sizes
 
 
@@ -81,10 +84,22 @@ def _stamp(path: str) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _recall(entry: list | None, stamp: tuple[int, int] | None, kind: type) -> ImageSize | VideoInfo | None:
-    if entry is None or stamp is None or tuple(entry[:2]) != stamp or len(entry) != 2 + len(kind._fields):
+def _recall(entry: Any, stamp: tuple[int, int] | None, kind: type) -> ImageSize | VideoInfo | None:
+    """Return what the cache says of a file, or None where it says nothing of the file as it is, or nothing sensible."""
+    if not isinstance(entry, list) or stamp is None or tuple(entry[:2]) != stamp:
+        return None
+    wanted = kind.__annotations__.values()
+    if len(entry) != 2 + len(wanted) or not all(map(_is_number_of, entry[2:], wanted)):
         return None
     return kind(*entry[2:])
+
+
+def _is_number_of(value: Any, wanted: type) -> bool:
+    """Whether a value is a number above 0, and a whole one where those are wanted."""
+    if wanted not in (int, float):
+        return True
+    numbers = (int,) if wanted is int else (int, float)
+    return type(value) in numbers and 0 < value < _LARGEST
 
 
 def _read_image(path: str) -> ImageSize | Unreadable:
@@ -104,20 +119,17 @@ def _read_video(path: str) -> VideoInfo | Unreadable:
 def _read_cache(path: Path) -> dict[str, list]:
     try:
         cached = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return cached if isinstance(cached, dict) else {}
 
 
 def _write_cache(path: Path, entries: dict[str, list]) -> None:
     """Replace the cache in one step, so that a run beside this one never reads half a file."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(json.dumps(entries))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(entries))
+        remove_abandoned(path.parent, f"{path.name}?*")
     except OSError as error:
         logger.warning("cannot keep the media sizes in %s (%s); they will be read again", path, error)

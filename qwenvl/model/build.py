@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
-from qwenvl.model.custom_vision import load_trained_tower
+from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.train.argument import ModelArguments, TrainingArguments
 from qwenvl.vision import (
@@ -102,6 +102,7 @@ def build_model(
     memory. Trainable parameters are float32, because steps of a small learning rate vanish in bf16's eight bits;
     DeepSpeed keeps such a copy itself.
     """
+    warn_of_slow_merger(model_args, training_args.component_learning_rates["merger"])
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     logger.info("attention: %s (%s)", attention.backend, attention.reason)
     dtype = compute_dtype(training_args)
@@ -115,6 +116,7 @@ def build_model(
         )
         if vision_config is not None:
             model = swap_vision_tower(model, vision_config)
+        _fit_encoder_precision(model.model.visual, training_args, is_new=vision_config is not None)
     saved = {"vision"} if model_args.save_encoder else set()
     if vision_config is not None and vision_config.encoder_weights is None:
         logger.info("the encoder's weights are in no file of their own, so each checkpoint gets a copy of them")
@@ -127,11 +129,21 @@ def build_model(
     model = _make_trainable(model, model_args, training_args, saved)
     if not training_args.deepspeed:
         for parameter in model.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.float32)
     if training_args.torch_compile:
         compile_layers(model, training_args.torch_compile_backend, training_args.torch_compile_mode)
     return model
+
+
+def _fit_encoder_precision(tower: nn.Module, training_args: TrainingArguments, *, is_new: bool) -> None:
+    """Try a custom encoder in the precision of the training, and hold one that came with the base model in it."""
+    if not isinstance(tower, CustomVisionTower) or any(hasattr(each, "ds_id") for each in tower.encoder.parameters()):
+        return
+    if training_args.deepspeed:
+        tower.check_for_deepspeed(compute_dtype(training_args))
+    elif not is_new:
+        tower.hold_encoder_in(compute_dtype(training_args))
 
 
 def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
@@ -174,6 +186,8 @@ def _make_trainable(
     unreachable: list[str] = []
     if isinstance(tower, CustomVisionTower) and model_args.tune_mm_vision:
         unreachable = [f"encoder.{name}" for name in tower.set_encoder_trainable(True)]
+        if not training_args.deepspeed and not tower.merger.proj.weight.is_meta:
+            tower.prepare_for_autocast(compute_dtype(training_args))
     switches = {"merger": model_args.tune_mm_mlp, "vision": model_args.tune_mm_vision}
     trained = {component for component, is_trained in switches.items() if is_trained}
     if model_args.tune_mm_llm and not training_args.lora_enable:

@@ -1,6 +1,7 @@
-"""Owns the swap in a run: from the flags of a custom encoder to its tower, and a merger's way from run to run."""
+"""Swap the encoder in a run: from the flags of a custom encoder to its tower, and a merger's way from run to run."""
 
 import json
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from qwenvl.errors import UserError
 from qwenvl.model.components import component_of, plain_tower_name
 from qwenvl.train.argument import ModelArguments
 from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
+from qwenvl.vision.trust import refuse_untrusted_file, trust_encoder_file
+
+logger = logging.getLogger(__name__)
+
+# Adam moves a weight by about its rate a step: at this one a thousand steps change a fresh merger by a third at most.
+SLOW_FOR_A_FRESH_MERGER = 1e-5
 
 
 def plan_custom_vision(
@@ -20,8 +27,17 @@ def plan_custom_vision(
 ) -> CustomVisionConfig | None:
     """Return the configuration of the tower that the flags ask for, or None if the model keeps its own.
 
-    Raises `UserError` for flags that do not fit the encoder or the base model.
+    Raises `UserError` for flags that do not fit the encoder or the base model, and for a base model whose configuration
+    names its encoder by code that `--trust_remote_code` does not allow.
     """
+    if isinstance(base_config.vision_config, CustomVisionConfig):
+        named = base_config.vision_config.encoder
+        if model_args.trust_remote_code:
+            trust_encoder_file(named)
+        try:
+            refuse_untrusted_file(named)
+        except UserError as error:
+            raise UserError(f"--model_name_or_path {model_args.model_name_or_path}: {error}") from None
     if model_args.custom_vision_encoder is None:
         return None
     options = EncoderOptions(
@@ -39,6 +55,20 @@ def plan_custom_vision(
         input_mode=model_args.custom_vision_input,
     )
     return plan_vision_config(base_config, tower, processor)
+
+
+def warn_of_slow_merger(model_args: ModelArguments, rate: float) -> None:
+    """Tell that a learning rate leaves the merger of a swapped encoder, which starts at random, where it began."""
+    fresh = model_args.custom_vision_encoder is not None and model_args.vision_merger_path is None
+    if fresh and model_args.tune_mm_mlp and rate <= SLOW_FOR_A_FRESH_MERGER:
+        better = 2e-5 if model_args.tune_mm_llm else 1e-3
+        logger.warning(
+            "the merger of %s starts at random, and a learning rate of %g hardly moves it; give --mm_projector_lr %g "
+            "or more (--mm_projector_lr 2e-5 beside a trained language model, 1e-3 alone)",
+            model_args.custom_vision_encoder,
+            rate,
+            better,
+        )
 
 
 def _input_size(text: str | None) -> tuple[int, int] | None:

@@ -56,6 +56,13 @@ class ModelArguments:
         default="Qwen/Qwen3-VL-4B-Instruct",
         metadata={"help": "Folder or hub name of a Qwen3-VL (dense or MoE, Instruct or Thinking)."},
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the encoder file run that the configuration of --model_name_or_path names (file.py:Class); "
+            "without it such a model is refused. The file of --custom_vision_encoder needs no leave."
+        },
+    )
     tune_mm_llm: bool = field(
         default=False,
         metadata={"help": "Train the language model: by LoRA with --lora_enable True, wholly without it."},

@@ -27,7 +27,7 @@ from qwenvl.train.distributed import sum_over_processes
 from qwenvl.train.loss import supervised_loss, supervised_targets
 from qwenvl.train.metrics import ThroughputMeter, gradient_norms
 from qwenvl.train.param_groups import build_param_groups
-from qwenvl.vision import CUSTOM_MODEL_TYPES
+from qwenvl.vision import CUSTOM_MODEL_TYPES, CustomVisionTower
 
 
 class EpochDataLoader(DataLoader):
@@ -149,9 +149,13 @@ class QwenVLTrainer(Trainer):
         if math.isfinite(loss) and gradients_are_finite:
             return
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norms {norms}"
+        towers = [module for module in self.model.modules() if isinstance(module, CustomVisionTower)]
+        of_encoder = [tower.config.encoder for tower in towers if not tower.gave_finite_features]
+        cause = f"; the encoder {of_encoder[0]} gave features that are no finite numbers" if of_encoder else ""
+        remedy = "look at its code and weights, and at them" if of_encoder else "look at them"
         raise UserError(
-            f"step {self.state.global_step + 1}: {what} is not finite; samples of this step: {self._step_indices} "
-            f"({self._describe_samples()}); look at them, or lower the learning rates"
+            f"step {self.state.global_step + 1}: {what} is not finite{cause}; samples of this step: "
+            f"{self._step_indices} ({self._describe_samples()}); {remedy}, or lower the learning rates"
         )
 
     def _describe_samples(self, most: int = 4) -> str:

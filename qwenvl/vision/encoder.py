@@ -1,4 +1,4 @@
-"""Owns the contract that every vision encoder fulfils: what it must offer, what may be asked of it, and the check.
+"""The contract that every vision encoder fulfils: what it must offer, what may be asked of it, and the check.
 
 B pictures, N tokens of a picture, D_vis encoder width, h x w encoder input in pixels.
 """
@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import inspect
 import json
+import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -135,7 +137,7 @@ class VisionEncoder(nn.Module):
             encoder = cls(**config)
         except Exception as error:  # the code is the user's, and may raise anything
             raise UserError(
-                f"{cls.__name__} cannot be built from {config or 'its defaults'}: {_said(error)}"
+                f"{cls.__name__} cannot be built from {config or 'its defaults'}: {error_text(error)}"
             ) from error
         if weights is not None:
             _load_strictly(encoder, weights)
@@ -157,23 +159,20 @@ def check_contract(encoder: VisionEncoder) -> None:
 
 @torch.no_grad()
 def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tensor:
-    """Encode one picture of noise and check the shape of what comes out; return the features (1, N, D_vis).
+    """Encode one image of noise and check what comes out, its shape and its numbers; return the features (1, N, D_vis).
 
     Raises `UserError` saying what the encoder gave and what was expected.
     """
     name = type(encoder).__name__
-    parameter = next(encoder.parameters(), torch.zeros(()))
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (encoder.preprocessing.mean, encoder.preprocessing.std)
-    )
-    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    picture = ((noise - mean) / std).to(parameter.device, parameter.dtype)
+    picture = noise_image(encoder, height, width)
     was_training = encoder.training
     encoder.eval()
     try:
         features = encoder(picture)
     except Exception as error:  # the code may be the user's, and may raise anything
-        raise UserError(f"{name}: forward of one picture (1, 3, {height}, {width}) failed: {_said(error)}") from error
+        raise UserError(
+            f"{name}: forward of one picture (1, 3, {height}, {width}) failed: {error_text(error)}"
+        ) from error
     finally:
         encoder.train(was_training)
     rows, columns = encoder.token_grid(height, width)
@@ -184,7 +183,35 @@ def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tens
             f"{name}: forward of one picture (1, 3, {height}, {width}) gave {found}, expected {expected}: "
             f"(pictures, tokens, hidden_size), where token_grid says {rows} x {columns} tokens"
         )
+    wrong = features.numel() - int(features.isfinite().sum())
+    if wrong:
+        raise UserError(
+            f"{name}: of the {features.numel()} features of one image of noise, {wrong} are infinite or no numbers; "
+            "look at the weights, and at divisions, roots and logarithms in its forward"
+        )
     return features
+
+
+def noise_image(
+    encoder: VisionEncoder, height: int, width: int, brightness: float = 1.0, device: torch.device | None = None
+) -> torch.Tensor:
+    """Return an image of noise in 0..brightness, normalized as the encoder wants it, (1, 3, height, width).
+
+    It is always the same, in the precision of the encoder's pixels, and on its device if no other is given.
+    """
+    wanted = encoder.preprocessing
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (wanted.mean, wanted.std))
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * brightness
+    first = next(encoder.parameters(), noise)
+    return ((noise - mean) / std).to(device or first.device, pixel_dtype(encoder.parameters()))
+
+
+def pixel_dtype(parameters: Iterable[torch.Tensor], default: torch.dtype = torch.float32) -> torch.dtype:
+    """Return the precision in which an encoder takes pixels: that of its first floating-point parameter.
+
+    Whole numbers, as of quantized weights, and complex ones say nothing of it.
+    """
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), default)
 
 
 def weights_hash(encoder: nn.Module) -> str:
@@ -210,7 +237,7 @@ def _default_arguments(cls: type[VisionEncoder]) -> dict:
     return found
 
 
-def _said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return what an error says, in one line, with its kind."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
@@ -223,6 +250,11 @@ def _load_strictly(encoder: nn.Module, path: str) -> None:
         safe = path.endswith(".safetensors")
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
         encoder.load_state_dict(state, strict=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: this file is damaged, or a pickle that would run code, which is not loaded; save the state dict "
+            "as .safetensors"
+        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: these weights do not fit {type(encoder).__name__}: {reason}") from error

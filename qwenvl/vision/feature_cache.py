@@ -1,4 +1,4 @@
-"""Owns the cache of a frozen encoder's features: kept on disk, looked up by a picture's content, never another's.
+"""Keep a frozen encoder's features on disk, and look them up by an image's content, never another's.
 
 A cached picture is a tensor (rows, columns, D_vis), and the image processor takes it in the place of the picture.
 Features lie in DIR/<fingerprint>/*.safetensors under the SHA-256 of the picture's file; the fingerprint is of all that
@@ -9,8 +9,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qwenvl.errors import UserError
+from qwenvl.utils.whole_files import remove_abandoned, written_whole
 from qwenvl.vision.encoder import weights_hash
 from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
@@ -50,6 +53,7 @@ LINEAR_FIRST_MERGERS = ("simple", "mlp2")
 # Hashing waits for the disk, above all for one on the network, more than for the processor.
 _THREADS = 16
 _CHUNK = 64
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class FeatureCache:
@@ -73,13 +77,17 @@ class FeatureCache:
             )
         self.autocast = autocast
         self.dtype = stored_dtype(tower, autocast)
+        self.width = tower.config.hidden_size
         described = describe(tower, image_processor) | {"autocast": str(autocast), "dtype": str(self.dtype)}
         text = json.dumps(described, indent=2, sort_keys=True, default=list)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
         with _writable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "encoder.json").write_text(text, encoding="utf-8")
-        self._files: dict[str, Any] = {}
+            with written_whole(self.folder / "encoder.json") as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+            remove_abandoned(self.folder)
+        # Of each shard that has been read from: the open file, and the checksums of its features.
+        self._files: dict[str, tuple[Any, dict[str, str]]] = {}
         self._new_keys: dict[str, tuple[int, int, str]] = {}
         self.reload()
 
@@ -92,8 +100,7 @@ class FeatureCache:
         self._keys: dict[str, tuple[int, int, str]] = {}
         for known in sorted(self.folder.glob("*.paths.json")):
             with _readable(known):
-                entries = json.loads(known.read_text(encoding="utf-8"))
-            self._keys.update({path: tuple(entry) for path, entry in entries.items()})
+                self._keys.update(_known_files(json.loads(known.read_text(encoding="utf-8"))))
 
     def __getstate__(self) -> dict:
         # Open files cannot be sent to a loader process; each opens its own.
@@ -131,7 +138,7 @@ class FeatureCache:
             return str(path)
 
     def load(self, path: str | Path) -> torch.Tensor:
-        """Return the features (rows, columns, D_vis) of a picture; raises `UserError` if they are not there."""
+        """Return the features (rows, columns, D_vis) of an image; raises `UserError` if they are missing or damaged."""
         key = self.key(path)
         shard = self._shards.get(key)
         if shard is None:
@@ -142,8 +149,20 @@ class FeatureCache:
         name = str(shard)
         with _readable(shard):
             if name not in self._files:
-                self._files[name] = safe_open(shard, "pt")
-            return self._files[name].get_tensor(key)
+                file = safe_open(shard, "pt")
+                self._files[name] = file, file.metadata() or {}
+            file, checksums = self._files[name]
+            features = file.get_tensor(key)
+            self._check(features, checksums.get(key))
+        return features
+
+    def _check(self, features: torch.Tensor, checksum: str | None) -> None:
+        """Raise `ValueError` if these are no features, or not those that were written; old files have no checksums."""
+        if features.ndim != 3 or features.shape[-1] != self.width or features.dtype != self.dtype:
+            found = f"{tuple(features.shape)} of {features.dtype}"
+            raise ValueError(f"it holds {found}, expected (rows, columns, {self.width}) of {self.dtype}")
+        if checksum is not None and checksum != _checksum(features):
+            raise ValueError("its features do not have the checksum that they were written with")
 
     def missing(self, paths: Sequence[str | Path]) -> dict[str, str]:
         """Return {key: path} of the pictures that have no features yet, each content once, in the order given."""
@@ -158,7 +177,8 @@ class FeatureCache:
         # Other processes, and other runs, may be adding to the same folder.
         target = self.folder / f"{uuid.uuid4().hex}.safetensors"
         with _written_whole(target) as unfinished:
-            save_file({key: tensor.contiguous() for key, tensor in features.items()}, unfinished)
+            whole = {key: tensor.contiguous() for key, tensor in features.items()}
+            save_file(whole, unfinished, {key: _checksum(tensor) for key, tensor in whole.items()})
 
     def write_known_files(self) -> None:
         """Keep the keys of the files that this process has read, so that a later run need not read them."""
@@ -216,7 +236,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Say what to do about a file of the cache that cannot be read."""
     try:
         yield
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: this file of cached features cannot be read ({_reason(error)}); remove it, or the whole folder, "
             "and start again: what is missing is computed anew"
@@ -237,14 +257,25 @@ def _writable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """Give the path of an unfinished file, which becomes the target where all goes well and vanishes otherwise."""
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    with _writable(target.parent):
-        try:
-            yield unfinished
-            os.replace(unfinished, target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    """Give the path of an unfinished file that becomes the target, as `written_whole`; say what to do if it cannot."""
+    with _writable(target.parent), written_whole(target) as unfinished:
+        yield unfinished
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    """Return the CRC-32 of a tensor's bytes."""
+    return f"{zlib.crc32(tensor.flatten().view(torch.uint8).numpy()):08x}"
+
+
+def _known_files(entries: Any) -> dict[str, tuple[int, int, str]]:
+    """Check what a list of known files holds: {path: [time, length, SHA-256]}; raises `ValueError`."""
+    if not isinstance(entries, dict):
+        raise ValueError(f"it holds a {type(entries).__name__}, expected an object")
+    for path, entry in entries.items():
+        kinds = [type(value) for value in entry] if isinstance(entry, list) else None
+        if kinds != [int, int, str] or not _SHA256.fullmatch(entry[2]):
+            raise ValueError(f"its entry for {path} is no time, length and SHA-256")
+    return {path: tuple(entry) for path, entry in entries.items()}
 
 
 def _reason(error: Exception) -> str:

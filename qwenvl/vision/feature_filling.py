@@ -153,6 +153,12 @@ def _encode(pictures: Sequence[_Read], tower: CustomVisionTower, cache: FeatureC
     with torch.autocast(device.type, cache.autocast, enabled=cache.autocast is not None):
         features = tower(values, grids).last_hidden_state.to(cache.dtype).cpu()
     parts = features.split(grids.prod(-1).tolist())
+    for each, part in zip(pictures, parts, strict=True):
+        if not part.isfinite().all():
+            raise UserError(
+                f"{each.path}: the encoder gives features of it that are infinite or no numbers in {cache.dtype}; look "
+                "at the encoder's weights and code, or train without --fp16"
+            )
     return {
         each.key: part.reshape(rows, columns, -1).clone()
         for each, part, (_, rows, columns) in zip(pictures, parts, grids.tolist(), strict=True)

@@ -1,23 +1,26 @@
-"""Owns the question which parameters of an encoder a gradient can reach at all."""
+"""Find out which parameters of an encoder a gradient can reach at all."""
 
 import logging
 
 import torch
-from torch import nn
 from torch.func import functional_call
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import VisionEncoder
+from qwenvl.vision.encoder import VisionEncoder, error_text, noise_image, pixel_dtype
 from qwenvl.vision.geometry import Geometry
+from qwenvl.vision.precision import owned_tensors
 
 logger = logging.getLogger(__name__)
+
+# Code may take another way for a dark image than for a bright one.
+BRIGHTNESS = (1.0, 0.1)
 
 
 def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[str]:
     """Return the names of parameters that the features do not depend on.
 
     Raises `UserError` if they depend on none. It is asked of autograd on the meta device, which computes nothing, or
-    with real numbers where the encoder's code needs them.
+    with images of noise where the encoder's code needs real numbers; in float32, which every operation has.
     """
     size = geometry.input_size(encoder.preprocessing.height, encoder.preprocessing.width)
     name = type(encoder).__name__
@@ -28,30 +31,39 @@ def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[s
         return _without_gradient(encoder, size, torch.device("meta"))
     except Exception:  # whatever its code makes of numbers that are not there
         logger.debug("%s needs real numbers", name, exc_info=True)
+    device = torch.device("cpu") if own.is_meta else own.device
     try:
-        return _without_gradient(encoder, size, torch.device("cpu") if own.is_meta else own.device)
-    except RuntimeError as error:
+        found = [_without_gradient(encoder, size, device, brightness) for brightness in BRIGHTNESS]
+    except Exception as error:  # the code may be the user's, and may raise anything
         raise UserError(
-            f"--tune_mm_vision True: no gradient reaches {name} ({' '.join(str(error).split())}); take torch.no_grad() "
-            "and detach() out of its forward, or set --tune_mm_vision False"
+            f"--tune_mm_vision True: no gradient reaches {name} ({error_text(error)}); take torch.no_grad() and "
+            "detach() out of its forward, or set --tune_mm_vision False"
         ) from error
+    return [each for each in found[0] if all(each in others for others in found)]
 
 
-def _without_gradient(encoder: nn.Module, size: tuple[int, int], device: torch.device) -> list[str]:
-    names = [name for name, _ in encoder.named_parameters()]
-    parameters = {
-        name: _on(tensor, device).requires_grad_(tensor.is_floating_point())
-        for name, tensor in encoder.named_parameters()
-    }
-    buffers = {name: _on(buffer, device) for name, buffer in encoder.named_buffers()}
-    dtype = next(iter(parameters.values())).dtype
-    pixels = torch.zeros(1, 3, *size, device=device, dtype=dtype)
+def _without_gradient(
+    encoder: VisionEncoder, size: tuple[int, int], device: torch.device, brightness: float = 1.0
+) -> list[str]:
+    copies = {id(tensor): _on(tensor, device) for _, tensor in owned_tensors(encoder)}
+    parameters = {name: copies[id(tensor)] for name, tensor in encoder.named_parameters()}
+    wanted = {name: each for name, each in parameters.items() if each.is_floating_point() or each.is_complex()}
+    for parameter in wanted.values():
+        parameter.requires_grad_()
+    pixels = noise_image(encoder, *size, brightness, device).to(pixel_dtype(parameters.values()))
+    state = {name: copies[id(tensor)] for name, tensor in owned_tensors(encoder)}
     with torch.enable_grad():
-        features = functional_call(encoder, {**parameters, **buffers}, (pixels,))
-        gradients = torch.autograd.grad(features.sum(), [parameters[name] for name in names], allow_unused=True)
-    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+        features = functional_call(encoder, state, (pixels,), tie_weights=False)
+        gradients = torch.autograd.grad(features.sum(), list(wanted.values()), allow_unused=True)
+    reached = {name for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
+    return [name for name in parameters if name not in reached]
 
 
 def _on(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor on a device, zeros for one that has no numbers."""
-    return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
+    """Return a tensor on a device, in float32 instead of half precision; numbers are drawn for one that has none."""
+    dtype = torch.float32 if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.dtype
+    if not tensor.is_meta or device.type == "meta":
+        return tensor.detach().to(device, dtype, copy=True)
+    if tensor.is_floating_point() or tensor.is_complex():
+        return torch.rand(tensor.shape, dtype=dtype, device=device, generator=torch.Generator(device).manual_seed(0))
+    return torch.zeros_like(tensor, device=device)

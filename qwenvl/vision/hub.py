@@ -1,4 +1,4 @@
-"""Owns the files of encoders on the hub, and what a user is told when they are missing, gated or of another kind."""
+"""Files of encoders on the hub, and what a user is told when they are missing, gated or of another kind."""
 
 import json
 import pickle
@@ -21,6 +21,7 @@ from qwenvl.vision.encoder import EncoderCard
 
 PATH_FLAG = "--custom_vision_pretrained_path"
 LONGEST_REASON = 240
+NOT_PLAIN = "the weights are damaged, or a pickle that would run code, which is not loaded; give a .safetensors file"
 # What the libraries raise for a file of weights that is cut off, of another kind or not there.
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
@@ -30,13 +31,14 @@ def missing_weights(path: str, error: Exception, card: EncoderCard | None = None
 
     `card` is that of the encoder, where it has one: it knows of gates even where the hub cannot be asked.
     """
+    causes = list(_causes(error))
     if Path(path).exists():
-        return UserError(f"{path}: cannot be loaded as an encoder: {first_line(error)}")
+        pickled = any(isinstance(cause, pickle.UnpicklingError) for cause in causes)
+        return UserError(f"{path}: cannot be loaded as an encoder: {NOT_PLAIN if pickled else first_line(error)}")
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         return UserError(f"{path}: no such folder or file; give {PATH_FLAG} a folder with config.json and its weights")
     get = f"`hf download {path} --local-dir FOLDER`, then give {PATH_FLAG} FOLDER"
     accept = f"accept its terms at https://huggingface.co/{path}, log in with `hf auth login`"
-    causes = list(_causes(error))
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return UserError(f"{path} is gated: {accept}, and start again; or on a machine with access: {get}")
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
@@ -53,7 +55,7 @@ def missing_weights(path: str, error: Exception, card: EncoderCard | None = None
 
 def missing_package(name: str, extra: str) -> UserError:
     """Return the error for an optional package that is not installed."""
-    return UserError(f"this encoder needs the package {name}, which is not installed: `pip install -e .[{extra}]`")
+    return UserError(f'this encoder needs the package {name}, which is not installed: `pip install -e ".[{extra}]"`')
 
 
 def find_file(path: str, names: Sequence[str]) -> Path | None:

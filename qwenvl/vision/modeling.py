@@ -1,4 +1,4 @@
-"""Owns the swap: Qwen3-VL with a custom tower as ordinary Transformers classes, made from an official model."""
+"""Swap the vision encoder: Qwen3-VL with a custom tower as ordinary Transformers classes, made from an official one."""
 
 import copy
 import logging
@@ -26,6 +26,7 @@ from qwenvl.errors import UserError
 from qwenvl.vision.encoder import EncoderOptions, VisionEncoder, check_forward, weights_hash
 from qwenvl.vision.registry import build_encoder, build_without_memory, encoder_geometry, resolve_encoder
 from qwenvl.vision.tower import NATIVE, QWEN, CustomVisionConfig, CustomVisionTower
+from qwenvl.vision.trust import trust_encoder_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +47,28 @@ class CustomVisionQwen3VLMoeConfig(Qwen3VLMoeConfig):
     sub_configs_defaults = {"vision_config": CustomVisionConfig, "text_config": Qwen3VLMoeTextConfig}
 
 
-class CustomVisionQwen3VLForConditionalGeneration(Qwen3VLForConditionalGeneration):
+class _RunsCodeWhenTold:
+    """`from_pretrained` lets a configuration's own encoder file run with `trust_remote_code=True`, else refuses it."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        """Load as Transformers does; raises `UserError` if the encoder is code that nobody has allowed to run."""
+        if kwargs.get("trust_remote_code"):
+            config = kwargs.get("config")
+            if not isinstance(config, PreTrainedConfig):
+                config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path)
+            trust_encoder_file(config.vision_config.encoder)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+class CustomVisionQwen3VLForConditionalGeneration(_RunsCodeWhenTold, Qwen3VLForConditionalGeneration):
     """Qwen3-VL whose configuration names a custom tower."""
 
     config: CustomVisionQwen3VLConfig
     config_class = CustomVisionQwen3VLConfig
 
 
-class CustomVisionQwen3VLMoeForConditionalGeneration(Qwen3VLMoeForConditionalGeneration):
+class CustomVisionQwen3VLMoeForConditionalGeneration(_RunsCodeWhenTold, Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL-MoE whose configuration names a custom tower."""
 
     config: CustomVisionQwen3VLMoeConfig
@@ -128,7 +143,7 @@ def custom_config(base_config: PreTrainedConfig, vision_config: CustomVisionConf
 
 
 def build_tower(vision_config: CustomVisionConfig, *, text_rms: float) -> CustomVisionTower:
-    """Load the encoder, try it on one picture and join it with a fresh merger, all in float32, the encoder frozen.
+    """Load the encoder, try it on one image and join it with a fresh merger, all in float32, the encoder frozen.
 
     `text_rms` is the root mean square of the language model's embeddings, which the merger starts with. Raises
     `UserError` for weights that are missing, not those that the configuration's hash names, or of a wrong shape.
@@ -148,8 +163,8 @@ def swap_vision_tower(
 ) -> PreTrainedModel:
     """Put a custom tower into a model, whose language model stays as it is; return the model, now of the custom class.
 
-    `dtype` is that of the tower's parameters (default: the model's); buffers keep theirs. The encoder comes frozen, the
-    merger trainable.
+    `dtype` is that of the tower's parameters (default: the model's), as far as the encoder can compute in it. The
+    encoder comes frozen, the merger trainable.
     """
     _, model_class = _classes_for(model.config)
     if vision_config.out_hidden_size != model.config.text_config.hidden_size:
@@ -159,8 +174,9 @@ def swap_vision_tower(
         )
     embeddings = model.get_input_embeddings().weight
     tower = build_tower(vision_config, text_rms=_rms(embeddings, model.config.text_config.initializer_range))
-    for parameter in tower.parameters():
-        parameter.data = parameter.data.to(dtype or model.dtype)
+    dtype = model.dtype if dtype is None else dtype
+    tower.hold_encoder_in(dtype)
+    tower.merger.to(dtype)
     model.model.visual = tower.to(embeddings.device)
     # The custom class differs from the official one by its configuration class alone. A second model, to move the parts
     # into, could not be built where DeepSpeed has partitioned this one.

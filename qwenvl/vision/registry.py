@@ -1,7 +1,9 @@
-"""Owns the names of encoders: from NAME to a class, and from a name and its weights to a built encoder."""
+"""Find encoders by name: from NAME to a class, and from a name and its weights to a built encoder."""
 
+import ast
 import difflib
 import importlib.util
+import math
 import sys
 import zlib
 from collections.abc import Callable
@@ -12,10 +14,10 @@ import torch
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import CONTRACT, LAST_LAYER, EncoderOptions, VisionEncoder, check_contract
-from qwenvl.vision.geometry import NAFLEX, RESIZE_POLICIES, UNKNOWN, Geometry, Preprocessing, TokenRule
+from qwenvl.vision.geometry import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
+from qwenvl.vision.trust import FILE_FORM, encoder_file, refuse_untrusted_file, trust_encoder_file
 
 ENCODER_RESIZE = "encoder"
-FILE_FORM = ".py:"
 _ENCODERS: dict[str, type[VisionEncoder]] = {}
 
 
@@ -55,12 +57,16 @@ def list_encoders() -> list[str]:
 def encoder_class(name: str) -> type[VisionEncoder]:
     """Return the class that a NAME stands for: a registered name, `hf:org/model`, `timm:NAME` or `path/file.py:CLASS`.
 
-    Raises `UserError` that lists the known names and the nearest one if there is none.
+    Raises `UserError` that lists the known names and the nearest one if there is none, and for a file that may not run
+    (`qwenvl.vision.trust`).
     """
     if name in _ENCODERS and not name.endswith(":"):
         return _ENCODERS[name]
     if FILE_FORM in name:
+        refuse_untrusted_file(name)
         return _class_from_file(name)
+    if name.endswith(".py"):
+        raise UserError(_ask_for_class(name))
     form, colon, argument = name.partition(":")
     if colon and argument and form + colon in _ENCODERS:
         return _ENCODERS[form + colon]
@@ -82,15 +88,15 @@ def resolve_encoder(
 ) -> EncoderSpec:
     """Find out all that builds an encoder, without loading its weights.
 
-    With `config` given it is built from that alone, with random weights unless `path` names some. Otherwise the
-    configuration is read from `path` (folder, file or hub name; default: the encoder's own hub name). Raises
-    `UserError` where an option does not fit the encoder.
+    A file that the caller names here may run: it is trusted from now on. With `config` given the encoder is built from
+    that alone, with random weights unless `path` names some. Otherwise the configuration is read from `path` (folder,
+    file or hub name; default: the encoder's own hub name). Raises `UserError` where an option does not fit the encoder.
     """
     options = EncoderOptions() if options is None else options
+    trust_encoder_file(name)
     cls = encoder_class(name)
     if FILE_FORM in name:
-        file, _, class_name = name.rpartition(":")
-        name = f"{Path(file).expanduser().resolve()}:{class_name}"
+        name = f"{encoder_file(name)}:{name.rpartition(':')[2]}"
     published = None
     if path is not None and Path(path).expanduser().exists():
         # A checkpoint that names it is read from anywhere. Links stay: what they lead to may have no suffix.
@@ -109,6 +115,7 @@ def resolve_encoder(
         shape.preprocessing = published
     check_contract(shape)
     preprocessing = _asked_preprocessing(shape, options)
+    _check_normalization(cls.__name__ if path is None else path, preprocessing)
     if not preprocessing.keeps_aspect:
         shape.token_grid(preprocessing.height, preprocessing.width)
     return EncoderSpec(name, config, preprocessing, options, path)
@@ -173,10 +180,11 @@ def _checked_class(candidate: object, name: str) -> type[VisionEncoder]:
 
 
 def _class_from_file(name: str) -> type[VisionEncoder]:
-    file, _, class_name = name.rpartition(":")
-    path = Path(file).expanduser().resolve()
+    path, class_name = encoder_file(name), name.rpartition(":")[2]
     if not path.is_file():
         raise UserError(f"{name}: no file {path}; give path/to/file.py:CLASS, where CLASS is {CONTRACT}")
+    if not class_name:
+        raise UserError(_ask_for_class(str(path)))
     module_name = f"qwenvl_user_encoder_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     module = sys.modules.get(module_name)
     if module is None:
@@ -186,13 +194,29 @@ def _class_from_file(name: str) -> type[VisionEncoder]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, class_name):
-        found = [key for key, value in vars(module).items() if isinstance(value, type) and value is not VisionEncoder]
+        own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module_name]
+        found = [value.__name__ for value in own if isinstance(value, type)]
         raise UserError(f"{path} has no class {class_name!r}; it has {', '.join(found) or 'none'}")
     return _checked_class(getattr(module, class_name), name)
+
+
+def _ask_for_class(file: str) -> str:
+    """Return what to tell of a file that was named without its class: the classes in it, found without running it."""
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        return f"{file}: no file {path}; give path/to/file.py:CLASS, where CLASS is {CONTRACT}"
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError) as error:
+        return f"{path} cannot be imported: {type(error).__name__}: {error}"
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    if not classes:
+        return f"{file} has no class; an encoder is {CONTRACT}"
+    return f"{file} names a file without its class; give {' or '.join(f'{file}:{each}' for each in classes)}"
 
 
 def _check_options(cls: type[VisionEncoder], name: str, options: EncoderOptions) -> None:
@@ -242,6 +266,26 @@ def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Pre
             f"{type(encoder).__name__} takes pictures of {published.height}x{published.width} pixels only, got {asked}"
         )
     return wanted
+
+
+def _check_normalization(source: str, wanted: Preprocessing) -> None:
+    """Refuse a mean or deviation that cannot be of colors in 0..1, such as those of colors in 0..255."""
+    mean, std = wanted.mean, wanted.std
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+        raise UserError(
+            f"{source}: mean {mean} and std {std} cannot normalize an image; expected three numbers each for red, "
+            "green and blue in 0..1, with every deviation above 0"
+        )
+    if max(mean) > 1 or max(std) > 1:
+        named = " and ".join(
+            f"{name}=({', '.join(f'{value / WHITE:.4g}' for value in values)})"
+            for name, values in (("mean", mean), ("std", std))
+            if max(values) > 1
+        )
+        raise UserError(
+            f"{source}: mean {mean} and std {std} are not of colors in 0..1, which a Preprocessing takes; if they are "
+            f"of 0..255, divide them by 255: {named}"
+        )
 
 
 def _resize_choices() -> list[str]:

@@ -1,4 +1,4 @@
-"""Owns the tower: an encoder and a merger behind the interface of Qwen3-VL's `model.visual`.
+"""The tower: an encoder and a merger behind the interface of Qwen3-VL's `model.visual`.
 
 B pictures, T frames of a video, N tokens of a picture, D_vis encoder width, D_llm text width, H x W picture in pixels.
 """
@@ -6,6 +6,7 @@ B pictures, T frames of a video, N tokens of a picture, D_vis encoder width, D_l
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,12 +15,21 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderOptions, VisionEncoder
+from qwenvl.vision.encoder import EncoderOptions, VisionEncoder, pixel_dtype
 from qwenvl.vision.geometry import WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.gradients import unreachable_parameters
 from qwenvl.vision.merger import build_merger
 from qwenvl.vision.patches import PatchGrid, PatchLayout, split_rows, unpatchify
-from qwenvl.vision.registry import EncoderSpec, build_encoder
+from qwenvl.vision.precision import (
+    HALF_DTYPES,
+    HALF_PRECISION,
+    NONE,
+    check_works_in_half,
+    choose_half_precision,
+    hold,
+    works_under_autocast,
+)
+from qwenvl.vision.registry import EncoderSpec, build_encoder, encoder_geometry
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +42,10 @@ FROZEN_ENCODER_BATCH = 64
 class CustomVisionConfig(PreTrainedConfig):
     """All that rebuilds a custom tower: the encoder and its options, its preprocessing, the merger, the input mode.
 
-    encoder_weights and encoder_sha256 name a frozen encoder that a checkpoint does not copy. token_grid is (rows,
-    columns) of an encoder with one input size. qwen_pixels says how the official processor cut and normalised, for
-    input mode "qwen".
+    encoder_weights and encoder_sha256 name a frozen encoder that a checkpoint does not copy. encoder_half says what of
+    it is held in half precision (`qwenvl.vision.precision`; None: it has not been tried). token_grid is (rows, columns)
+    of an encoder with one input size. qwen_pixels says how the official processor cut and normalised, for input mode
+    "qwen".
     """
 
     model_type = "qwenvl_custom_vision"
@@ -44,6 +55,7 @@ class CustomVisionConfig(PreTrainedConfig):
     encoder_config: dict | None = None
     encoder_weights: str | None = None
     encoder_sha256: str | None = None
+    encoder_half: str | None = None
     layer: int = -1
     final_norm: bool | None = None
     keep_prefix_tokens: bool = False
@@ -68,6 +80,10 @@ class CustomVisionConfig(PreTrainedConfig):
         self.deepstack_visual_indexes = []
         if self.input_mode not in INPUT_MODES:
             raise UserError(f"--custom_vision_input {self.input_mode}: expected {' or '.join(INPUT_MODES)}")
+        if self.encoder_half not in (None, *HALF_PRECISION):
+            raise UserError(
+                f"encoder_half {self.encoder_half!r} in config.json: expected {' or '.join(HALF_PRECISION)}"
+            )
         super().__post_init__(**kwargs)
 
     def encoder_spec(self) -> EncoderSpec:
@@ -105,11 +121,17 @@ class CustomVisionTower(PreTrainedModel):
         super().__init__(config)
         self.spatial_merge_size = config.spatial_merge_size
         self.geometry = config.geometry()
+        self._features_were_finite: torch.Tensor | None = None
         self.merger = build_merger(config.merger, config.hidden_size, config.out_hidden_size)
         # The encoder comes after the library's own initialisation, which would draw loaded weights anew.
         self.post_init()
         self.encoder = build_encoder(config.encoder_spec(), with_weights=False) if encoder is None else encoder
         _keep_all_buffers(self)
+        self._tied_weights_keys = _tied_names(self)
+        self.all_tied_weights_keys.update(self._tied_weights_keys)
+        if config.encoder_half is not None and torch.get_default_dtype() in HALF_DTYPES:
+            # `from_pretrained` loads each tensor in the precision in which it was built, by default the model's.
+            hold(self.encoder, config.encoder_half, torch.get_default_dtype())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,6 +143,11 @@ class CustomVisionTower(PreTrainedModel):
         """Whether no parameter of the encoder is trained."""
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
+    @property
+    def gave_finite_features(self) -> bool:
+        """Whether all features that the encoder has given so far were numbers; to ask waits for the device."""
+        return self._features_were_finite is None or bool(self._features_were_finite)
+
     def train(self, mode: bool = True) -> "CustomVisionTower":
         """Set the mode; a frozen encoder stays in eval mode, without dropout and stochastic depth."""
         super().train(mode)
@@ -128,9 +155,47 @@ class CustomVisionTower(PreTrainedModel):
             self.encoder.eval()
         return self
 
+    def hold_encoder_in(self, dtype: torch.dtype) -> None:
+        """Cast a frozen encoder to half precision, as far as its code can compute in it; float32 casts nothing.
+
+        The weights must be there, and whole.
+        """
+        if dtype in HALF_DTYPES:
+            start = self.config.encoder_half
+            self.config.encoder_half = choose_half_precision(self.encoder, self._trial_size(), dtype, start)
+            hold(self.encoder, self.config.encoder_half, dtype)
+
+    def prepare_for_autocast(self, dtype: torch.dtype) -> None:
+        """Make an encoder ready to be trained under autocast in half precision; parameters come to float32 later."""
+        if dtype not in HALF_DTYPES:
+            return
+        for buffer in self.encoder.buffers():
+            if buffer.dtype in HALF_DTYPES:
+                buffer.data = buffer.data.float()
+        if not works_under_autocast(self.encoder, self._trial_size(), dtype):
+            self.config.encoder_half = NONE
+            hold(self.encoder, NONE, dtype)
+
+    def check_for_deepspeed(self, dtype: torch.dtype) -> None:
+        """Raise `UserError` if the encoder cannot compute as DeepSpeed casts it."""
+        if dtype in HALF_DTYPES:
+            check_works_in_half(self.encoder, self._trial_size(), dtype)
+
+    def _trial_size(self) -> tuple[int, int]:
+        wanted = self.encoder.preprocessing
+        return encoder_geometry(self.encoder).input_size(wanted.height, wanted.width)
+
+    def _own_precision(self) -> AbstractContextManager:
+        """Return the context in which the encoder computes: without autocast where it cannot."""
+        if self.config.encoder_half != NONE:
+            return nullcontext()
+        return torch.autocast(self.merger.proj.weight.device.type, enabled=False)
+
     def set_encoder_trainable(self, trainable: bool) -> list[str]:
         """Train or freeze the encoder; return the names of parameters that `freeze_unreachable` left frozen."""
-        self.encoder.requires_grad_(trainable)
+        for parameter in self.encoder.parameters():
+            # Whole numbers, as of quantized weights, have no gradient.
+            parameter.requires_grad_(trainable and (parameter.is_floating_point() or parameter.is_complex()))
         self.encoder.train(trainable and self.training)
         return self.freeze_unreachable() if trainable else []
 
@@ -183,15 +248,19 @@ class CustomVisionTower(PreTrainedModel):
                 counts = [len(pictures[i]) for i in members]
                 for i, part in zip(members, features.split(counts), strict=True):
                     found[i] = self._checked(part, grids[i], pictures[i])
-        return torch.cat(found)
+            features = torch.cat(found)
+            finite = features.detach().isfinite().all()
+            before = self._features_were_finite
+            self._features_were_finite = finite if before is None else before.to(finite.device) & finite
+        return features
 
     def _encode_equal(self, pixels: torch.Tensor, frozen: bool) -> torch.Tensor:
-        parameters = list(self.encoder.parameters())
         # An adapter keeps the untrained weights beside the trained copy, which may be of higher precision.
-        used = next((parameter for parameter in parameters if parameter.requires_grad), next(iter(parameters), pixels))
-        pixels = pixels.to(used.dtype)
+        trained_first = sorted(self.encoder.parameters(), key=lambda parameter: not parameter.requires_grad)
+        pixels = pixels.to(pixel_dtype(trained_first, pixels.dtype))
         pieces = pixels.split(FROZEN_ENCODER_BATCH) if frozen else (pixels,)
-        return torch.cat([self.encoder(piece) for piece in pieces])
+        with self._own_precision():
+            return torch.cat([self.encoder(piece) for piece in pieces])
 
     def _checked(self, features: torch.Tensor, grid: tuple[int, int, int], pixels: torch.Tensor) -> torch.Tensor:
         """Return features (T, N, D_vis) as (T * N, D_vis) if they are as many as the processor counted."""
@@ -241,6 +310,13 @@ class CustomVisionTower(PreTrainedModel):
         mean = torch.tensor(made["mean"], device=rows.device).view(3, 1, 1)
         std = torch.tensor(made["std"], device=rows.device).view(3, 1, 1)
         return (frames.float() * std + mean) * WHITE
+
+
+def _tied_names(tower: PreTrainedModel) -> dict[str, str]:
+    """Return {other name: first name} of the encoder's parameters that have several: Transformers saves each once."""
+    named = tower.encoder.named_parameters("encoder", remove_duplicate=False)
+    first: dict[int, str] = {}
+    return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}
 
 
 def _keep_all_buffers(tower: PreTrainedModel) -> None:

@@ -44,3 +44,35 @@ class ForgetfulEncoder(TileEncoder):
         """Project each tile, (B, 3, h, w) -> (B, h * w / 64, D), or one less."""
         features = super().forward(pixel_values)
         return features[:, :-1] if pixel_values.shape[-1] > pixel_values.shape[-2] else features
+
+
+class NormedEncoder(TileEncoder):
+    """The same, with running statistics, which are buffers and no parameters."""
+
+    def __init__(self, hidden_size: int = 24) -> None:
+        super().__init__(hidden_size)
+        self.norm = nn.BatchNorm1d(hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Project each tile and normalize, (B, 3, 16, 16) -> (B, 4, D)."""
+        return self.norm(super().forward(pixel_values).transpose(1, 2)).transpose(1, 2)
+
+
+class ContrastEncoder(TileEncoder):
+    """The same, of images whose contrast is first brought to one: an image of one color has none."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalize and project each tile, (B, 3, 16, 16) -> (B, 4, D)."""
+        return super().forward(pixel_values / pixel_values.std(dim=(1, 2, 3), keepdim=True))
+
+
+class FourierEncoder(TileEncoder):
+    """The same, filtered by complex weights in the frequencies, for which there is no half precision."""
+
+    def __init__(self, hidden_size: int = 24) -> None:
+        super().__init__(hidden_size)
+        self.filter = nn.Parameter(torch.ones(hidden_size // 2 + 1, dtype=torch.complex64))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Project each tile and filter, (B, 3, 16, 16) -> (B, 4, D)."""
+        return torch.fft.irfft(torch.fft.rfft(super().forward(pixel_values)) * self.filter)

@@ -1,10 +1,12 @@
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
@@ -12,7 +14,7 @@ from demo.standin import build_standin
 from qwenvl import load_checkpoint
 from qwenvl.errors import UserError
 from qwenvl.train.trainer import QwenVLTrainer
-from tests.train.conftest import losses
+from tests.train.conftest import conversation, losses, write_records
 from tests.train.test_checkpoint import logits_of
 
 Run = Callable[..., Path]
@@ -264,6 +266,43 @@ def test_a_self_written_encoder_is_built_again_with_the_arguments_of_its_time(
     assert_loads_as_trained(trained, tmp_path / "run", media)
 
 
+@pytest.mark.parametrize("flags", [{}, TRAINED_ENCODER], ids=["frozen", "trained"])
+@pytest.mark.parametrize("kind", ["NormedEncoder", "FourierEncoder"])
+def test_an_encoder_that_half_precision_is_not_made_for_trains_in_bf16_and_loads(
+    run_training: Run, swap: dict, media: Path, kind: str, flags: dict
+) -> None:
+    own = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", kind)
+
+    folder = run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": own} | flags, bf16=True, max_steps=2)
+
+    assert all(map(math.isfinite, losses(folder)))
+    model, processor = load_checkpoint(folder, device="cpu")
+    assert logits_of(model, processor, media).isfinite().all()
+    if kind == "FourierEncoder":
+        saved = load_file(folder / "adapter_model.safetensors")["base_model.model.model.visual.encoder.filter"]
+        assert saved.is_complex() and bool(saved.imag.any()) == bool(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"mm_projector_lr": 1e-5}, "a learning rate of 1e-05 hardly moves it; give --mm_projector_lr 2e-05 or more"),
+        ({"mm_projector_lr": None, "learning_rate": 1e-6}, "a learning rate of 1e-06 hardly moves it"),
+        ({"mm_projector_lr": 2e-5}, None),
+        ({"mm_projector_lr": 1e-6, "custom_vision_encoder": None, "custom_vision_pretrained_path": None}, None),
+    ],
+    ids=str,
+)
+def test_a_rate_that_leaves_a_fresh_merger_where_it_began_is_told(
+    run_training: Run, swap: dict, caplog: pytest.LogCaptureFixture, flags: dict, told: str | None
+) -> None:
+    with caplog.at_level("WARNING", logger="qwenvl"):
+        run_training(**swap | flags, dry_run=True)
+
+    assert caplog.text.count("the merger of rad_dino starts at random") == (told is not None)
+    assert (told or "") in caplog.text
+
+
 def test_lora_stays_out_of_an_encoder_whose_layers_are_called_as_the_language_models(
     run_training: Run, swap: dict
 ) -> None:
@@ -290,6 +329,17 @@ def test_an_encoder_that_miscounts_some_pictures_is_told_with_the_samples(run_tr
 
     with pytest.raises(UserError, match=r"gave \(1, \d+, 24\).*; samples of this step: .*pictures.json row \d"):
         run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": forgetful}, max_steps=6)
+
+
+def test_an_encoder_whose_features_are_no_numbers_for_an_image_is_told_with_the_samples(
+    run_training: Run, swap: dict, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "plain.png")
+    records = write_records(tmp_path / "plain.json", [conversation("<image>\nWhat?", "Gray.", image="plain.png")] * 2)
+    named = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "ContrastEncoder")
+
+    with pytest.raises(UserError, match="the encoder .*:ContrastEncoder gave features that are no finite numbers; sam"):
+        run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": named}, dataset_use=records)
 
 
 def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(

@@ -33,7 +33,7 @@ def test_example_runs_as_written_and_its_folder_loads(folder, standin, monkeypat
     assert run.returncode == 0, run.stderr
     assert "token grid: [[1, 8, 8]]" in run.stdout and "logits: (1, " in run.stdout
     # A checkpoint names the encoder's file by its whole path, so that it loads from anywhere.
-    model = AutoModelForImageTextToText.from_pretrained(folder / "swapped")
+    model = AutoModelForImageTextToText.from_pretrained(folder / "swapped", trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder / "swapped")
     assert type(model.model.visual.encoder).__name__ == "GreyConvEncoder"
     made = processor.image_processor([torch.zeros(3, 20, 30, dtype=torch.uint8)], return_tensors="pt")

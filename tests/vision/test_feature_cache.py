@@ -1,17 +1,21 @@
 """The cache of features: equal logits, no second pass, and never another encoder's features."""
 
 import hashlib
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qwenvl.data.images import load_image
 from qwenvl.errors import UserError
+from qwenvl.utils.whole_files import written_whole
 from qwenvl.vision import EncoderOptions, TowerOptions, feature_cache, feature_filling
 from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes
 from qwenvl.vision.feature_filling import Work, fill_cache, hash_files
@@ -346,6 +350,74 @@ def test_unfinished_shard_is_no_shard(standin, pictures, tmp_path):
     (cache.folder / "00001.safetensors.unfinished").write_bytes(b"half")
     cache.reload()
     assert cache.missing(pictures) == {}
+
+
+def test_what_killed_fillings_left_is_removed_and_what_living_ones_write_is_not(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    with written_whole(cache.folder / "a.safetensors") as living:
+        living.write_bytes(b"half")
+        left = living.with_name(living.name.replace(f"-{os.getpid()}.", f"-{dead.stdout.strip()}."))
+        left.write_bytes(b"half")
+        FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+        assert living.exists() and not left.exists()
+        living.unlink()
+        living.write_bytes(next(cache.folder.glob("*[0-9a-f].safetensors")).read_bytes())
+
+
+def test_a_flipped_bit_in_cached_features_is_found(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    shard = next(cache.folder.glob("*.safetensors"))
+    whole = shard.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+    for at in (data, (data + len(whole)) // 2, len(whole) - 1):
+        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+        with pytest.raises(UserError, match=f"{shard}: .* do not have the checksum that .* were written with.*remove"):
+            for path in pictures:
+                again.load(path)
+
+
+def test_features_of_a_time_before_checksums_are_still_read(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    expected = cache.load(pictures[0])
+    shard = next(cache.folder.glob("*.safetensors"))
+    save_file(load_file(shard), shard)
+    again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    assert torch.equal(again.load(pictures[0]), expected)
+
+
+def test_a_tensor_that_is_no_features_is_named(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    shard = next(cache.folder.glob("*.safetensors"))
+    keys = list(load_file(shard))
+    for wrong in (torch.ones(4, 32), torch.ones(4, 4, 31), torch.ones(4, 4, 32, dtype=torch.int32)):
+        save_file({key: wrong.clone() for key in keys}, shard)
+        again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+        with pytest.raises(UserError, match=r"cannot be read \(it holds .*, expected \(rows, columns, 32\) of torch"):
+            again.load(pictures[0])
+
+
+def test_a_list_of_known_files_of_another_kind_is_named(standin, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    made = model.model.visual, processor.image_processor
+    known = FeatureCache(tmp_path, *made).folder / "0.paths.json"
+    entries = ("7", "null", "[1, 2]", "[1, 2, 3]", f'["1", 2, "{"0" * 64}"]', '[1, 2, "short"]', '{"0": 1}')
+    for content in ("[]", "7", "null", '"text"', "[" * 100_000, *(f'{{"a.png": {entry}}}' for entry in entries)):
+        known.write_text(content)
+        with pytest.raises(UserError, match=f"{known}: this file of cached features cannot be read .* remove it"):
+            FeatureCache(tmp_path, *made)
+
+
+def test_features_that_are_no_numbers_are_not_stored(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    model.model.visual.encoder.model.layernorm.bias.data[0] = float("inf")
+    with pytest.raises(UserError, match="0.png: the encoder gives features of it that are infinite or no numbers"):
+        filled(model, processor, pictures, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", ["*.safetensors", "*.paths.json"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.vision import Preprocessing, VisionEncoder
@@ -54,3 +55,53 @@ def test_an_encoder_that_cannot_be_trained_is_told_so(kind: type[VisionEncoder],
 
     with pytest.raises(UserError, match=told):
         unreachable_parameters(encoder, encoder_geometry(encoder))
+
+
+class Branching(PatchEncoder):
+    """A layer that only an image with bright pixels meets."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = super().forward(pixel_values)
+        if pixel_values.max() > 0.5:
+            features = features + self.spare(features.reshape(*features.shape[:2], -1, 2)).flatten(2)
+        return features
+
+
+class Shared(PatchEncoder):
+    """One module that stands at two names, and one weight in two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.spare
+        self.third = nn.Linear(2, 2, bias=False)
+        self.third.weight = self.spare.weight
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = super().forward(pixel_values)
+        pairs = features.reshape(*features.shape[:2], -1, 2)
+        return self.third(self.again(self.spare(pairs))).flatten(2)
+
+
+def test_a_way_that_code_takes_for_some_images_only_is_reached() -> None:
+    encoder = Branching()
+
+    assert unreachable_parameters(encoder, encoder_geometry(encoder)) == []
+
+
+def test_half_precision_does_not_keep_an_encoder_without_half_operations_from_its_gradients() -> None:
+    class Fourier(PatchEncoder):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            scale = 1 + pixel_values.sum().item()  # needs real numbers
+            return torch.fft.fft(super().forward(pixel_values), dim=1).real * scale
+
+    encoder = Fourier().to(torch.bfloat16)
+
+    assert unreachable_parameters(encoder, encoder_geometry(encoder)) == ["spare.weight", "spare.bias"]
+
+
+def test_shared_modules_and_weights_are_asked_and_left_as_they_are() -> None:
+    encoder = Shared()
+
+    assert unreachable_parameters(encoder, encoder_geometry(encoder)) == []
+    assert not any(tensor.is_meta for tensor in encoder.state_dict().values())
+    assert encoder.third.weight is encoder.again.weight

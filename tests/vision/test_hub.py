@@ -293,7 +293,7 @@ def test_timm_folder_without_weights_and_missing_timm_are_named(tmp_path, monkey
     with pytest.raises(UserError, match="no weights there; expected one of model.safetensors"):
         build_encoder(resolve_encoder(case, config=SMALL_ENCODERS[case], path=str(tmp_path)))
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(UserError, match=r"needs the package timm, which is not installed: `pip install -e .\[timm\]`"):
+    with pytest.raises(UserError, match=r"the package timm, which is not installed: `pip install -e \".\[timm\]\"`"):
         resolve_encoder(case, config=SMALL_ENCODERS[case])
 
 

@@ -92,7 +92,7 @@ def test_duplicate_name_is_refused():
 
 def test_class_that_is_no_encoder_is_told_the_contract(own_file):
     with pytest.raises(UserError, match="'NoEncoder' is no encoder; an encoder is a subclass of .*hidden_size"):
-        encoder_class(f"{own_file}:NoEncoder")
+        resolve_encoder(f"{own_file}:NoEncoder")
     with pytest.raises(UserError, match="is no encoder"):
         register_encoder("linear")(torch.nn.Linear)
 
@@ -141,10 +141,24 @@ def test_wrong_shape_is_named_with_what_was_expected(own_file):
 
 def test_missing_file_and_broken_file_are_named(tmp_path):
     with pytest.raises(UserError, match="no file .*absent.py"):
-        encoder_class(f"{tmp_path}/absent.py:Own")
+        resolve_encoder(f"{tmp_path}/absent.py:Own")
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match="broken.py cannot be imported: ModuleNotFoundError"):
-        encoder_class(f"{tmp_path}/broken.py:Own")
+        resolve_encoder(f"{tmp_path}/broken.py:Own")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UserError, match="leaves.py cannot be imported: SystemExit: 3"):
+        resolve_encoder(f"{tmp_path}/leaves.py:Own")
+
+
+def test_own_file_without_its_class_is_told_the_classes_in_it_and_does_not_run(tmp_path, monkeypatch):
+    path = tmp_path / "own_encoder.py"
+    path.write_text(f"{OWN}\nraise RuntimeError('it ran')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("own_encoder.py", str(path), f"{path}:"):
+        with pytest.raises(UserError, match=r"encoder.py names a file without its class; give .*own_encoder.py:Own"):
+            resolve_encoder(name)
+    with pytest.raises(UserError, match="absent.py: no file .*absent.py; give path/to/file.py:CLASS"):
+        resolve_encoder("absent.py")
 
 
 @pytest.mark.parametrize(
@@ -243,3 +257,25 @@ def test_listing_shows_one_line_for_each_encoder():
     rad_dino = next(line for line in lines if line.startswith("rad_dino "))
     for fact in ("RadDinoEncoder", "microsoft/rad-dino", "768", "518x518", "1369", "MIT", "open"):
         assert fact in rad_dino
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ("(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4)", r"divide them by 255: mean=\(0.485, 0.456, 0.406\)"),
+        ("(0.5,) * 3, std=(127.5,) * 3", r"divide them by 255: std=\(0.5, 0.5, 0.5\)"),
+        ("(0.5,) * 3, std=(0.0, 0.5, 0.5)", "with every deviation above 0"),
+        ("(float('nan'),) * 3, std=(0.5,) * 3", "cannot normalize an image"),
+        ("('0.5',) * 3, std=(0.5,) * 3", "cannot normalize an image"),
+    ],
+)
+def test_a_mean_or_deviation_that_is_not_of_colors_in_0_to_1_is_refused(tmp_path, numbers, told):
+    path = tmp_path / "own_encoder.py"
+    path.write_text(OWN.replace('Preprocessing(16, 8, "squash")', f'Preprocessing(16, 8, "squash", mean={numbers})'))
+    with pytest.raises(UserError, match=f"^Own: mean .*{told}"):
+        resolve_encoder(f"{path}:Own")
+
+
+def test_colors_may_stay_as_they_are():
+    raw = resolve_encoder("c_radio", config=SMALL_ENCODERS["c_radio"]).preprocessing
+    assert (raw.mean, raw.std) == ((0.0,) * 3, (1.0,) * 3)

@@ -27,7 +27,7 @@ class Aimv2Encoder(TransformersEncoder):
         """Load a vision checkpoint, or the vision part of a whole one ("-lit"), whose names differ by a prefix."""
         if weights is None:
             return super().load_model(model_type, values, weights)
-        config = AutoConfig.from_pretrained(weights)
+        config = AutoConfig.from_pretrained(weights, trust_remote_code=False)
         if not isinstance(config, Aimv2Config):
             return super().load_model(model_type, values, weights)
         config.vision_config.update(values)

@@ -191,7 +191,8 @@ def _state_dict(weights: str, settings: Any) -> dict[str, torch.Tensor]:
     if file is None:
         raise UserError(f"{weights}: no weights there; expected one of {', '.join(WEIGHT_FILES)}")
     try:
-        state = _timm().models.load_state_dict(str(file))
+        # Only tensors: a pickle can name code to run.
+        state = _timm().models.load_state_dict(str(file), weights_only=True)
     except UNREADABLE as error:
         raise missing_weights(str(file), error) from error
     classifiers = (settings.classifier if settings is not None else None) or ()

@@ -1,4 +1,4 @@
-"""Owns what all encoders of the Transformers library share, and the form hf:ORG/MODEL for those without a file here."""
+"""What all encoders of the Transformers library share, and the form hf:ORG/MODEL for those without a file here."""
 
 import importlib
 from dataclasses import replace
@@ -12,7 +12,7 @@ from qwenvl.errors import UserError
 from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
 from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
 from qwenvl.vision.geometry import Preprocessing
-from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights
+from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights, read_settings
 from qwenvl.vision.registry import register_encoder, registered_classes
 
 NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map")
@@ -91,8 +91,13 @@ class TransformersEncoder(VisionEncoder):
                 f"{PATH_FLAG} {Path(path).parent}"
             )
         try:
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if Path(path).is_dir() and "auto_map" in read_settings(path, "config.json"):
+                raise UserError(
+                    f"{path}: its config.json names code of its own (auto_map), which is not run; name a model that "
+                    "Transformers has itself, or wrap it in an encoder of your own (docs/custom_encoder.md)"
+                ) from error
             raise missing_weights(path, error, cls.card) from error
         vision = getattr(config, "vision_config", config)
         cls.check_model(vision, path)

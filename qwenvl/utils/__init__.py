@@ -1,0 +1,1 @@
+"""What every room may use: no model and no data in it."""
