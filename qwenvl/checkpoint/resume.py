@@ -103,13 +103,13 @@ def missing_files(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
         several = [f"rng_state_{index}.pth" for index in range(processes)]
         needed += several if processes > 1 else ["rng_state.pth"]
     if now["zero_stage"] is not None:
-        needed += ["latest", *_deepspeed_files(processes, now["zero_stage"])]
+        needed += ["latest", *_deepspeed_files(folder, processes, now["zero_stage"])]
     elif not now.get("fsdp"):
         needed += [OPTIMIZER_NAME, *([SCALER_NAME] if now["fp16"] else [])]
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
         needed += sorted(set(index["weight_map"].values()))
-    return [name for name in needed if not any(folder.glob(name))]
+    return [name.replace("*", "") for name in needed if not any(folder.glob(name))]
 
 
 def _weights_name(folder: Path) -> str:
@@ -118,12 +118,14 @@ def _weights_name(folder: Path) -> str:
     return SAFE_WEIGHTS_INDEX_NAME if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file() else SAFE_WEIGHTS_NAME
 
 
-def _deepspeed_files(processes: int, stage: int) -> list[str]:
+def _deepspeed_files(folder: Path, processes: int, stage: int) -> list[str]:
     """Return glob patterns of DeepSpeed's files: each process's optimizer and, in stage 3, model."""
     of_process = [f"zero_pp_rank_{index}_mp_rank_00" for index in range(processes)]
     models = [f"{name}_model_states.pt" for name in of_process] if stage == 3 else ["mp_rank_00_model_states.pt"]
     optimizers = [f"*{name}_optim_states.pt" for name in of_process] if stage > 0 else []
-    return [f"global_step*/{name}" for name in models + optimizers]
+    latest = folder / "latest"
+    inside = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
+    return [f"{inside or 'global_step*'}/{name}" for name in models + optimizers]
 
 
 def _newest_checkpoint(output_dir: str) -> str | None:
