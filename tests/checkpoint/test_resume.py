@@ -19,6 +19,8 @@ def write_checkpoint(folder: Path, names: list[str], arguments: dict) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+    if "latest" in names:
+        (folder / "latest").write_text("global_step2")
     (folder / "trainer_state.json").write_text("{}")
     (folder / "run_arguments.json").write_text(json.dumps(arguments))
     return folder
@@ -46,7 +48,7 @@ def test_every_file_that_the_run_needs_is_asked_for_by_name(
         if name == "adapter_config.json":
             continue
         (folder / name).unlink()
-        expected = name.removeprefix("bf16_").rpartition("/")[2]
+        expected = name.rpartition("/")[2].removeprefix("bf16_")
         with pytest.raises(UserError, match=rf"checkpoint-2 lacks .*{expected}, without which"):
             find_resume_checkpoint(str(tmp_path), "auto", now)
         (folder / name).touch()
