@@ -37,7 +37,7 @@ from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
 from qwenvl.train.callbacks import EvaluateAfterSaving, ProgressLines, StopOnSigterm
 from qwenvl.train.continuation import prepare_continuation
-from qwenvl.train.distributed import barrier
+from qwenvl.train.distributed import barrier, leave_together
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import report_plan
@@ -225,6 +225,7 @@ def main() -> None:
     with exit_on_user_error():
         try:
             train()
+            leave_together()
         except KeyboardInterrupt:
             sys.stderr.write("stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n")
             raise SystemExit(128 + signal.SIGINT) from None
