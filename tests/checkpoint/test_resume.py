@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.checkpoint.resume import find_resume_checkpoint
+from qwenvl.checkpoint.resume import find_resume_checkpoint, missing_files
 from qwenvl.checkpoint.save import run_arguments
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
@@ -43,15 +43,21 @@ def test_every_file_that_the_run_needs_is_asked_for_by_name(
     now = arguments(tmp_path, zero_stage=stage)
     folder = write_checkpoint(tmp_path / "checkpoint-2", names, now)
     assert find_resume_checkpoint(str(tmp_path), "auto", now) == str(folder)
+    assert missing_files(folder, now, now) == []
 
     for name in names:
-        if name == "adapter_config.json":
-            continue
-        (folder / name).unlink()
-        expected = name.rpartition("/")[2].removeprefix("bf16_")
-        with pytest.raises(UserError, match=rf"checkpoint-2 lacks .*{expected}, without which"):
-            find_resume_checkpoint(str(tmp_path), "auto", now)
-        (folder / name).touch()
+        if name != "adapter_config.json":
+            (folder / name).rename(tmp_path / "away")
+            assert missing_files(folder, now, now) == [name.replace("bf16_", "")]
+            (tmp_path / "away").rename(folder / name)
+
+
+def test_a_checkpoint_that_lacks_a_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    now = arguments(tmp_path)
+    write_checkpoint(tmp_path / "checkpoint-2", PLAIN[:-1], now)
+
+    with pytest.raises(UserError, match="checkpoint-2 lacks rng_state_1.pth, without which the run would not go on"):
+        find_resume_checkpoint(str(tmp_path), "auto", now)
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "run_arguments.json"])
@@ -69,13 +75,19 @@ def test_shards_of_a_whole_model_are_asked_for(tmp_path: Path) -> None:
     names = ["config.json", "optimizer.pt", "scheduler.pt", *RNG]
     folder = write_checkpoint(tmp_path / "checkpoint-2", names, now)
 
-    with pytest.raises(UserError, match="lacks model.safetensors,"):
-        find_resume_checkpoint(str(tmp_path), "auto", now)
+    assert missing_files(folder, now, now) == ["model.safetensors"]
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-00001-of-00002.safetensors").touch()
-    with pytest.raises(UserError, match="lacks model-00002-of-00002.safetensors,"):
-        find_resume_checkpoint(str(tmp_path), "auto", now)
+    assert missing_files(folder, now, now) == ["model-00002-of-00002.safetensors"]
+
+
+def test_other_processes_need_no_random_state_and_fp16_needs_its_scale(tmp_path: Path) -> None:
+    before = arguments(tmp_path)
+    folder = write_checkpoint(tmp_path / "checkpoint-2", PLAIN, before)
+
+    assert missing_files(folder, before, before | {"world_size": 1}) == []
+    assert missing_files(folder, before, before | {"fp16": True}) == ["scaler.pt"]
 
 
 @pytest.mark.parametrize(
