@@ -1,74 +1,58 @@
-"""Find the checkpoint that a run continues from, and check that it is the same run."""
+"""Find the checkpoint that a run continues from, and check that it is whole and of the same run."""
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from qwenvl.checkpoint.rollback import SUPERSEDED
+from qwenvl.checkpoint.same_run import check_same_run
 from qwenvl.checkpoint.save import INCOMPLETE, MODEL_CONFIG_NAMES, RUN_ARGUMENTS_NAME
 from qwenvl.errors import UserError
-from qwenvl.train.argument import CUSTOM_VISION_FLAGS
+from qwenvl.model.build import ADAPTER_CONFIG_NAME
 
 logger = logging.getLogger(__name__)
-
-# A run can only be continued with the same model, the same trainable parts and the same order of samples.
-_FIXED_FOR_RESUME = (
-    "model_name_or_path",
-    "tune_mm_llm",
-    "tune_mm_mlp",
-    "tune_mm_vision",
-    "lora_enable",
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
-    "custom_vision_encoder",
-    "vision_merger_path",
-    *CUSTOM_VISION_FLAGS,
-    # Which samples have been seen follows from these.
-    "dataset_use",
-    "data_flatten",
-    "data_packing",
-    "model_max_length",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "data_seed",
-    "world_size",
-)
 
 
 def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[str, Any]) -> str | None:
     """Return the checkpoint to continue from: the newest for "auto" (none at all starts afresh), or the one named.
 
-    Raises `UserError` for a folder that is no checkpoint, one that was interrupted, and one of another model or with
-    other trainable parts.
+    `arguments` are those of the run, with its "world_size" and its "zero_stage" (None without DeepSpeed). Raises
+    `UserError` for a folder that is no checkpoint, one that was interrupted or lacks a file, and one of another run.
     """
     if not resume or resume.lower() == "false":
         return None
     if resume.lower() in ("auto", "true"):
-        found = [folder for folder in sort_checkpoints(output_dir) if _is_resumable(Path(folder))]
-        if not found:
-            if any((Path(output_dir) / name).is_file() for name in MODEL_CONFIG_NAMES):
-                raise UserError(
-                    f"--resume_from_checkpoint auto: {output_dir} holds a finished model and no checkpoint to go on "
-                    "from; choose another --output_dir"
-                )
+        newest = _newest_checkpoint(output_dir)
+        if newest is None:
+            _check_nothing_is_left(Path(output_dir))
             logger.info("--resume_from_checkpoint auto: no checkpoint in %s, starting afresh", output_dir)
             return None
-        resume = found[-1]
+        resume = newest
     folder = Path(resume)
     if INCOMPLETE in folder.resolve().parts:
         raise UserError(f"--resume_from_checkpoint {resume} was interrupted while it was written; name a whole one")
-    if not _is_resumable(folder):
+    if not (folder / TRAINER_STATE_NAME).is_file():
         raise UserError(
-            f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME} and "
-            f"{SCHEDULER_NAME}); name a folder {PREFIX_CHECKPOINT_DIR}-STEP, or auto"
+            f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME}); name a "
+            f"folder {PREFIX_CHECKPOINT_DIR}-STEP, or auto"
         )
-    _check_same_run(folder, arguments)
+    before = _recorded_arguments(folder)
+    arguments = as_recorded(arguments)
+    _check_deepspeed(folder, before, arguments)
+    missing = missing_files(folder, before, arguments)
+    if missing:
+        raise UserError(
+            f"--resume_from_checkpoint {folder} lacks {', '.join(missing)}, without which the run would not go on as "
+            f"it was; put it back, or name another {PREFIX_CHECKPOINT_DIR}-STEP"
+        )
+    check_same_run(folder, before, arguments)
     return str(folder)
 
 
@@ -84,19 +68,114 @@ def check_encoder(folder: str, model: PreTrainedModel) -> None:
         )
 
 
-def _is_resumable(folder: Path) -> bool:
-    """Whether a folder holds more than a model: how far the run was, and its schedule and optimizer."""
-    return all((folder / name).is_file() for name in (TRAINER_STATE_NAME, SCHEDULER_NAME))
+def check_same_data(folder: str, arguments: dict[str, Any]) -> None:
+    """Raise `UserError` if the samples are not those of the run to be continued; tell if those of evaluation are not.
+
+    `arguments` has what `describe_data` says of both as "data" and "eval_data".
+    """
+    before = _recorded_arguments(Path(folder))
+    arguments = as_recorded(arguments)
+    then, now = before.get("data"), arguments["data"]
+    if then is not None and then != now:
+        raise UserError(
+            f"--resume_from_checkpoint {folder}: the samples of --dataset_use {arguments['dataset_use']} are not those "
+            f"of that run ({then['records']} records of {then['tokens']} tokens then, {now['records']} of "
+            f"{now['tokens']} now); put the data back, or start a new run in another folder"
+        )
+    then, now = before.get("eval_data"), arguments["eval_data"]
+    if then is not None and now is not None and then != now:
+        logger.info(
+            "the samples of --eval_dataset_use are not those of the run so far (%d then, %d now): do not compare the "
+            "scores before and after",
+            then["records"],
+            now["records"],
+        )
 
 
-def _check_same_run(folder: Path, arguments: dict[str, Any]) -> None:
+def missing_files(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the files that a run needs to go on exactly and that its checkpoint lacks.
+
+    `before` are the arguments of the run that wrote it, `now` those of the run that continues it.
+    """
+    processes = now["world_size"]
+    needed = [SCHEDULER_NAME, _weights_name(folder)]
+    if before.get("world_size", processes) == processes:  # else nothing random is drawn: `check_same_run`
+        several = [f"rng_state_{index}.pth" for index in range(processes)]
+        needed += several if processes > 1 else ["rng_state.pth"]
+    if now["zero_stage"] is not None:
+        needed += ["latest", *_deepspeed_files(folder, processes, now["zero_stage"])]
+    elif not now.get("fsdp"):
+        needed += [OPTIMIZER_NAME, *([SCALER_NAME] if now["fp16"] else [])]
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        needed += sorted(set(index["weight_map"].values()))
+    return [name.replace("*", "") for name in needed if not any(folder.glob(name))]
+
+
+def _weights_name(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        return ADAPTER_SAFE_WEIGHTS_NAME
+    return SAFE_WEIGHTS_INDEX_NAME if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file() else SAFE_WEIGHTS_NAME
+
+
+def _deepspeed_files(folder: Path, processes: int, stage: int) -> list[str]:
+    """Return glob patterns of DeepSpeed's files: each process's optimizer and, in stage 3, model."""
+    of_process = [f"zero_pp_rank_{index}_mp_rank_00" for index in range(processes)]
+    models = [f"{name}_model_states.pt" for name in of_process] if stage == 3 else ["mp_rank_00_model_states.pt"]
+    optimizers = [f"*{name}_optim_states.pt" for name in of_process] if stage > 0 else []
+    latest = folder / "latest"
+    inside = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
+    return [f"{inside or 'global_step*'}/{name}" for name in models + optimizers]
+
+
+def _newest_checkpoint(output_dir: str) -> str | None:
+    """Return the newest checkpoint of an output folder that knows how far its run was, or None."""
+    found = [folder for folder in sort_checkpoints(output_dir) if (Path(folder) / TRAINER_STATE_NAME).is_file()]
+    return found[-1] if found else None
+
+
+def _check_nothing_is_left(output_dir: Path) -> None:
+    """Raise `UserError` if a folder without a checkpoint holds what a run started afresh would cover up."""
+    if any((output_dir / name).is_file() for name in MODEL_CONFIG_NAMES):
+        raise UserError(
+            f"--resume_from_checkpoint auto: {output_dir} holds a finished model and no checkpoint to go on "
+            "from; choose another --output_dir"
+        )
+    superseded = sort_checkpoints(str(output_dir / SUPERSEDED))
+    if superseded:
+        raise UserError(
+            f"--resume_from_checkpoint auto: {output_dir} holds no checkpoint but superseded ones; name the one to go "
+            f"on from, such as {superseded[-1]}"
+        )
+
+
+def as_recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as run_arguments.json would give them back."""
+    return json.loads(json.dumps(arguments, default=str))
+
+
+def _recorded_arguments(folder: Path) -> dict[str, Any]:
     recorded = folder / RUN_ARGUMENTS_NAME
     if not recorded.is_file():
+        raise UserError(
+            f"--resume_from_checkpoint {folder} lacks {RUN_ARGUMENTS_NAME}, which says what run it is of; put it back, "
+            f"or name another {PREFIX_CHECKPOINT_DIR}-STEP"
+        )
+    return json.loads(recorded.read_text(encoding="utf-8"))
+
+
+def _check_deepspeed(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with, without or with another stage of DeepSpeed: each cuts the optimizer in its own way."""
+    stage_before, stage_now = before.get("zero_stage"), now["zero_stage"]
+    if "zero_stage" not in before and before.get("deepspeed"):  # of a version that did not record the stage
+        stage_before = 3 if any(folder.glob("global_step*/zero_pp_rank_*_model_states.pt")) else 2
+    if stage_before == stage_now:
         return
-    before = json.loads(recorded.read_text(encoding="utf-8"))
-    for name in _FIXED_FOR_RESUME:
-        if name in before and before[name] != arguments[name]:
-            raise UserError(
-                f"--resume_from_checkpoint {folder}: that run had --{name} {before[name]}, this one has "
-                f"{arguments[name]}; give the same, or start a new run in another folder"
-            )
+    then, this = (
+        "no DeepSpeed" if stage is None else f"DeepSpeed ZeRO stage {stage}" for stage in (stage_before, stage_now)
+    )
+    remedy = "leave --deepspeed out" if stage_before is None else f"give --deepspeed scripts/zero{stage_before}.json"
+    raise UserError(
+        f"--resume_from_checkpoint {folder} is of a run with {then}, and this one has {this}: the optimizer cannot be "
+        f"carried over; {remedy}, or start a new run in another folder"
+    )

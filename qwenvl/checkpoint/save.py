@@ -50,6 +50,24 @@ class CommitCheckpoints(TrainerCallback):
             replace_folder(written, self.output_dir / name)
             rotate_checkpoints(str(self.output_dir), args.save_total_limit, state.best_model_checkpoint)
 
+    def record_evaluation(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Add what the evaluation of this step has found to the checkpoint that was saved before it, if one was."""
+        folder = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if not folder.is_dir():
+            return
+        if state.best_global_step == state.global_step:
+            state.best_model_checkpoint = str(folder)
+        if state.is_world_process_zero:
+            write_state(folder, state)
+            rotate_checkpoints(str(self.output_dir), args.save_total_limit, state.best_model_checkpoint)
+
+
+def write_state(folder: Path, state: TrainerState) -> None:
+    """Put the state of a run into a folder that may have one, at no time without a whole one."""
+    unfinished = folder / f"{TRAINER_STATE_NAME}.new"
+    state.save_to_json(str(unfinished))
+    os.replace(unfinished, folder / TRAINER_STATE_NAME)
+
 
 def replace_folder(source: Path, target: Path) -> None:
     """Move a finished folder to its place, in one step; an older folder there is removed only after that."""

@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.distributed import any_process
@@ -30,13 +31,38 @@ class StopOnSigterm(TrainerCallback):
         signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if any_process(self._signalled, args.device):
+        if any_process(self._signalled, args.device) and state.global_step < state.max_steps:  # else it ends by itself
             self.stopped = True
             control.should_save = True
+            control.should_evaluate = False  # time is short, and the resumed run does it
             control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.stopped:  # the Trainer takes a stop for the end of the epoch
+            control.should_save = control.should_evaluate = False
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self._signalled = True
+
+
+class EvaluateAfterSaving(TrainerCallback):
+    """Put off the evaluation of an epoch's last step until the epoch's end, where `--save_strategy epoch` saves."""
+
+    def __init__(self) -> None:
+        self._put_off = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        epoch_ends = state.epoch.is_integer() or control.should_training_stop
+        if control.should_evaluate and args.save_strategy == SaveStrategy.EPOCH and epoch_ends:
+            self._put_off, control.should_evaluate = True, False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._put_off:
+            self._put_off, control.should_evaluate = False, True
 
 
 class ProgressLines(ProgressCallback):

@@ -17,6 +17,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave_together() -> None:
+    """Close the connections between the processes when all are done: threads that outlive Python's exit may abort it.
+
+    https://docs.pytorch.org/docs/2.11/distributed.html#shutdown
+    """
+    if _is_distributed():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Tell every process whether the flag is set on at least one of them."""
     return bool(sum_over_processes([float(flag)], device)[0])

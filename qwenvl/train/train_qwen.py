@@ -18,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from qwenvl.checkpoint.resume import check_encoder, find_resume_checkpoint
+from qwenvl.checkpoint.data_digest import describe_data
+from qwenvl.checkpoint.resume import check_encoder, check_same_data, find_resume_checkpoint
 from qwenvl.checkpoint.save import (
     INCOMPLETE,
     CommitCheckpoints,
@@ -26,6 +27,7 @@ from qwenvl.checkpoint.save import (
     prepare_output_dir,
     publish_files,
     run_arguments,
+    write_state,
 )
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.errors import UserError, exit_on_user_error
@@ -33,8 +35,9 @@ from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
-from qwenvl.train.callbacks import ProgressLines, StopOnSigterm
-from qwenvl.train.distributed import barrier
+from qwenvl.train.callbacks import EvaluateAfterSaving, ProgressLines, StopOnSigterm
+from qwenvl.train.continuation import prepare_continuation
+from qwenvl.train.distributed import barrier, leave_together
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import report_plan
@@ -51,7 +54,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     configure_logging(training_args)
     check_arguments(model_args, data_args, training_args)
     check_optimizer(training_args)
-    arguments = run_arguments(model_args, data_args, training_args) | {"world_size": training_args.world_size}
+    arguments = run_arguments(model_args, data_args, training_args) | describe_processes(training_args)
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     check_feature_cache(model_args, base_config)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
@@ -71,6 +74,9 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     )
     # What every process has found in the data the first has told; what each finds while it trains it tells itself.
     logging.getLogger("qwenvl").setLevel(min(logging.getLogger("qwenvl").level, logging.WARNING))
+    arguments |= describe_samples(data)
+    if resume_from is not None:
+        check_same_data(resume_from, arguments)
     check_media(model_args, data)
     model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
     if resume_from is not None and not training_args.dry_run:
@@ -96,6 +102,18 @@ def check_optimizer(training_args: TrainingArguments) -> None:
         raise UserError(f"--optim {training_args.optim.value}: {' '.join(str(error).split())}") from None
     except ValueError:
         pass  # an optimizer that is made for one model, which is not there yet
+
+
+def describe_processes(training_args: TrainingArguments) -> dict:
+    """Return what a checkpoint has to say of the processes that wrote it."""
+    plugin = training_args.deepspeed_plugin
+    return {"world_size": training_args.world_size, "zero_stage": None if plugin is None else plugin.zero_stage}
+
+
+def describe_samples(data: DataModule) -> dict:
+    """Return what a checkpoint has to say of the samples for training and for evaluation."""
+    evaluation = None if data.eval_dataset is None else describe_data(data.eval_dataset)
+    return {"data": describe_data(data.train_dataset), "eval_data": evaluation}
 
 
 def check_media(model_args: ModelArguments, data: DataModule) -> None:
@@ -129,7 +147,7 @@ def build_trainer(
 ) -> QwenVLTrainer:
     """Wire model, data and callbacks together; the Trainer writes beside the output folder's finished checkpoints."""
     output_dir = training_args.output_dir
-    callbacks = [CommitCheckpoints(output_dir), StopOnSigterm()]
+    callbacks = [EvaluateAfterSaving(), StopOnSigterm()]
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(Path(output_dir) / INCOMPLETE)
     trainer_args.torch_compile_backend = None  # the layers are compiled already
@@ -150,6 +168,7 @@ def build_trainer(
         eval_sampler=data.eval_sampler,
         bad_samples=data.bad_samples,
         run_arguments=arguments,
+        checkpoints=CommitCheckpoints(output_dir),
         callbacks=callbacks,
     )
     if not training_args.disable_tqdm:
@@ -159,7 +178,9 @@ def build_trainer(
 
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
-    """Train, evaluate what the last step made, and put the model into the output folder."""
+    """Train, put the model into the output folder, and evaluate what the last step made."""
+    if resume_from is not None:
+        prepare_continuation(trainer, output_dir, resume_from)
     try:
         trainer.train(resume_from_checkpoint=resume_from)
     except BaseException:
@@ -172,9 +193,16 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
             trainer.state.global_step,
         )
         return
+    publish(trainer, output_dir)
     last_evaluated = max((entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry), default=-1)
     if trainer.eval_dataset is not None and last_evaluated != trainer.state.global_step:
         trainer.evaluate()
+        if trainer.is_world_process_zero():
+            write_state(Path(output_dir), trainer.state)
+
+
+def publish(trainer: QwenVLTrainer, output_dir: str) -> None:
+    """Put the trained model into the output folder."""
     finished = Path(trainer.args.output_dir) / "final"
     trainer.save_model(str(finished))
     barrier()
@@ -197,6 +225,7 @@ def main() -> None:
     with exit_on_user_error():
         try:
             train()
+            leave_together()
         except KeyboardInterrupt:
             sys.stderr.write("stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n")
             raise SystemExit(128 + signal.SIGINT) from None

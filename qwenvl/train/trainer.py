@@ -3,22 +3,21 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from qwenvl.checkpoint.save import write_run_arguments
+from qwenvl.checkpoint.save import CommitCheckpoints, write_run_arguments
 from qwenvl.data.annotations import BadSampleLedger
 from qwenvl.data.packing import PackSampler
 from qwenvl.errors import UserError
@@ -28,6 +27,8 @@ from qwenvl.train.loss import supervised_loss, supervised_targets
 from qwenvl.train.metrics import ThroughputMeter, gradient_norms
 from qwenvl.train.param_groups import build_param_groups
 from qwenvl.vision import CUSTOM_MODEL_TYPES, CustomVisionTower
+
+_SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 class EpochDataLoader(DataLoader):
@@ -53,9 +54,12 @@ class QwenVLTrainer(Trainer):
         eval_sampler: PackSampler | None,
         bad_samples: BadSampleLedger,
         run_arguments: Mapping[str, Any],
+        checkpoints: CommitCheckpoints,
+        callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(compute_loss_func=supervised_loss, **kwargs)
+        super().__init__(compute_loss_func=supervised_loss, callbacks=[checkpoints, *callbacks], **kwargs)
+        self.checkpoints = checkpoints
         self.train_sampler = train_sampler
         self.eval_sampler = eval_sampler
         self.bad_samples = bad_samples
@@ -63,7 +67,7 @@ class QwenVLTrainer(Trainer):
         self.throughput = ThroughputMeter()
         self._step_indices: list[int] = []
         self._step_losses: list[torch.Tensor] = []
-        self._group_components: list[str] = []
+        self.optimizer_options: list[dict[str, Any]] = []
         self._learning_rates: dict[str, float] = {}
         self._gradient_norms: dict[str, float] = {}
 
@@ -113,8 +117,12 @@ class QwenVLTrainer(Trainer):
         if self.optimizer is None:
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = build_param_groups(self.model, self.args.component_learning_rates, self.args.weight_decay)
-            self._group_components = [group["component"] for group in groups]
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
+            # As the flags say: what a checkpoint remembers will be loaded over it.
+            self.optimizer_options = [
+                {name: value for name, value in group.items() if name != "params"}
+                for group in self.optimizer.param_groups
+            ]
         return self.optimizer
 
     # Steps
@@ -132,7 +140,8 @@ class QwenVLTrainer(Trainer):
             raise UserError(f"{error}; samples of this step: {self._describe_samples()}") from error
         self._step_losses.append(loss)
         if self.accelerator.sync_gradients:
-            self._learning_rates = dict(zip(self._group_components, self.lr_scheduler.get_last_lr(), strict=True))
+            components = [options["component"] for options in self.optimizer_options]
+            self._learning_rates = dict(zip(components, self.lr_scheduler.get_last_lr(), strict=True))
             self._gradient_norms = {name: norm.item() for name, norm in gradient_norms(self.model).items()}
             if self.is_deepspeed_enabled and (norm := self.model_wrapped.get_global_grad_norm()) is not None:
                 self._gradient_norms = {"all": float(norm)}  # DeepSpeed has let go of the parameters' gradients by now
@@ -171,10 +180,52 @@ class QwenVLTrainer(Trainer):
         if "train_samples_per_second" in logs:
             # The Trainer counts rows, and a row may be a pack of many samples. The last steps may not be logged yet.
             self.throughput.summary(self.args.device)
+            if not self.throughput.total_samples:
+                return  # resumed after its last step: this would be the loss of nothing
             logs["train_samples_per_second"] = self.throughput.total_samples / max(logs["train_runtime"], 1e-9)
         super().log(logs, start_time)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch, unless nothing is left: the Trainer asks for the last step only after it has trained one.
+
+        https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L1873
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # Evaluation
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Save before evaluating where both are due, so that an evaluation that fails costs no training.
+
+        What the evaluation finds is added to the checkpoint afterwards. The Trainer does it the other way round:
+        https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L2270
+        """
+        evaluates, saves = self.control.should_evaluate, self.control.should_save
+        if evaluates and saves:
+            self.control.should_evaluate = False
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            self.control.should_evaluate = True
+            # These schedules take a step at each evaluation, which has to be in the checkpoint.
+            self.control.should_save = self.args.lr_scheduler_type in _SCHEDULES_BY_SCORE
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if evaluates:
+            self.checkpoints.record_evaluation(self.args, self.state)
+
+    def evaluate_this_step(self) -> None:
+        """Evaluate the step at which a run is resumed, as the step's own end would have done."""
+        self.control.should_evaluate = True
+        self._maybe_log_save_evaluate(
+            tr_loss=torch.zeros((), device=self.args.device),
+            grad_norm=None,
+            model=self.model_wrapped,
+            trial=None,
+            epoch=self.state.epoch,
+            ignore_keys_for_eval=None,
+            start_time=time.time(),
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as the Trainer does, without counting the time as training."""
@@ -196,14 +247,15 @@ class QwenVLTrainer(Trainer):
 
         To be called while training or after it, when the model has been wrapped for the devices.
         """
-        model = self.model_wrapped.eval()
+        model = self.model_wrapped
+        model.eval()  # no chaining: https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/runtime/engine.py#L2889
         loss = correct = tokens = samples = 0.0
         for batch in dataloader:
             meta, labels = batch.pop("meta"), batch.pop("labels")
             for bad_sample in meta.bad:
                 self.bad_samples.report(bad_sample)
             with self.compute_loss_context_manager():
-                logits = model(**send_to_device(batch, self.args.device)).logits
+                logits = model(**self._prepare_inputs(batch)).logits
             targets = supervised_targets(labels.to(logits.device))
             loss += F.cross_entropy(logits.float(), targets, reduction="sum").item()
             correct += (logits.argmax(-1) == targets).sum().item()

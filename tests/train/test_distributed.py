@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from demo.standin import build_standin_encoder
@@ -19,13 +22,38 @@ Run = Callable[..., Path]
 FLAGS = {"max_steps": 4, "learning_rate": 1e-2, "mm_projector_lr": 1e-2, "lr_scheduler_type": "constant"}
 
 
+# The first evaluation has the greatest loss: it is the best, so that the best model is another one than the last.
+EVALUATION = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+    "load_best_model_at_end": True,
+}
+
+
+def evaluations(output_dir: Path) -> list[float]:
+    """Return the loss and the token accuracy of every evaluation, flat."""
+    history = json.loads((output_dir / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    evaluated = [entry for entry in history if "eval_loss" in entry]
+    return [entry[name] for entry in evaluated for name in ("step", "eval_loss", "eval_token_accuracy")]
+
+
 @pytest.fixture(scope="module")
-def reference(standin: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Return the losses of one process with batches of four."""
+def reference_run(standin: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output folder of one process with batches of four, evaluated."""
     output_dir = tmp_path_factory.mktemp("reference")
     flags = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": output_dir} | RECIPE | FLAGS
-    train(command_line(**flags | {"per_device_train_batch_size": 4}))
-    return losses(output_dir)
+    train(command_line(**flags | EVALUATION | {"per_device_train_batch_size": 4, "eval_dataset_use": pictures}))
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def reference(reference_run: Path) -> list[float]:
+    """Return the losses of one process with batches of four."""
+    return losses(reference_run)
 
 
 @pytest.mark.parametrize("batch", [{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}])
@@ -42,8 +70,20 @@ def test_accumulation_gives_the_losses_of_the_large_batch(
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "data_flatten": True, "use_cpu": None},
     ],
 )
-def test_two_processes_give_the_losses_of_one(run_processes: Run, reference: list[float], batch: dict) -> None:
-    assert losses(run_processes(2, **FLAGS, **batch)) == pytest.approx(reference, rel=1e-4)
+def test_two_processes_give_the_losses_and_evaluations_of_one_and_one_goes_on_where_they_were(
+    run_processes: Run, run_training: Run, reference_run: Path, pictures: Path, tmp_path: Path, batch: dict
+) -> None:
+    flags = FLAGS | EVALUATION | {"eval_dataset_use": pictures}
+
+    output_dir = run_processes(2, **flags | batch)
+
+    assert losses(output_dir) == pytest.approx(losses(reference_run), rel=1e-4)
+    assert evaluations(output_dir) == pytest.approx(evaluations(reference_run), rel=1e-4)
+    (tmp_path / "alone").mkdir()
+    shutil.copytree(output_dir / "checkpoint-2", tmp_path / "alone" / "checkpoint-2")
+    alone = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "use_cpu": True}
+    resumed = run_training("alone", **flags | batch | alone, resume_from_checkpoint="auto")
+    assert losses(resumed) == pytest.approx(losses(reference_run), rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
@@ -83,16 +123,27 @@ def test_a_dry_run_under_zero3_needs_no_weights(run_processes: Run) -> None:
     run_processes(1, use_cpu=False, dry_run=True, deepspeed=REPOSITORY / "scripts/zero3.json")
 
 
-def test_a_run_under_deepspeed_is_resumed_exactly(run_processes: Run, tmp_path: Path) -> None:
-    zero2 = {"deepspeed": REPOSITORY / "scripts/zero2.json", "use_cpu": False}
-    flags = FLAGS | zero2 | {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
-    whole = run_processes(2, "whole", **flags)
-    (tmp_path / "interrupted").mkdir()
-    (whole / "checkpoint-2").rename(tmp_path / "interrupted" / "checkpoint-2")
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_deepspeed_evaluates_keeps_the_best_and_goes_back_to_it_exactly(
+    run_processes: Run, reference_run: Path, pictures: Path, stage: str
+) -> None:
+    flags = FLAGS | EVALUATION | {"eval_dataset_use": pictures, "per_device_train_batch_size": 2, "save_total_limit": 2}
+    flags |= {"deepspeed": REPOSITORY / f"scripts/{stage}.json", "use_cpu": False}
 
-    resumed = run_processes(2, "interrupted", **flags, resume_from_checkpoint="auto")
+    output_dir = run_processes(2, **flags)
 
-    assert losses(resumed) == losses(whole)
+    whole = losses(output_dir)
+    assert whole == pytest.approx(losses(reference_run), rel=1e-4)
+    assert evaluations(output_dir) == pytest.approx(evaluations(reference_run), rel=1e-4)
+    best, final = (
+        load_file(folder / "adapter_model.safetensors") for folder in (output_dir / "checkpoint-2", output_dir)
+    )
+    assert all(torch.equal(best[name], final[name]) for name in best)
+
+    run_processes(2, **flags, resume_from_checkpoint=output_dir / "checkpoint-2")
+
+    assert losses(output_dir) == whole
+    assert [path.name for path in (output_dir / "superseded").iterdir()] == ["checkpoint-4"]
 
 
 def test_sigterm_to_the_launcher_saves_and_ends_with_success(standin: Path, pictures: Path, tmp_path: Path) -> None:

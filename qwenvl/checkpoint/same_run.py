@@ -1,0 +1,158 @@
+"""Compare a run with the one that wrote a checkpoint: which flags may differ, and which are refused."""
+
+import enum
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwenvl.errors import UserError
+from qwenvl.train.argument import CUSTOM_VISION_FLAGS
+
+logger = logging.getLogger(__name__)
+
+
+class Rule(enum.Enum):
+    """What a flag may do when a run is continued."""
+
+    EQUAL = "must be as it was"
+    EQUAL_ONCE_SET = "must be as it was, unless it was not set"
+    STEP = "may change if a step still takes the same samples"
+    RATE = "takes effect and is told, where the schedule is a function of the step"
+    TOLD = "takes effect and is told"
+    FREE = "does not change what is learned"
+
+
+# Every flag has its rule. A run is the same only with the same model, trainable parts, samples and their order.
+_FLAGS: dict[Rule, tuple[str, ...]] = {
+    Rule.EQUAL: (
+        "model_name_or_path",
+        *("tune_mm_llm", "tune_mm_mlp", "tune_mm_vision"),
+        *("lora_enable", "lora_r", "lora_alpha", "lora_target_modules"),
+        *("custom_vision_encoder", "vision_merger_path", *CUSTOM_VISION_FLAGS),
+        *("dataset_use", "data_flatten", "data_packing", "model_max_length", "seed", "data_seed"),
+        *("max_pixels", "min_pixels", "video_fps", "video_max_frames", "video_min_frames"),
+        *("video_max_pixels", "video_min_pixels"),
+        *("optim", "optim_args", "optim_target_modules", "average_tokens_across_devices"),
+        *("bf16", "fp16", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config"),
+    ),
+    Rule.EQUAL_ONCE_SET: ("metric_for_best_model", "greater_is_better"),
+    Rule.STEP: ("per_device_train_batch_size", "gradient_accumulation_steps"),
+    Rule.RATE: (
+        *("learning_rate", "mm_projector_lr", "vision_tower_lr"),
+        *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    ),
+    Rule.TOLD: (
+        *("max_steps", "num_train_epochs", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        *("max_grad_norm", "lora_dropout", "neftune_noise_alpha", "ignore_data_skip"),
+        *("attn_implementation", "tf32", "full_determinism", "use_liger_kernel", "liger_kernel_config"),
+        *("torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed"),
+        *("eval_dataset_use", "eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end"),
+        *("save_strategy", "save_steps", "bad_sample_policy"),
+    ),
+    Rule.FREE: (
+        # Where things are read and written, and how much is kept.
+        *("output_dir", "cache_dir", "media_cache_dir", "cache_vision_features", "save_total_limit"),
+        *("resume_from_checkpoint", "dry_run", "do_train", "do_eval", "do_predict", "max_bad_samples"),
+        "warmup_ratio",  # becomes warmup_steps
+        # What is told, and to whom.
+        *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
+        *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "debug"),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
+        *("include_num_input_tokens_seen", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"),
+        *("hub_strategy", "hub_always_push", "hub_revision"),
+        # How fast it goes and how much memory it takes.
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing"),
+        *("activation_checkpointing_kwargs", "use_cache", "torch_empty_cache_steps", "use_cpu", "local_rank"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+        *("ddp_backend", "ddp_timeout", "enable_jit_checkpoint"),
+        # How an evaluation is computed.
+        *("per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches"),
+        *("eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"),
+        *("bf16_full_eval", "fp16_full_eval"),
+        # Refused by `check_arguments`, or set by this program.
+        *("label_smoothing_factor", "train_sampling_strategy", "dataloader_drop_last", "auto_find_batch_size"),
+        *("save_on_each_node", "save_only_model", "remove_unused_columns", "label_names", "length_column_name"),
+        "restore_callback_states_from_checkpoint",
+    ),
+}
+RULES: dict[str, Rule] = {name: rule for rule, names in _FLAGS.items() for name in names}
+
+# Schedules that keep their own rates: what they have made of the old flags cannot be carried over to new ones.
+_OWN_RATES = ("reduce_lr_on_plateau", "greedy")
+_STEP_SIZE = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+
+
+def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `UserError` if the flags of a run are not those of the checkpoint's, and tell which new ones take effect.
+
+    `before` is what the checkpoint's run_arguments.json says, `now` are this run's. Flags that the older program did
+    not know are not compared.
+    """
+    changed = {name for name in before if name in now and before[name] != now[name]}
+    if "data" in before:
+        changed.discard("dataset_use")  # what is in the files decides, wherever they lie: `check_same_data`
+    for name, rule in RULES.items():
+        if name in changed and (rule is Rule.EQUAL or (rule is Rule.EQUAL_ONCE_SET and before[name] is not None)):
+            raise _refusal(folder, name, before, now)
+        own_rates = now["lr_scheduler_type"] in _OWN_RATES or before.get("lr_scheduler_type") in _OWN_RATES
+        if name in changed and rule is Rule.RATE and own_rates:
+            raise _refusal(folder, name, before, now)
+    _check_step(folder, before, now, changed)
+    told = [name for name, rule in RULES.items() if rule in (Rule.STEP, Rule.RATE, Rule.TOLD) and name in changed]
+    if told:
+        changes = ", ".join(f"--{name} {before[name]} -> {now[name]}" for name in told)
+        logger.info("continued with other flags, which take effect from here on: %s", changes)
+
+
+def _refusal(folder: Path, name: str, before: Mapping[str, Any], now: Mapping[str, Any], why: str = "") -> UserError:
+    flag = name if name == "world_size" else f"--{name}"
+    return UserError(
+        f"--resume_from_checkpoint {folder}: that run had {flag} {before[name]}, this one has {now[name]}{why}; give "
+        "the same, or start a new run in another folder"
+    )
+
+
+def _check_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], changed: set[str]) -> None:
+    """Refuse another division of a step into batches and processes, unless it is the same step.
+
+    Packs are planned for all processes together, so a step that is divided otherwise still takes the same packs: its
+    sum is the same but for the order of its terms. That holds while nothing random happens in a process of its own.
+    """
+    names = [name for name in _STEP_SIZE if name in changed]
+    if not names:
+        return
+    packs_before, packs_now = (math.prod(arguments[name] for name in _STEP_SIZE) for arguments in (before, now))
+    if packs_before != packs_now:
+        unit = "packs" if now["data_packing"] else "samples"
+        why = (
+            f" ({packs_before} {unit} a step then, {packs_now} now: batch size x accumulation x processes must stay "
+            "the same)"
+        )
+        raise _refusal(folder, names[0], before, now, why)
+    obstacles = {
+        "DeepSpeed's checkpoints are cut for one number of processes": "world_size" in changed
+        and now.get("zero_stage") is not None,
+        "--lora_dropout is drawn in each process": now["lora_dropout"] or before.get("lora_dropout"),
+        "--neftune_noise_alpha is drawn in each process": now["neftune_noise_alpha"] is not None,
+        "--average_tokens_across_devices is False": not now["average_tokens_across_devices"],
+        "an own encoder in training may draw random numbers": now["tune_mm_vision"] and _has_custom_encoder(folder),
+    }
+    for obstacle, applies in obstacles.items():
+        if applies:
+            raise _refusal(folder, names[0], before, now, f", and {obstacle}")
+    if "world_size" in changed:
+        logger.info(
+            "continued on %d processes, %d before: a step takes the same samples and adds them up in another order",
+            now["world_size"],
+            before["world_size"],
+        )
+
+
+def _has_custom_encoder(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and "encoder" in json.loads(config.read_text(encoding="utf-8")).get("vision_config", {})

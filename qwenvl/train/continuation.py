@@ -1,0 +1,110 @@
+"""Continue a run from a checkpoint: as its flags say now, with nothing evaluated twice or left out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from qwenvl.checkpoint.rollback import set_later_checkpoints_aside
+from qwenvl.errors import UserError
+from qwenvl.train.argument import TrainingArguments
+from qwenvl.train.distributed import barrier
+from qwenvl.train.trainer import QwenVLTrainer
+
+logger = logging.getLogger(__name__)
+
+# What an optimizer reads from its groups at each step, beside the rate.
+_OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
+
+
+class ContinueRun(TrainerCallback):
+    """Bring what a checkpoint remembers of the flags up to date once the Trainer has loaded it."""
+
+    def __init__(self, trainer: QwenVLTrainer, output_dir: str, resume_from: str) -> None:
+        self._trainer = trainer
+        self._folders = (Path(output_dir), Path(resume_from).parent)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The Trainer would go on logging, evaluating and saving as often as the run did that wrote the checkpoint.
+        state.compute_steps(args, state.max_steps)
+        find_best_checkpoint(state, self._folders)
+        follow_flags(kwargs["optimizer"], kwargs["lr_scheduler"], self._trainer.optimizer_options)
+        if evaluation_is_due(args, state):
+            logger.info("step %d was saved but not evaluated yet", state.global_step)
+            self._trainer.evaluate_this_step()
+
+
+def prepare_continuation(trainer: QwenVLTrainer, output_dir: str, resume_from: str) -> None:
+    """Make a trainer continue from a checkpoint: tell where its schedule ends now, and set later checkpoints aside.
+
+    Raises `UserError` if the checkpoint lies beyond the end.
+    """
+    state = TrainerState.load_from_json(str(Path(resume_from) / TRAINER_STATE_NAME))
+    last = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    if state.global_step > last:
+        raise UserError(
+            f"--resume_from_checkpoint {resume_from} is at step {state.global_step}, but the run ends at step {last}; "
+            "raise --max_steps or --num_train_epochs, or name an earlier checkpoint"
+        )
+    if last != state.max_steps:
+        logger.info("the schedule now ends at step %s (%s before)", f"{last:,}", f"{state.max_steps:,}")
+    if state.global_step == last:
+        logger.info("step %s was the last one: nothing is left to train", f"{last:,}")
+    for is_in_charge in (trainer.is_world_process_zero(), trainer.is_local_process_zero()):
+        # First the main process, then one of each other machine that has a disk of its own.
+        if is_in_charge:
+            set_later_checkpoints_aside(output_dir, resume_from, state.global_step)
+        barrier()
+    trainer.args.eval_on_start = False  # that was the start
+    trainer.add_callback(ContinueRun(trainer, output_dir, resume_from))
+
+
+def evaluation_is_due(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether the step at which a run goes on should have been evaluated, and was not: checkpoints are saved before."""
+    if any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history):
+        return False
+    control, flow = TrainerControl(), DefaultFlowCallback()
+    flow.on_step_end(args, state, control)
+    if state.global_step >= state.max_steps or float(state.epoch or 0.5).is_integer():
+        flow.on_epoch_end(args, state, control)
+    return control.should_evaluate
+
+
+def find_best_checkpoint(state: TrainerState, folders: Sequence[Path]) -> None:
+    """Look for the best checkpoint so far in the folders if it is not where it was; forget its score if it is gone."""
+    if state.best_global_step is None or state.best_model_checkpoint is not None:
+        return
+    name = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+    found = next((folder / name for folder in folders if (folder / name).is_dir()), None)
+    if found is not None:
+        state.best_model_checkpoint = str(found)
+        return
+    logger.info("the best checkpoint so far, %s, is gone: the best of those to come counts", name)
+    state.best_metric = state.best_global_step = None
+
+
+def follow_flags(
+    optimizer: torch.optim.Optimizer, scheduler: LRScheduler, options: Sequence[Mapping[str, Any]]
+) -> None:
+    """Give the optimizer's groups their `options` and the rates of the schedule, whatever a checkpoint had.
+
+    `options` are those with which the groups were created. Where nothing was changed, nothing is. A schedule that is
+    no function of the step keeps its rates: other flags have been refused.
+    """
+    for group, fresh in zip(optimizer.param_groups, options, strict=True):
+        group.update({name: fresh[name] for name in _OPTIMIZER_OPTIONS if name in fresh})
+    if not isinstance(scheduler, LambdaLR):
+        return
+    rates = [fresh["lr"] for fresh in options]
+    now = [rate * factor(scheduler.last_epoch) for rate, factor in zip(rates, scheduler.lr_lambdas, strict=True)]
+    scheduler.load_state_dict(scheduler.state_dict() | {"base_lrs": rates, "_last_lr": now})
+    for group, rate, first in zip(optimizer.param_groups, now, rates, strict=True):
+        group.update({"lr": rate, "initial_lr": first})
