@@ -7,9 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from qwenvl.checkpoint.manifest import MANIFEST_NAME
 from qwenvl.checkpoint.save import INCOMPLETE, MODEL_CONFIG_NAMES, RUN_ARGUMENTS_NAME
+from qwenvl.checkpoint.select import check_whole, newest_whole_checkpoint
+from qwenvl.checkpoint.trust import refuse_foreign_pickles
 from qwenvl.errors import UserError
 from qwenvl.train.argument import CUSTOM_VISION_FLAGS
 
@@ -50,8 +53,8 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     if not resume or resume.lower() == "false":
         return None
     if resume.lower() in ("auto", "true"):
-        found = [folder for folder in sort_checkpoints(output_dir) if _is_resumable(Path(folder))]
-        if not found:
+        found = newest_whole_checkpoint(output_dir)
+        if found is None:
             if any((Path(output_dir) / name).is_file() for name in MODEL_CONFIG_NAMES):
                 raise UserError(
                     f"--resume_from_checkpoint auto: {output_dir} holds a finished model and no checkpoint to go on "
@@ -59,15 +62,17 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
                 )
             logger.info("--resume_from_checkpoint auto: no checkpoint in %s, starting afresh", output_dir)
             return None
-        resume = found[-1]
+        resume = found
     folder = Path(resume)
     if INCOMPLETE in folder.resolve().parts:
         raise UserError(f"--resume_from_checkpoint {resume} was interrupted while it was written; name a whole one")
-    if not _is_resumable(folder):
+    if not _is_resumable(folder) and not (folder / MANIFEST_NAME).is_file():
         raise UserError(
             f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME} and "
             f"{SCHEDULER_NAME}); name a folder {PREFIX_CHECKPOINT_DIR}-STEP, or auto"
         )
+    check_whole(folder)
+    refuse_foreign_pickles(folder, bool(arguments.get("trust_remote_code")))
     _check_same_run(folder, arguments)
     return str(folder)
 

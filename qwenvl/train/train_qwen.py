@@ -18,7 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
+from qwenvl.checkpoint.lock import release_output_dirs
 from qwenvl.checkpoint.resume import check_encoder, find_resume_checkpoint
+from qwenvl.checkpoint.savable import check_savable
 from qwenvl.checkpoint.save import (
     INCOMPLETE,
     CommitCheckpoints,
@@ -45,6 +47,7 @@ from qwenvl.vision import swap_processor
 logger = logging.getLogger("qwenvl.train.train_qwen")
 
 
+@release_output_dirs()
 def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     """Train a model as the command line says, and return its trainer (None after a dry run)."""
     model_args, data_args, training_args = parse_arguments(argv)
@@ -54,7 +57,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     arguments = run_arguments(model_args, data_args, training_args) | {"world_size": training_args.world_size}
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     check_feature_cache(model_args, base_config)
-    prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint, dry_run=training_args.dry_run)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
     set_seed(training_args.seed)
     processor = load_processor(model_args.model_name_or_path, training_args.cache_dir)
@@ -73,6 +76,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     logging.getLogger("qwenvl").setLevel(min(logging.getLogger("qwenvl").level, logging.WARNING))
     check_media(model_args, data)
     model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
+    check_savable(model)
     if resume_from is not None and not training_args.dry_run:
         check_encoder(resume_from, model)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
