@@ -11,7 +11,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault
 from qwenvl.checkpoint.save import MODEL_CONFIG_NAMES
-from qwenvl.checkpoint.trust import refuse_foreign_code
+from qwenvl.checkpoint.trust import refuse_foreign_code, refuse_pickled_weights
 from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import ADAPTER_CONFIG_NAME, load_pretrained, load_processor
@@ -67,9 +67,12 @@ def _check_model_folder(folder: Path) -> None:
     if not any((folder / name).is_file() for name in (*MODEL_CONFIG_NAMES, MANIFEST_NAME)):
         named = " or ".join(MODEL_CONFIG_NAMES)
         raise UserError(f"{folder} holds no trained model ({named}); {held or 'check the path'}")
+    refuse_pickled_weights(folder)
     if (fault := find_fault(folder, for_resume=False)) is not None:
-        changed = f"if it was changed on purpose, remove {MANIFEST_NAME}, and it is checked no more"
-        raise UserError(f"{folder}: {fault}; {held or 'copy it anew or take another checkpoint'}; {changed}")
+        remedy = held or "copy it anew or take another checkpoint"
+        if (folder / MANIFEST_NAME).is_file():
+            remedy += f"; if it was changed on purpose, remove {MANIFEST_NAME}, and it is not compared any more"
+        raise UserError(f"{folder}: {fault}; {remedy}")
 
 
 def _with_tower_of(

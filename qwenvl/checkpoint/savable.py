@@ -46,7 +46,7 @@ def _is_storable(dtype: torch.dtype, layout: torch.layout) -> bool:
     if layout is not torch.strided:
         return False
     try:
-        safetensors.torch.save({"one": torch.zeros(1, dtype=dtype)})
+        safetensors.torch.save({"one": torch.zeros(1, dtype=dtype, device="cpu")})
     except Exception:  # a KeyError, a ValueError or Rust's own, by version and type
         return False
     return True

@@ -86,6 +86,7 @@ class CommitCheckpoints(TrainerCallback):
 def replace_folder(source: Path, target: Path) -> None:
     """Move a finished folder to its place, in one step; an older folder there is removed only after that."""
     retired = source.with_name(f"{target.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         os.replace(target, retired)
     os.replace(source, target)
@@ -95,6 +96,7 @@ def replace_folder(source: Path, target: Path) -> None:
 def remove_folder(folder: Path, incomplete: Path) -> None:
     """Remove a checkpoint: first its name, in one step, then its files, which takes time in which a run may end."""
     retired = incomplete / f"{folder.name}.old"
+    shutil.rmtree(retired, ignore_errors=True)
     os.replace(folder, retired)
     shutil.rmtree(retired, ignore_errors=True)
 
@@ -111,6 +113,7 @@ def superfluous_checkpoints(output_dir: Path, limit: int | None, best: str | Non
 
 def publish_files(source: Path, target: Path) -> None:
     """Move a finished model's files into the output folder, its configuration last: without it there is no model."""
+    check_lock(str(target))
     with CheckpointDisk(source.parent).explain_errors():
         write_manifest(source)
         files = sorted(source.iterdir(), key=lambda path: (path.name in MODEL_CONFIG_NAMES, path.name == MANIFEST_NAME))
@@ -123,6 +126,8 @@ def publish_files(source: Path, target: Path) -> None:
                 os.replace(path, target / path.name)
         source.rmdir()
         flush_folder(target)
+    with contextlib.suppress(OSError):  # it holds something else
+        source.parent.rmdir()
 
 
 def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from qwenvl.errors import UserError
 from qwenvl.vision.registry import FILE_FORM
@@ -40,35 +39,52 @@ _PLAIN_CLASSES = (
 )
 
 
-def refuse_foreign_code(
-    name_or_path: str | Path, trust_remote_code: bool = False, *, cache_dir: str | None = None
-) -> None:
-    """Raise `UserError` if loading this model, adapter or processor would run code that comes with it.
+def refuse_foreign_code(folder: str | Path, trust_remote_code: bool = False) -> None:
+    """Raise `UserError` if loading the model, adapter or processor of a folder would run code that comes with it.
 
-    To be called before anything of a folder (or hub name) is loaded. Code is an encoder of the form `file.py:Class`,
-    an `auto_map` and, in an adapter, a module to import. Weights that are pickles alone are refused in any case:
-    nothing here reads them.
+    To be called before anything of it is loaded; a hub name passes, what is downloaded then goes through
+    `refuse_code_in_config`. Code is an encoder of the form `file.py:Class`, an `auto_map` and, in an adapter, a module
+    to import. Weights that are pickles alone are refused in any case: nothing here reads them.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        _refuse_pickled_weights(folder)
-    if trust_remote_code:
-        return
-    for name, config in _configs(name_or_path, cache_dir):
-        vision_config = config.get("vision_config")
-        encoder = vision_config.get("encoder") if isinstance(vision_config, dict) else None
-        if isinstance(encoder, str) and FILE_FORM in encoder:
-            raise UserError(
-                f"{name_or_path}: its {name} names an encoder in a Python file, {encoder}, and loading it would run "
-                f"that file; {_REMEDY}"
-            )
-        if _holds_key(config, "auto_map"):
-            raise UserError(f"{name_or_path}: its {name} names code of its own (`auto_map`); {_REMEDY}")
-        if config.get("megatron_config"):
-            raise UserError(
-                f"{name_or_path}: its {name} names a module to import (`megatron_core` "
-                f"{config.get('megatron_core')!r}); {_REMEDY}"
-            )
+    folder = Path(folder)
+    refuse_pickled_weights(folder)
+    for name in () if trust_remote_code else _CONFIG_NAMES:
+        if (folder / name).is_file():
+            try:
+                config = json.loads((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                raise UserError(f"{folder}: {name} is no valid JSON; copy it anew") from None
+            if not isinstance(config, dict):
+                raise UserError(f"{folder}: {name} is no JSON object; copy it anew")
+            refuse_code_in_config(str(folder), name, config)
+
+
+def refuse_code_in_config(name_or_path: str, name: str, config: dict[str, Any]) -> None:
+    """Raise `UserError` if a configuration, the content of the file `name`, names code to run."""
+    vision_config = config.get("vision_config")
+    encoder = vision_config.get("encoder") if isinstance(vision_config, dict) else None
+    if isinstance(encoder, str) and FILE_FORM in encoder:
+        raise UserError(
+            f"{name_or_path}: its {name} names an encoder in a Python file, {encoder}, and loading it would run that "
+            f"file; {_REMEDY}"
+        )
+    if _holds_key(config, "auto_map"):
+        raise UserError(f"{name_or_path}: its {name} names code of its own (`auto_map`); {_REMEDY}")
+    if config.get("megatron_config"):
+        raise UserError(
+            f"{name_or_path}: its {name} names a module to import (`megatron_core` {config.get('megatron_core')!r}); "
+            f"{_REMEDY}"
+        )
+
+
+def refuse_pickled_weights(folder: Path) -> None:
+    """Raise `UserError` for a model or adapter whose weights are a pickle alone: nothing here reads one."""
+    pickled = [path.name for pattern in _PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))]
+    if pickled and not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder}: its weights are a pickle, {pickled[0]}, which may run code when it is loaded; get the model as "
+            ".safetensors"
+        )
 
 
 def refuse_foreign_pickles(folder: Path, trust_remote_code: bool = False) -> None:
@@ -80,7 +96,13 @@ def refuse_foreign_pickles(folder: Path, trust_remote_code: bool = False) -> Non
     """
     if trust_remote_code:
         return
-    paths = sorted([*folder.rglob("*.pt"), *folder.rglob("*.pth")])
+    if (folder / "latest").is_file():
+        named = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+        if Path(named).name != named:
+            raise UserError(f"{folder / 'latest'} names {named!r}, expected a folder beside it such as global_step100")
+    # By depth, because `**` passes over links to folders, which are followed when the files are loaded.
+    patterns = ["*/" * depth + f"*{suffix}" for depth in range(5) for suffix in (".pt", ".pth")]
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
     by_deepspeed = any(path.parent != folder for path in paths)
     with torch.serialization.safe_globals(list(_found_plain_classes(by_deepspeed))), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols: what is not understood is refused
@@ -94,33 +116,6 @@ def refuse_foreign_pickles(folder: Path, trust_remote_code: bool = False) -> Non
                     "when it is loaded; resume from a checkpoint of your own, or, if you trust it, add "
                     "--trust_remote_code True"
                 ) from None
-
-
-def _refuse_pickled_weights(folder: Path) -> None:
-    pickled = [path.name for pattern in _PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))]
-    if pickled and not list(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder}: its weights are a pickle, {pickled[0]}, which may run code when it is loaded; get the model as "
-            ".safetensors"
-        )
-
-
-def _configs(name_or_path: str | Path, cache_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        # On the hub; what is not there, or no model, the loader says.
-        with contextlib.suppress(OSError, ValueError):
-            yield "config.json", PreTrainedConfig.get_config_dict(str(name_or_path), cache_dir=cache_dir)[0]
-        return
-    for name in _CONFIG_NAMES:
-        if (folder / name).is_file():
-            try:
-                config = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                raise UserError(f"{folder}: {name} is no valid JSON") from None
-            if not isinstance(config, dict):
-                raise UserError(f"{folder}: {name} is no JSON object")
-            yield name, config
 
 
 def _holds_key(value: Any, key: str) -> bool:

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qwenvl.checkpoint.trust import refuse_foreign_code
+from qwenvl.checkpoint.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
@@ -59,11 +59,13 @@ def load_config(
             f"{name_or_path}: no such folder; give the folder of a Qwen3-VL, or a hub name such as "
             "Qwen/Qwen3-VL-4B-Instruct"
         )
-    refuse_foreign_code(name_or_path, trust_remote_code, cache_dir=cache_dir)
+    refuse_foreign_code(name_or_path, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: {_why_not_loaded(name_or_path, error)}") from None
+    if not trust_remote_code:
+        refuse_code_in_config(name_or_path, "config.json", config.to_dict())
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
             f"{name_or_path} is a {config.model_type} model; expected a Qwen3-VL, dense or MoE, "
@@ -79,15 +81,13 @@ def load_processor(
 
     It pads on the left, as generation in batches needs; training pads by its collators, on the right.
     """
-    refuse_foreign_code(name_or_path, trust_remote_code, cache_dir=cache_dir)
+    refuse_foreign_code(name_or_path, trust_remote_code)
     try:
-        processor = AutoProcessor.from_pretrained(
-            name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code
+        return AutoProcessor.from_pretrained(
+            name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code, padding_side="left"
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: no processor could be loaded: {_first_line(error)}") from None
-    processor.tokenizer.padding_side = "left"
-    return processor
 
 
 def load_pretrained(
