@@ -24,8 +24,10 @@ from qwenvl.train.distributed import is_first_process
 
 logger = logging.getLogger(__name__)
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+)
 # Rust's errors, as safetensors passes them on, and those of PyTorch's writer, which does not say why a write was short:
 # https://github.com/pytorch/pytorch/blob/v2.11.0/caffe2/serialize/inline_container.cc
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -93,30 +95,31 @@ class CheckpointDisk:
         return shutil.disk_usage(existing_folder(self.folder)).free
 
     def _disk_reason(self, error: BaseException, *, is_saving: bool) -> str | None:
-        """Return why the disk took no more, or None if the error is of another kind."""
+        """Return why this disk took no more, or None if the error is of another kind, or of another disk."""
         chain: BaseException | None = error
         while chain is not None:
-            if isinstance(chain, OSError):
-                is_here = chain.filename is not None and str(chain.filename).startswith(str(self.folder.parent))
-                if chain.errno in _DISK_ERRORS or (chain.errno in _PATH_ERRORS and (is_here or is_saving)):
+            if isinstance(chain, OSError) and chain.errno in _DISK_ERRORS:
+                is_here = is_saving or str(chain.filename).startswith(str(self.folder.parent))
+                # Some writers, such as TensorBoard's, do not say to where; shared memory may be full as well.
+                if is_here or (chain.filename is None and self._try_to_write() is not None):
                     return os.strerror(chain.errno)
             if is_saving and (found := _RUST_ERROR.search(str(chain))):
                 return os.strerror(int(found[1]))
             if is_saving and _SHORT_WRITE.search(str(chain)):
-                return self._try_to_write()
+                return self._try_to_write() or "the disk took a file in part only"
             chain = chain.__cause__ or chain.__context__
         return None
 
-    def _try_to_write(self) -> str:
-        """Return the reason that a write of 1 MiB gives, where the one that failed has given none."""
+    def _try_to_write(self) -> str | None:
+        """Return the reason for which the disk refuses a file of 1 MiB, or None if it takes one."""
         try:
             with tempfile.TemporaryFile(dir=existing_folder(self.folder)) as probe:
                 probe.write(bytes(1 << 20))
                 probe.flush()
                 os.fsync(probe.fileno())
         except OSError as error:
-            return error.strerror
-        return "the disk took a file in part only"
+            return os.strerror(error.errno)
+        return None
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None, *, deepspeed: bool) -> int:

@@ -55,22 +55,24 @@ class _Held:
     path: Path
     descriptor: int
     stop: threading.Event
-    made_folders: list[Path]
+    removed_if_empty: list[Path]
 
 
 _held: dict[Path, _Held] = {}
 
 
-def lock_output_dir(output_dir: str) -> None:
+def lock_output_dir(output_dir: str, *, inner_folders: tuple[str, ...] = ()) -> None:
     """Take an output folder, which is made if it is not there, for this process until `release_output_dirs`.
 
+    That removes the folders that were made here, and those called `inner_folders` in it, if they are empty by then.
     Raises `UserError` that names the run that has it. The lock of a dead run is taken over: at once on the same
     machine, and from another one when it has not been renewed for `STALE_SECONDS`, which are waited for.
     """
     folder = Path(output_dir).resolve()
     if folder in _held:
         raise UserError(f"--output_dir {output_dir} is in use by this process; end that run first")
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    removed_if_empty = [folder / name for name in inner_folders]
+    removed_if_empty += [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path, watched_since, seen = folder / LOCK_NAME, None, None
     while True:
@@ -103,7 +105,7 @@ def lock_output_dir(output_dir: str) -> None:
             break
         os.close(descriptor)
         time.sleep(min(1.0, STALE_SECONDS / 10))
-    _hold(folder, path, descriptor, made, confirm=state == "unsupported")
+    _hold(folder, path, descriptor, removed_if_empty, confirm=state == "unsupported")
 
 
 def check_lock(output_dir: str) -> None:
@@ -124,7 +126,7 @@ def release_output_dirs() -> Iterator[None]:
             _release(_held.pop(folder))
 
 
-def _hold(folder: Path, path: Path, descriptor: int, made_folders: list[Path], *, confirm: bool) -> None:
+def _hold(folder: Path, path: Path, descriptor: int, removed_if_empty: list[Path], *, confirm: bool) -> None:
     process = psutil.Process()
     holder = Holder(
         host=socket.gethostname(),
@@ -143,7 +145,7 @@ def _hold(folder: Path, path: Path, descriptor: int, made_folders: list[Path], *
         if (winner := _read_holder(descriptor)) != holder:
             os.close(descriptor)
             raise _in_use(str(folder), winner)
-    held = _Held(path, descriptor, threading.Event(), made_folders)
+    held = _Held(path, descriptor, threading.Event(), removed_if_empty)
     _held[folder] = held
     threading.Thread(target=_renew, args=(held,), name="output-folder-lock", daemon=True).start()
 
@@ -162,7 +164,7 @@ def _release(held: _Held) -> None:
         if _is_same_file(held.path, held.descriptor):
             held.path.unlink()
     os.close(held.descriptor)
-    for folder in held.made_folders:
+    for folder in held.removed_if_empty:
         with contextlib.suppress(OSError):  # it holds something
             folder.rmdir()
 

@@ -18,6 +18,10 @@ def check_savable(model: PreTrainedModel | PeftModel) -> None:
     That is: an entry that is no tensor, one of a kind that safetensors does not know, and, in a whole model, tensors
     that share memory without the model's class saying so; PEFT writes a copy of each.
     """
+    try:
+        model.config.to_json_string()
+    except TypeError as error:
+        raise UserError(f"the model's configuration cannot be written as JSON: {error}") from None
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):

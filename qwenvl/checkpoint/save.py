@@ -126,8 +126,6 @@ def publish_files(source: Path, target: Path) -> None:
                 os.replace(path, target / path.name)
         source.rmdir()
         flush_folder(target)
-    with contextlib.suppress(OSError):  # it holds something else
-        source.parent.rmdir()
 
 
 def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
@@ -179,7 +177,7 @@ def prepare_output_dir(output_dir: str, resume: str | None, *, dry_run: bool = F
     """
     try:
         if is_first_process() and not dry_run:
-            lock_output_dir(output_dir)
+            lock_output_dir(output_dir, inner_folders=(INCOMPLETE,))
         with tempfile.TemporaryFile(dir=existing_folder(Path(output_dir))) as probe:
             probe.write(b"writable")
     except OSError as error:
