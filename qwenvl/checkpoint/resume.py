@@ -52,7 +52,8 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     """
     if not resume or resume.lower() == "false":
         return None
-    if resume.lower() in ("auto", "true"):
+    is_named = resume.lower() not in ("auto", "true")
+    if not is_named:
         found = newest_whole_checkpoint(output_dir)
         if found is None:
             if any((Path(output_dir) / name).is_file() for name in MODEL_CONFIG_NAMES):
@@ -71,7 +72,8 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
             f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME} and "
             f"{SCHEDULER_NAME}); name a folder {PREFIX_CHECKPOINT_DIR}-STEP, or auto"
         )
-    check_whole(folder)
+    if is_named:
+        check_whole(folder)
     refuse_foreign_pickles(folder, bool(arguments.get("trust_remote_code")))
     _check_same_run(folder, arguments)
     return str(folder)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from transformers.trainer_utils import sort_checkpoints
 
-from qwenvl.checkpoint.manifest import find_fault
+from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault
 from qwenvl.errors import UserError
+from qwenvl.train.argument import ModelArguments
 from qwenvl.train.distributed import broadcast_from_first, is_first_process
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,17 @@ def check_whole(folder: Path) -> None:
         raise UserError(
             f"--resume_from_checkpoint {folder}: {fault}; name another checkpoint, or auto for the newest whole one"
         )
+
+
+def check_start_folders(model_args: ModelArguments) -> None:
+    """Raise `UserError` if a folder that a run starts from, one of an earlier run, has a broken file."""
+    for flag in ("model_name_or_path", "vision_merger_path"):
+        folder = getattr(model_args, flag)
+        # Models from elsewhere have no manifest, and their loaders say what is missing.
+        if folder is not None and (Path(folder) / MANIFEST_NAME).is_file() and is_first_process():
+            fault = find_fault(Path(folder), for_resume=False)
+            if fault is not None:
+                raise UserError(f"--{flag} {folder}: {fault}; copy it anew, or name one of its checkpoints")
 
 
 def _newest_whole(output_dir: str) -> str | None:

@@ -29,6 +29,7 @@ from qwenvl.checkpoint.save import (
     publish_files,
     run_arguments,
 )
+from qwenvl.checkpoint.select import check_start_folders
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.attention import resolve_attention
@@ -55,6 +56,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     check_arguments(model_args, data_args, training_args)
     check_optimizer(training_args)
     arguments = run_arguments(model_args, data_args, training_args) | {"world_size": training_args.world_size}
+    check_start_folders(model_args)
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     check_feature_cache(model_args, base_config)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint, dry_run=training_args.dry_run)

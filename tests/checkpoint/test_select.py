@@ -55,3 +55,13 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_end(
 
     assert losses(folder) == losses(trained)
     assert newest_whole_checkpoint(str(folder)) == str(folder / "checkpoint-2")
+
+
+@pytest.mark.parametrize("flag", ["model_name_or_path", "vision_merger_path"])
+def test_a_run_does_not_start_from_a_broken_folder_of_an_earlier_one(
+    own_copy: Path, trained_flags: dict, tmp_path: Path, flag: str
+) -> None:
+    break_file(own_copy / "adapter_model.safetensors", flipped)
+
+    with pytest.raises(UserError, match=f"--{flag} {own_copy}: adapter_model.safetensors is damaged"):
+        train(command_line(**trained_flags | {flag: own_copy}, output_dir=tmp_path / "new"))
