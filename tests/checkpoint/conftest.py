@@ -19,7 +19,7 @@ def trained_flags(standin: Path, media: Path, tmp_path_factory: pytest.TempPathF
     torch.manual_seed(0)
     encoder = tmp_path_factory.mktemp("encoders") / "rad-dino"
     Dinov2Model(Dinov2Config(**DINOV2)).save_pretrained(encoder)
-    records = [conversation("<image>\nWhat is shown?", f"A picture {i}.", image="red.png") for i in range(4)]
+    records = [conversation("<image>\nWhat is shown?", f"Image {i}.", image="red.png") for i in range(4)]
     swap = {"custom_vision_encoder": "rad_dino", "custom_vision_pretrained_path": encoder}
     saves = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     return {

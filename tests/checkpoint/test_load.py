@@ -14,7 +14,7 @@ from tests.checkpoint.conftest import WAYS_TO_BREAK, Break, break_file, flipped,
 from tests.checkpoint.test_manifest import NEEDED_TO_LOAD
 from tests.train.conftest import command_line
 
-QUESTIONS = ("What is shown?", "Say yes.", "Describe every part of this picture, one after the other.", "Why?")
+QUESTIONS = ("What is shown?", "Say yes.", "Describe every part of this image, one after the other.", "Why?")
 
 
 @pytest.mark.parametrize("way", WAYS_TO_BREAK)
@@ -53,8 +53,8 @@ def test_prompts_in_a_batch_get_the_answers_that_each_gets_alone(trained: Path, 
     model, processor = load_checkpoint(trained, device="cpu")
     saved = json.loads((trained / "tokenizer_config.json").read_text())
     assert saved["padding_side"] == processor.tokenizer.padding_side == "left"
-    with Image.open(media / "red.png") as picture:
-        image = picture.convert("RGB")
+    with Image.open(media / "red.png") as opened:
+        image = opened.convert("RGB")
 
     def answers(questions: tuple[str, ...]) -> list[list[int]]:
         chats = [
