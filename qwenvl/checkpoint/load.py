@@ -9,7 +9,9 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 from transformers.trainer_utils import sort_checkpoints
 
+from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault
 from qwenvl.checkpoint.save import MODEL_CONFIG_NAMES
+from qwenvl.checkpoint.trust import refuse_foreign_code, refuse_pickled_weights
 from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import ADAPTER_CONFIG_NAME, load_pretrained, load_processor
@@ -24,19 +26,27 @@ def load_checkpoint(
     dtype: torch.dtype | str = "auto",
     attn_implementation: str = "sdpa",
     device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
     """Load a trained model and its processor from a checkpoint or output folder, in evaluation mode.
 
     Works for adapters (the base model and a frozen custom encoder's weights are found where training found them, or at
-    `base_model` and `encoder_path`) and for whole models. Raises `UserError` if the folder holds neither.
+    `base_model` and `encoder_path`) and for whole models. The processor pads on the left, as `generate` needs for
+    prompts of several lengths.
+
+    Raises `UserError` if the folder holds neither, if one of its files is broken, and if loading it, or the base model
+    that it names, would run code that comes with it (an encoder in a Python file, `auto_map`); with
+    `trust_remote_code` such code is run.
     """
     folder = Path(folder)
+    _check_model_folder(folder)
+    refuse_foreign_code(folder, trust_remote_code)
     attention = resolve_attention(attn_implementation)
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         adapter = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
         base_model = base_model or adapter["base_model_name_or_path"]
         try:
-            model = load_pretrained(base_model, dtype=dtype, attention=attention)
+            model = load_pretrained(base_model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
         except UserError as error:
             raise UserError(f"the base model of {folder}: {error}; load_checkpoint takes it as base_model") from None
         model = _with_tower_of(model, folder, adapter["modules_to_save"] or [], encoder_path)
@@ -44,14 +54,25 @@ def load_checkpoint(
             # PEFT asks Transformers by a name that it will drop.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             model = PeftModel.from_pretrained(model, str(folder))
-    elif (folder / "config.json").is_file():
-        model = load_pretrained(str(folder), dtype=dtype, attention=attention)
     else:
-        inside = sort_checkpoints(str(folder)) if folder.is_dir() else []
-        remedy = f"it holds {', '.join(Path(path).name for path in inside)}: name one" if inside else "check the path"
-        raise UserError(f"{folder} holds no trained model ({' or '.join(MODEL_CONFIG_NAMES)}); {remedy}")
+        model = load_pretrained(str(folder), dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model.eval(), load_processor(str(folder))
+    return model.eval(), load_processor(str(folder), trust_remote_code=trust_remote_code)
+
+
+def _check_model_folder(folder: Path) -> None:
+    """Raise `UserError` if a folder holds no model, or a broken one; name the checkpoints in it as a way out."""
+    inside = [Path(path).name for path in sort_checkpoints(str(folder))] if folder.is_dir() else []
+    held = f"it holds {', '.join(inside)}: name one" if inside else None
+    if not any((folder / name).is_file() for name in (*MODEL_CONFIG_NAMES, MANIFEST_NAME)):
+        named = " or ".join(MODEL_CONFIG_NAMES)
+        raise UserError(f"{folder} holds no trained model ({named}); {held or 'check the path'}")
+    refuse_pickled_weights(folder)
+    if (fault := find_fault(folder, for_resume=False)) is not None:
+        remedy = held or "copy it anew or take another checkpoint"
+        if (folder / MANIFEST_NAME).is_file():
+            remedy += f"; if it was changed on purpose, remove {MANIFEST_NAME}, and it is not compared any more"
+        raise UserError(f"{folder}: {fault}; {remedy}")
 
 
 def _with_tower_of(

@@ -11,9 +11,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from qwenvl.checkpoint.manifest import MANIFEST_NAME
 from qwenvl.checkpoint.rollback import SUPERSEDED
 from qwenvl.checkpoint.same_run import check_same_run
 from qwenvl.checkpoint.save import INCOMPLETE, MODEL_CONFIG_NAMES, RUN_ARGUMENTS_NAME
+from qwenvl.checkpoint.select import check_whole, newest_whole_checkpoint
+from qwenvl.checkpoint.trust import refuse_foreign_pickles
 from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
 
@@ -28,8 +31,9 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     """
     if not resume or resume.lower() == "false":
         return None
-    if resume.lower() in ("auto", "true"):
-        newest = _newest_checkpoint(output_dir)
+    is_named = resume.lower() not in ("auto", "true")
+    if not is_named:
+        newest = newest_whole_checkpoint(output_dir)
         if newest is None:
             _check_nothing_is_left(Path(output_dir))
             logger.info("--resume_from_checkpoint auto: no checkpoint in %s, starting afresh", output_dir)
@@ -38,11 +42,14 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     folder = Path(resume)
     if INCOMPLETE in folder.resolve().parts:
         raise UserError(f"--resume_from_checkpoint {resume} was interrupted while it was written; name a whole one")
-    if not (folder / TRAINER_STATE_NAME).is_file():
+    if not (folder / TRAINER_STATE_NAME).is_file() and not (folder / MANIFEST_NAME).is_file():
         raise UserError(
             f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME}); name a "
             f"folder {PREFIX_CHECKPOINT_DIR}-STEP, or auto"
         )
+    if is_named:
+        check_whole(folder)
+    refuse_foreign_pickles(folder, bool(arguments.get("trust_remote_code")))
     before = _recorded_arguments(folder)
     arguments = as_recorded(arguments)
     _check_deepspeed(folder, before, arguments)
@@ -126,12 +133,6 @@ def _deepspeed_files(folder: Path, processes: int, stage: int) -> list[str]:
     latest = folder / "latest"
     inside = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
     return [f"{inside or 'global_step*'}/{name}" for name in models + optimizers]
-
-
-def _newest_checkpoint(output_dir: str) -> str | None:
-    """Return the newest checkpoint of an output folder that knows how far its run was, or None."""
-    found = [folder for folder in sort_checkpoints(output_dir) if (Path(folder) / TRAINER_STATE_NAME).is_file()]
-    return found[-1] if found else None
 
 
 def _check_nothing_is_left(output_dir: Path) -> None:

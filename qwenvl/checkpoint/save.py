@@ -1,22 +1,31 @@
 """Write checkpoints whole: in a folder beside the finished ones, renamed when nothing is missing."""
 
+import contextlib
 import dataclasses
 import enum
 import json
+import math
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, existing_folder
+from qwenvl.checkpoint.lock import check_lock, lock_output_dir
+from qwenvl.checkpoint.manifest import MANIFEST_NAME, flush_folder, replace_file, write_manifest
 from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
-from qwenvl.train.distributed import barrier
+from qwenvl.train.distributed import barrier, is_first_process
 
 # Checkpoints are written in this folder of the output folder and moved out of it when they are whole.
 INCOMPLETE = ".incomplete"
@@ -35,20 +44,42 @@ class CommitCheckpoints(TrainerCallback):
     def __init__(self, output_dir: str) -> None:
         self.output_dir = Path(output_dir)
 
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_local_process_zero and (count := _checkpoints_to_come(args, state)):
+            size = checkpoint_bytes(model, optimizer, deepspeed=bool(args.deepspeed))
+            there = len(sort_checkpoints(str(self.output_dir)))
+            if args.save_total_limit:
+                # One more than stay, because the new one is whole before an old one goes.
+                count = min(count, max(args.save_total_limit + 1 - there, 1))
+            CheckpointDisk(args.output_dir).warn_if_short(size, count)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(self.output_dir / name)
         written = Path(args.output_dir) / name
+        check_lock(str(self.output_dir))
         barrier()
         if state.is_world_process_zero:
             state.save_to_json(str(written / TRAINER_STATE_NAME))
-            replace_folder(written, self.output_dir / name)
-            rotate_checkpoints(str(self.output_dir), args.save_total_limit, state.best_model_checkpoint)
+            self._commit(written, args.save_total_limit, state.best_model_checkpoint)
         barrier()
         if state.is_local_process_zero and written.is_dir():  # another machine with a disk of its own
-            replace_folder(written, self.output_dir / name)
-            rotate_checkpoints(str(self.output_dir), args.save_total_limit, state.best_model_checkpoint)
+            self._commit(written, args.save_total_limit, state.best_model_checkpoint)
+
+    def _commit(self, written: Path, limit: int | None, best: str | None) -> None:
+        write_manifest(written)
+        replace_folder(written, self.output_dir / written.name)
+        flush_folder(self.output_dir)
+        self._rotate(written.parent, limit, best)
 
     def record_evaluation(self, args: TrainingArguments, state: TrainerState) -> None:
         """Add what the evaluation of this step has found to the checkpoint that was saved before it, if one was."""
@@ -58,37 +89,72 @@ class CommitCheckpoints(TrainerCallback):
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(folder)
         if state.is_world_process_zero:
-            write_state(folder, state)
-            rotate_checkpoints(str(self.output_dir), args.save_total_limit, state.best_model_checkpoint)
+            write_state(folder, state, Path(args.output_dir))
+            self._rotate(Path(args.output_dir), args.save_total_limit, state.best_model_checkpoint)
+
+    def _rotate(self, incomplete: Path, limit: int | None, best: str | None) -> None:
+        for folder in superfluous_checkpoints(self.output_dir, limit, best):
+            remove_folder(folder, incomplete)
 
 
-def write_state(folder: Path, state: TrainerState) -> None:
-    """Put the state of a run into a folder that may have one, at no time without a whole one."""
-    unfinished = folder / f"{TRAINER_STATE_NAME}.new"
+def write_state(folder: Path, state: TrainerState, incomplete: Path) -> None:
+    """Put the state of a run into a finished folder that has an older one; `incomplete` is a folder beside it."""
+    unfinished = incomplete / TRAINER_STATE_NAME
     state.save_to_json(str(unfinished))
-    os.replace(unfinished, folder / TRAINER_STATE_NAME)
+    replace_file(folder, TRAINER_STATE_NAME, unfinished)
 
 
 def replace_folder(source: Path, target: Path) -> None:
     """Move a finished folder to its place, in one step; an older folder there is removed only after that."""
     retired = source.with_name(f"{target.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         os.replace(target, retired)
     os.replace(source, target)
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def remove_folder(folder: Path, incomplete: Path) -> None:
+    """Remove a checkpoint: first its name, in one step, then its files, which takes time in which a run may end."""
+    retired = incomplete / f"{folder.name}.old"
+    shutil.rmtree(retired, ignore_errors=True)
+    os.replace(folder, retired)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def superfluous_checkpoints(output_dir: Path, limit: int | None, best: str | None) -> list[Path]:
+    """Return the oldest checkpoints beyond `--save_total_limit`, never the newest nor the best one."""
+    folders = [Path(folder) for folder in sort_checkpoints(str(output_dir))]
+    if not limit or limit < 0 or not folders:
+        return []
+    kept = {folders[-1], *([] if best is None else [Path(best)])} & set(folders)
+    others = [folder for folder in folders if folder not in kept]
+    return others[: max(len(folders) - max(limit, len(kept)), 0)]
+
+
 def publish_files(source: Path, target: Path) -> None:
     """Move a finished model's files into the output folder, its configuration last: without it there is no model."""
-    files = sorted(source.iterdir(), key=lambda path: path.name in MODEL_CONFIG_NAMES)
-    for name in MODEL_CONFIG_NAMES:
-        (target / name).unlink(missing_ok=True)
-    for path in files:
-        if path.is_dir():
-            replace_folder(path, target / path.name)
-        else:
-            os.replace(path, target / path.name)
-    source.rmdir()
+    check_lock(str(target))
+    with CheckpointDisk(source.parent).explain_errors():
+        write_manifest(source)
+        files = sorted(source.iterdir(), key=lambda path: (path.name in MODEL_CONFIG_NAMES, path.name == MANIFEST_NAME))
+        for name in (*MODEL_CONFIG_NAMES, MANIFEST_NAME):
+            (target / name).unlink(missing_ok=True)
+        for path in files:
+            if path.is_dir():
+                replace_folder(path, target / path.name)
+            else:
+                os.replace(path, target / path.name)
+        source.rmdir()
+        flush_folder(target)
+
+
+def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
+    if args.save_strategy == "steps":
+        return -(-max(state.max_steps - state.global_step, 0) // max(state.save_steps, 1))
+    if args.save_strategy == "epoch":
+        return math.ceil(max(state.num_train_epochs - (state.epoch or 0), 0))
+    return int(args.save_strategy == "best")
 
 
 def run_arguments(*groups: ModelArguments | DataArguments | TrainingArguments) -> dict[str, Any]:
@@ -111,19 +177,35 @@ def write_run_arguments(folder: str, arguments: dict[str, Any]) -> None:
     (Path(folder) / RUN_ARGUMENTS_NAME).write_text(f"{text}\n", encoding="utf-8")
 
 
-def prepare_output_dir(output_dir: str, resume: str | None) -> None:
-    """Make the output folder and refuse one that cannot be written or that holds another run's checkpoints."""
-    folder = Path(output_dir)
+@contextlib.contextmanager
+def cache_as_for_use(config: PreTrainedConfig) -> Iterator[None]:
+    """Write the configuration meanwhile with the key-value cache on: only training turns it off."""
+    parts = [part for part in (config, config.text_config) if hasattr(part, "use_cache")]
+    before = [part.use_cache for part in parts]
+    for part in parts:
+        part.use_cache = True
     try:
-        (folder / INCOMPLETE).mkdir(parents=True, exist_ok=True)
-        probe = folder / INCOMPLETE / f"writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.use_cache = value
+
+
+def prepare_output_dir(output_dir: str, resume: str | None, *, dry_run: bool = False) -> None:
+    """Take the output folder for this run, and refuse one that cannot be written or holds another run's checkpoints.
+
+    The first process makes the folder and locks it until `release_output_dirs`; a dry run makes and locks nothing.
+    """
+    try:
+        if is_first_process() and not dry_run:
+            lock_output_dir(output_dir, inner_folders=(INCOMPLETE,))
+        with tempfile.TemporaryFile(dir=existing_folder(Path(output_dir))) as probe:
+            probe.write(b"writable")
     except OSError as error:
         raise UserError(
             f"--output_dir {output_dir} cannot be written: {error.strerror}; choose another folder"
         ) from None
-    holds_a_model = any((folder / name).is_file() for name in MODEL_CONFIG_NAMES)
+    holds_a_model = any((Path(output_dir) / name).is_file() for name in MODEL_CONFIG_NAMES)
     if not resume and (holds_a_model or sort_checkpoints(output_dir)):
         raise UserError(
             f"--output_dir {output_dir} already holds another run's checkpoints; continue it with "

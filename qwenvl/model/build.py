@@ -18,6 +18,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from qwenvl.checkpoint.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
@@ -38,10 +39,13 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", *CUSTOM_MODEL_TYPES)
 
 
-def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedConfig:
+def load_config(
+    name_or_path: str, cache_dir: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedConfig:
     """Load a model's configuration and make sure that it is a Qwen3-VL.
 
-    Raises `UserError` if there is none at `name_or_path`, or if it is another kind of model, or an adapter.
+    Raises `UserError` if there is none at `name_or_path`, if it is another kind of model, or an adapter, and, unless
+    `trust_remote_code`, if it names code of its own.
     """
     if (adapter_config := Path(name_or_path) / ADAPTER_CONFIG_NAME).is_file():
         base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -55,10 +59,13 @@ def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedCo
             f"{name_or_path}: no such folder; give the folder of a Qwen3-VL, or a hub name such as "
             "Qwen/Qwen3-VL-4B-Instruct"
         )
+    refuse_foreign_code(name_or_path, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir)
+        config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: {_why_not_loaded(name_or_path, error)}") from None
+    if not trust_remote_code:
+        refuse_code_in_config(name_or_path, "config.json", config.to_dict())
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
             f"{name_or_path} is a {config.model_type} model; expected a Qwen3-VL, dense or MoE, "
@@ -67,22 +74,43 @@ def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedCo
     return config
 
 
-def load_processor(name_or_path: str, cache_dir: str | None = None) -> ProcessorMixin:
-    """Load the processor (tokenizer, chat template, image and video processor) that belongs to a model."""
+def load_processor(
+    name_or_path: str, cache_dir: str | None = None, *, trust_remote_code: bool = False
+) -> ProcessorMixin:
+    """Load the processor (tokenizer, chat template, image and video processor) that belongs to a model.
+
+    It pads on the left, as generation in batches needs; training pads by its collators, on the right.
+    """
+    refuse_foreign_code(name_or_path, trust_remote_code)
     try:
-        return AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+        return AutoProcessor.from_pretrained(
+            name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code, padding_side="left"
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: no processor could be loaded: {_first_line(error)}") from None
 
 
 def load_pretrained(
-    name_or_path: str, *, dtype: torch.dtype | str, attention: Attention, cache_dir: str | None = None
+    name_or_path: str,
+    *,
+    dtype: torch.dtype | str,
+    attention: Attention,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a Qwen3-VL, dense or MoE as its configuration says, ready for training or use."""
-    load_config(name_or_path, cache_dir)
+    if Path(name_or_path).is_dir():
+        # Adapters name their base model: it is to be found from any folder.
+        name_or_path = str(Path(name_or_path).absolute())
+    load_config(name_or_path, cache_dir, trust_remote_code=trust_remote_code)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, dtype=dtype, attn_implementation=attention.by_sub_config, cache_dir=cache_dir
+            name_or_path,
+            dtype=dtype,
+            attn_implementation=attention.by_sub_config,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
     except OSError as error:
         raise UserError(f"{name_or_path}: no weights could be loaded: {_first_line(error)}") from None

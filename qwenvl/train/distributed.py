@@ -1,6 +1,7 @@
 """Owns the few words that processes exchange outside the Trainer."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,20 @@ def leave_together() -> None:
     if _is_distributed():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks and writes for all, the only one included."""
+    return not _is_distributed() or dist.get_rank() == 0
+
+
+def broadcast_from_first(value: Any) -> Any:
+    """Return the first process's value in every process; it must be one that can be pickled."""
+    if not _is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -19,7 +19,9 @@ from transformers import ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from qwenvl.checkpoint.data_digest import describe_data
+from qwenvl.checkpoint.lock import release_output_dirs
 from qwenvl.checkpoint.resume import check_encoder, check_same_data, find_resume_checkpoint
+from qwenvl.checkpoint.savable import check_savable
 from qwenvl.checkpoint.save import (
     INCOMPLETE,
     CommitCheckpoints,
@@ -29,6 +31,7 @@ from qwenvl.checkpoint.save import (
     run_arguments,
     write_state,
 )
+from qwenvl.checkpoint.select import check_start_folders
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.attention import resolve_attention
@@ -48,6 +51,7 @@ from qwenvl.vision import swap_processor
 logger = logging.getLogger("qwenvl.train.train_qwen")
 
 
+@release_output_dirs()
 def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     """Train a model as the command line says, and return its trainer (None after a dry run)."""
     model_args, data_args, training_args = parse_arguments(argv)
@@ -55,9 +59,10 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     check_arguments(model_args, data_args, training_args)
     check_optimizer(training_args)
     arguments = run_arguments(model_args, data_args, training_args) | describe_processes(training_args)
+    check_start_folders(model_args)
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     check_feature_cache(model_args, base_config)
-    prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint, dry_run=training_args.dry_run)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
     set_seed(training_args.seed)
     processor = load_processor(model_args.model_name_or_path, training_args.cache_dir)
@@ -79,6 +84,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
         check_same_data(resume_from, arguments)
     check_media(model_args, data)
     model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
+    check_savable(model)
     if resume_from is not None and not training_args.dry_run:
         check_encoder(resume_from, model)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
@@ -198,7 +204,7 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
     if trainer.eval_dataset is not None and last_evaluated != trainer.state.global_step:
         trainer.evaluate()
         if trainer.is_world_process_zero():
-            write_state(Path(output_dir), trainer.state)
+            write_state(Path(output_dir), trainer.state, Path(trainer.args.output_dir))
 
 
 def publish(trainer: QwenVLTrainer, output_dir: str) -> None:

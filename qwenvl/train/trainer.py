@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from qwenvl.checkpoint.save import CommitCheckpoints, write_run_arguments
+from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, is_checkpoint_folder
+from qwenvl.checkpoint.save import CommitCheckpoints, cache_as_for_use, write_run_arguments
 from qwenvl.data.annotations import BadSampleLedger
 from qwenvl.data.packing import PackSampler
 from qwenvl.errors import UserError
@@ -64,6 +65,7 @@ class QwenVLTrainer(Trainer):
         self.eval_sampler = eval_sampler
         self.bad_samples = bad_samples
         self.run_arguments = dict(run_arguments)
+        self.disk = CheckpointDisk(self.args.output_dir)
         self.throughput = ThroughputMeter()
         self._step_indices: list[int] = []
         self._step_losses: list[torch.Tensor] = []
@@ -271,9 +273,22 @@ class QwenVLTrainer(Trainer):
 
     # Checkpoints
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as the Trainer does; a disk that takes no more ends in one line, without a half-written checkpoint."""
+        with self.disk.explain_errors():
+            return super().train(*args, **kwargs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model (or adapter), the processor and the run's arguments."""
+        """Save the model (or adapter), the processor and the run's arguments, if there is room for them."""
         folder = output_dir or self.args.output_dir
+        with self.disk.explain_errors(), cache_as_for_use(self.model.config):
+            if self.args.should_save:
+                optimizer = self.optimizer if is_checkpoint_folder(Path(folder)) else None
+                size = checkpoint_bytes(self.model, optimizer, deepspeed=self.is_deepspeed_enabled)
+                self.disk.check_room(size)
+            self._write_model(folder, _internal_call)
+
+    def _write_model(self, folder: str, internal_call: bool) -> None:
         if isinstance(self.model, PeftModel) and is_deepspeed_zero3_enabled():
             # The Trainer would gather trained weights alone, but an adapter also holds what is frozen in a module that
             # is kept whole, such as an encoder's mask token.
@@ -282,7 +297,7 @@ class QwenVLTrainer(Trainer):
                 self.model.save_pretrained(folder, state_dict=weights)
                 self.processing_class.save_pretrained(folder)
         else:
-            super().save_model(folder, _internal_call)
+            super().save_model(folder, internal_call)
         if self.args.should_save:
             # A pickle of all arguments, hub token included; run_arguments.json says the same.
             (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -99,7 +99,7 @@ def test_only_whole_checkpoints_are_in_the_output_folder(run_training: Run, tmp_
     folder = run_training(save_strategy="steps", save_steps=2, resume_from_checkpoint="auto")
 
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
-    assert not list((folder / ".incomplete").iterdir())
+    assert not (folder / ".incomplete").exists()
     state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
 

@@ -37,7 +37,7 @@ def copied_with_other_weights(encoder: Path, place: Path, seed: int = 1) -> Path
 def assert_loads_as_trained(trained: QwenVLTrainer, folder: Path, media: Path) -> None:
     """Load a folder, in another state of the random generator, and compare its logits with the trained model's."""
     torch.manual_seed(5)
-    model, processor = load_checkpoint(folder, device="cpu")
+    model, processor = load_checkpoint(folder, device="cpu", trust_remote_code=True)
     expected, found = (logits_of(each, processor, media) for each in (trained.model, model))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -127,6 +127,7 @@ def test_a_frozen_encoder_is_named_and_its_weights_are_checked(
     vision_config["encoder_weights"] = str(copied_with_other_weights(encoder, tmp_path / "other"))
     whole = json.loads((folder / "config.json").read_text()) | {"vision_config": vision_config}
     (folder / "config.json").write_text(json.dumps(whole))
+    (folder / "manifest.json").unlink()
 
     with pytest.raises(UserError, match="not the weights that the tower was trained with"):
         load_checkpoint(folder, device="cpu")

@@ -1,0 +1,172 @@
+"""Watch the disk that checkpoints go to: room before a save, one line for what fails in one, no half folder left."""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from qwenvl.checkpoint.manifest import MANIFEST_NAME, folder_bytes
+from qwenvl.errors import UserError
+from qwenvl.model.components import named_component_parameters
+from qwenvl.train.distributed import is_first_process
+
+logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+)
+# Rust's errors, as safetensors passes them on, and those of PyTorch's writer, which does not say why a write was short:
+# https://github.com/pytorch/pytorch/blob/v2.11.0/caffe2/serialize/inline_container.cc
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_SHORT_WRITE = re.compile(r"unexpected pos|PytorchStreamWriter|file write failed|inline_container")
+# AdamW's two moments in float32; DeepSpeed keeps float32 weights beside them.
+_MOMENT_BYTES = 8
+_DEEPSPEED_BYTES = 12
+# The tokenizer, configurations and random states.
+_SMALL_FILES_BYTES = 1 << 16
+
+
+class CheckpointDisk:
+    """The disk under the folder in which checkpoints are written."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.needed = 0
+
+    def check_room(self, needed: int) -> None:
+        """Raise `UserError` if what is to be written, of at least so many bytes, finds no room."""
+        self.needed = needed
+        if self._free() < needed:
+            raise UserError(self._describe("no room for the next save"))
+
+    def warn_if_short(self, checkpoint: int, checkpoints: int) -> None:
+        """Warn before the first step if so many checkpoints more, of so many bytes each, will not find room."""
+        if self._free() < checkpoint * checkpoints:
+            logger.warning(
+                "%s: %d checkpoints of about %s are to come, the disk %s has %s free; make room, lower "
+                "--save_total_limit or save less often",
+                self.folder.parent,
+                checkpoints,
+                format_bytes(checkpoint),
+                _mount_point(self.folder),
+                format_bytes(self._free()),
+            )
+
+    @contextlib.contextmanager
+    def explain_errors(self) -> Iterator[None]:
+        """Turn what a full, broken or read-only disk leads to into a `UserError`, and remove what is half-written."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            half_written = [path for path in _folders_in(self.folder) if not (path / MANIFEST_NAME).is_file()]
+            reason = self._disk_reason(error, is_saving=bool(half_written))
+            if reason is None:
+                raise
+            if not is_first_process():
+                time.sleep(2.0)  # the others write there too, and say their own word
+            self.needed = max(self.needed, *(folder_bytes(path) for path in half_written), 0)
+            message = self._describe(reason)
+            for path in half_written:
+                shutil.rmtree(path, ignore_errors=True)
+            raise UserError(message) from error
+
+    def _describe(self, reason: str) -> str:
+        return (
+            f"--output_dir {self.folder.parent}: the checkpoint could not be written: {reason} (disk "
+            f"{_mount_point(self.folder)}: {format_bytes(self.needed)} or more needed, {format_bytes(self._free())} "
+            "free); earlier checkpoints are untouched: make room or make it writable, then go on with the same command "
+            "and --resume_from_checkpoint auto"
+        )
+
+    def _free(self) -> int:
+        return shutil.disk_usage(existing_folder(self.folder)).free
+
+    def _disk_reason(self, error: BaseException, *, is_saving: bool) -> str | None:
+        """Return why this disk took no more, or None if the error is of another kind, or of another disk."""
+        chain: BaseException | None = error
+        while chain is not None:
+            if isinstance(chain, OSError) and chain.errno in _DISK_ERRORS:
+                is_here = is_saving or str(chain.filename).startswith(str(self.folder.parent))
+                # Some writers, such as TensorBoard's, do not say to where; shared memory may be full as well.
+                if is_here or (chain.filename is None and self._try_to_write() is not None):
+                    return os.strerror(chain.errno)
+            if is_saving and (found := _RUST_ERROR.search(str(chain))):
+                return os.strerror(int(found[1]))
+            if is_saving and _SHORT_WRITE.search(str(chain)):
+                return self._try_to_write() or "the disk took a file in part only"
+            chain = chain.__cause__ or chain.__context__
+        return None
+
+    def _try_to_write(self) -> str | None:
+        """Return the reason for which the disk refuses a file of 1 MiB, or None if it takes one."""
+        try:
+            with tempfile.TemporaryFile(dir=existing_folder(self.folder)) as probe:
+                probe.write(bytes(1 << 20))
+                probe.flush()
+                os.fsync(probe.fileno())
+        except OSError as error:
+            return os.strerror(error.errno)
+        return None
+
+
+def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None, *, deepspeed: bool) -> int:
+    """Return about how many bytes a checkpoint of this model and optimizer has; without an optimizer, the model's.
+
+    Of an optimizer that has made no step yet two moments a trained parameter are assumed.
+    """
+    parameters = [(name, parameter) for _, name, parameter in named_component_parameters(model)]
+    if isinstance(model, PeftModel):
+        parameters = [each for each in parameters if each[1].requires_grad or ".modules_to_save." in each[0]]
+    weights = sum(_count(parameter) * parameter.element_size() for _, parameter in parameters)
+    if optimizer is None:
+        return weights + _SMALL_FILES_BYTES
+    trained = sum(_count(parameter) for _, parameter in parameters if parameter.requires_grad)
+    if deepspeed:
+        return 2 * weights + _DEEPSPEED_BYTES * trained + _SMALL_FILES_BYTES
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    moments = sum(tensor.nbytes for tensor in tensors) if tensors else _MOMENT_BYTES * trained
+    return weights + moments + _SMALL_FILES_BYTES
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a folder is named as one that the Trainer saves a step in."""
+    return path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+
+
+def format_bytes(count: int) -> str:
+    """Return a number of bytes as people read it: 512 bytes, 1.5 MiB, 12.0 GiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _count(parameter: nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves a part of each here
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def existing_folder(path: Path) -> Path:
+    """Return a path itself if it exists, else the nearest of its parents that does."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
+
+
+def _mount_point(path: Path) -> str:
+    folder = existing_folder(path).resolve()
+    return str(next(each for each in (folder, *folder.parents) if each.is_mount()))
