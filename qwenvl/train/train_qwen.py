@@ -36,6 +36,7 @@ from qwenvl.train.argument import ModelArguments, TrainingArguments, check_argum
 from qwenvl.train.callbacks import ProgressLines, StopOnSigterm
 from qwenvl.train.distributed import barrier
 from qwenvl.train.features import cache_features, check_feature_cache
+from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import report_plan
 from qwenvl.train.trainer import QwenVLTrainer
@@ -50,7 +51,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
     check_arguments(model_args, data_args, training_args)
-    check_optimizer(training_args)
+    check_optimizer(training_args, training_args.component_learning_rates)
     arguments = run_arguments(model_args, data_args, training_args) | {"world_size": training_args.world_size}
     base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
     check_feature_cache(model_args, base_config)
@@ -86,16 +87,6 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)
     return trainer
-
-
-def check_optimizer(training_args: TrainingArguments) -> None:
-    """Raise `UserError` if the optimizer of `--optim` is not installed."""
-    try:
-        QwenVLTrainer.get_optimizer_cls_and_kwargs(training_args)
-    except ImportError as error:
-        raise UserError(f"--optim {training_args.optim.value}: {' '.join(str(error).split())}") from None
-    except ValueError:
-        pass  # an optimizer that is made for one model, which is not there yet
 
 
 def check_media(model_args: ModelArguments, data: DataModule) -> None:
