@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
+from qwenvl.model.base_files import refuse_pointers, refuse_quantized
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_trained_tower
 from qwenvl.model.lora import LoraSettings, add_adapter
@@ -41,8 +42,10 @@ SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", *CUSTOM_MODEL_TYPES)
 def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedConfig:
     """Load a model's configuration and make sure that it is a Qwen3-VL.
 
-    Raises `UserError` if there is none at `name_or_path`, or if it is another kind of model, or an adapter.
+    Raises `UserError` if there is none at `name_or_path`, or if it is another kind of model, an adapter, quantized, or
+    pointers of Git LFS.
     """
+    refuse_pointers(name_or_path)
     if (adapter_config := Path(name_or_path) / ADAPTER_CONFIG_NAME).is_file():
         base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
         raise UserError(
@@ -64,11 +67,13 @@ def load_config(name_or_path: str, cache_dir: str | None = None) -> PreTrainedCo
             f"{name_or_path} is a {config.model_type} model; expected a Qwen3-VL, dense or MoE, "
             "such as Qwen/Qwen3-VL-4B-Instruct"
         )
+    refuse_quantized(name_or_path, config)
     return config
 
 
 def load_processor(name_or_path: str, cache_dir: str | None = None) -> ProcessorMixin:
     """Load the processor (tokenizer, chat template, image and video processor) that belongs to a model."""
+    refuse_pointers(name_or_path)
     try:
         return AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from qwenvl.errors import UserError
+from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
 from qwenvl.train.argument import ModelArguments
 from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
@@ -22,6 +23,9 @@ def plan_custom_vision(
 
     Raises `UserError` for flags that do not fit the encoder or the base model.
     """
+    for path in (model_args.custom_vision_pretrained_path, model_args.vision_merger_path):
+        if path is not None:
+            refuse_pointers(path)
     if model_args.custom_vision_encoder is None:
         return None
     options = EncoderOptions(

@@ -77,7 +77,7 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
         lambda flags: flags["lr_scheduler_type"] not in MEASURED_SCHEDULES or flags["eval_strategy"] != "no",
     ),
     "lr_scheduler_kwargs": Needs(
-        "an --lr_scheduler_type that has settings (constant and constant_with_warmup have none)",
+        "an --lr_scheduler_type that has settings ({} have none)".format(", ".join(WITHOUT_SETTINGS)),
         lambda flags: flags["lr_scheduler_type"] not in WITHOUT_SETTINGS,
     ),
     "warmup_steps": _WARMUP,

@@ -16,7 +16,7 @@ from qwenvl.errors import UserError
 # Schedules that go by the evaluation, and those without a warmup or without settings of their own.
 MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 WITHOUT_WARMUP = ("constant", *MEASURED_SCHEDULES)
-WITHOUT_SETTINGS = ("constant", "constant_with_warmup")
+WITHOUT_SETTINGS = ("linear", "constant", "constant_with_warmup")
 # Optimizers that take --optim_args, and the names they take. A weight decay there would be overruled by --weight_decay.
 _ADEMAMIX = ("beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3")
 _ANYPRECISION = ("use_kahan_summation", "momentum_dtype", "variance_dtype", "compensation_buffer_dtype")
