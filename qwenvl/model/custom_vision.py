@@ -13,7 +13,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
 from qwenvl.train.argument import ModelArguments
-from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
+from qwenvl.vision import MERGERS, CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
 
 
 def plan_custom_vision(
@@ -28,6 +28,8 @@ def plan_custom_vision(
             refuse_pointers(path)
     if model_args.custom_vision_encoder is None:
         return None
+    if model_args.vision_merger not in MERGERS:
+        raise UserError(f"--vision_merger {model_args.vision_merger}: expected one of {', '.join(MERGERS)}")
     options = EncoderOptions(
         layer=model_args.vision_layer,
         final_norm=model_args.vision_final_norm,

@@ -3,6 +3,7 @@
 import copy
 import logging
 import multiprocessing
+import re
 import signal
 import sys
 import time
@@ -38,7 +39,7 @@ from qwenvl.train.distributed import barrier
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
-from qwenvl.train.plan import report_plan
+from qwenvl.train.plan import heed_few_steps, report_plan
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.vision import swap_processor
 
@@ -79,6 +80,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
     logger.info("what is trained:\n%s", table)
     report_plan(model, data, data_args, training_args)
+    heed_few_steps(len(data.train_sampler), data_args, training_args)
     if model_args.cache_vision_features:
         cache_features(model, data, model_args.cache_vision_features, data_args, training_args)
     if training_args.dry_run:
@@ -128,7 +130,7 @@ def build_trainer(
     if training_args.process_index == 0:
         clear_incomplete(output_dir)
         if "tensorboard" in training_args.report_to:
-            runs = Path(output_dir) / "runs" / time.strftime("%Y%m%d-%H%M%S")
+            runs = Path(output_dir) / "runs" / _run_folder(training_args.run_name)
             callbacks.append(TensorBoardCallback(SummaryWriter(str(runs))))
     trainer = QwenVLTrainer(
         model=model,
@@ -147,6 +149,12 @@ def build_trainer(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLines())
     return trainer
+
+
+def _run_folder(run_name: str | None) -> str:
+    """Return a new name for a run's folder of TensorBoard: its time, and what `--run_name` says."""
+    started = time.strftime("%Y%m%d-%H%M%S")
+    return started if not run_name else "-".join([started, re.sub(r"[^\w.-]", "_", run_name)])
 
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
