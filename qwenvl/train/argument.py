@@ -16,7 +16,7 @@ from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
 from qwenvl.train.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
-from qwenvl.train.flag_checks import check_flags, check_machine
+from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_model
 from qwenvl.train.flag_rules import split_names
 
 CUSTOM_VISION_FLAGS = (
@@ -342,6 +342,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
     if not training_args.output_dir:
         raise UserError("--output_dir is missing: name the folder that gets the checkpoints")
     check_machine(training_args)
+    warn_of_worst_model(training_args)
     if not (model_args.tune_mm_llm or model_args.tune_mm_mlp or model_args.tune_mm_vision):
         raise UserError("nothing would be trained: set --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision to True")
     if model_args.custom_vision_encoder and not model_args.tune_mm_mlp and not model_args.vision_merger_path:

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import importlib.util
 import json
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from transformers.integrations import get_available_reporting_integrations
 from qwenvl.errors import UserError
 from qwenvl.train.flag_rules import ACTS, FLAG_RULES, Flags, Needs, Refused
 from qwenvl.train.optimizers import check_optimizer_name
+
+logger = logging.getLogger(__name__)
 
 _COMPILE_MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
 _METRICS = ("loss", "eval_loss", "token_accuracy", "eval_token_accuracy")
@@ -130,7 +133,8 @@ def _check_rule(name: str, flags: Flags) -> None:
     if name not in FLAG_RULES and name in {each.name for each in dataclasses.fields(transformers.TrainingArguments)}:
         rule = Refused("it came with a newer version of Transformers than this program knows")
     if isinstance(rule, Refused):
-        raise UserError(f"--{name} {shown(flags[name])} has no effect here: {rule.why}; leave it out")
+        value = "..." if name.endswith("_token") else shown(flags[name])
+        raise UserError(f"--{name} {value} has no effect here: {rule.why}; leave it out")
     if isinstance(rule, Needs) and not rule.is_met(flags):
         raise UserError(f"--{name} {shown(flags[name])} needs {rule.what}; set that, or leave --{name} out")
 
@@ -178,12 +182,6 @@ def _check_best_model(flags: Flags) -> None:
             "--load_best_model_at_end True needs a checkpoint at each evaluation; set --save_strategy "
             f"{shown(evaluate)}, or best"
         )
-    higher = str(metric).endswith("accuracy")
-    if flags["greater_is_better"] not in (None, higher):
-        raise UserError(
-            f"--greater_is_better {flags['greater_is_better']} would keep the worst checkpoint, as "
-            f"{metric or 'eval_loss'} is better when it is {'higher' if higher else 'lower'}; leave it out"
-        )
 
 
 def check_machine(training_args: transformers.TrainingArguments) -> None:
@@ -202,6 +200,18 @@ def check_machine(training_args: transformers.TrainingArguments) -> None:
         raise UserError("--fp16 True needs a GPU; use --bf16 True, or leave it out to compute in float32")
     if training_args.torch_compile:
         _check_compilation(training_args.torch_compile_backend, training_args.torch_compile_mode)
+
+
+def warn_of_worst_model(training_args: transformers.TrainingArguments) -> None:
+    """Log a warning if the checkpoint that is kept as the best one would be the worst."""
+    metric = training_args.metric_for_best_model
+    if metric is not None and training_args.greater_is_better != metric.endswith("accuracy"):
+        logger.warning(
+            "--greater_is_better %s keeps the worst checkpoint as the best: %s is better when it is %s",
+            training_args.greater_is_better,
+            metric,
+            "higher" if metric.endswith("accuracy") else "lower",
+        )
 
 
 def _check_compilation(backend: str, mode: str | None) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from qwenvl.errors import UserError
 from qwenvl.train.argument import parse_arguments
-from qwenvl.train.flag_checks import RANGES
+from qwenvl.train.flag_checks import RANGES, warn_of_worst_model
 
 EVALUATED = ["--eval_strategy", "steps", "--eval_dataset_use", "x"]
 
@@ -78,11 +78,6 @@ def test_every_range_says_what_it_holds() -> None:
         (["--load_best_model_at_end", "True"], "needs --eval_strategy"),
         (["--load_best_model_at_end", "True", "--save_strategy", "no"], "needs --eval_strategy"),
         (["--load_best_model_at_end", "True", "--save_strategy", "epoch", *EVALUATED], "set --save_strategy steps"),
-        (["--greater_is_better", "True", *EVALUATED], "would keep the worst checkpoint, as eval_loss is .* lower"),
-        (
-            ["--metric_for_best_model", "token_accuracy", "--greater_is_better", "False", *EVALUATED],
-            "token_accuracy is better when it is higher",
-        ),
         (["--gradient_checkpointing", "True", "--activation_checkpointing", "False"], "are one setting"),
         (["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", "num_cycles=2"], "expected a JSON object"),
         (["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", "[1]"], "expected a JSON object"),
@@ -104,3 +99,27 @@ def test_every_metric_that_is_measured_can_choose_the_best_model(metric: str) ->
     training_args = parse_arguments(["--use_cpu", "--save_steps", "5", "--eval_steps", "5", *flags])[2]
 
     assert training_args.greater_is_better == metric.endswith("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--metric_for_best_model", "loss", "--greater_is_better", "True"], "loss is better when it is lower"),
+        (["--metric_for_best_model", "token_accuracy", "--greater_is_better", "False"], "better when it is higher"),
+        (["--metric_for_best_model", "loss", "--greater_is_better", "False"], ""),
+        (["--metric_for_best_model", "token_accuracy"], ""),
+        ([], ""),
+    ],
+)
+def test_a_best_model_that_is_the_worst_is_warned_of(
+    caplog: pytest.LogCaptureFixture, flags: list[str], told: str
+) -> None:
+    warn_of_worst_model(parse_arguments(["--use_cpu", *EVALUATED, *flags])[2])
+
+    assert told in caplog.text
+    assert bool(caplog.text) == bool(told)
+
+
+def test_a_secret_is_not_repeated() -> None:
+    with pytest.raises(UserError, match="--hub_token ... has no effect here"):
+        parse_arguments(["--hub_token", "hf_secret"])
