@@ -8,7 +8,7 @@
 #   WARMUP_RATIO      share of the steps over which the rates rise (default: 0.03 if the schedule has a warmup)
 #   LOGGING_STEPS     log every so many steps (default: 10, unless --logging_strategy is given)
 #   NUM_WORKERS       processes that prepare data, for each training process (default: one a core, 8 at most)
-#   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps
+#   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps unless --eval_strategy is given
 #   NPROC_PER_NODE    processes on this machine (default: one for each GPU, or one)
 #   NNODES NODE_RANK MASTER_ADDR MASTER_PORT    for several machines: how many, which one this is, where rank 0 listens
 #   DEEPSPEED         DeepSpeed configuration (default: zero2.json with several GPUs), or none
@@ -132,7 +132,10 @@ while read -r variable flag default; do
 done <<<"$SETTINGS"
 
 if [[ -n ${EVAL_DATASETS-} ]]; then
-    arguments+=(--eval_dataset_use "$EVAL_DATASETS" --eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
+    arguments+=(--eval_dataset_use "$EVAL_DATASETS")
+    if ! given eval_strategy "$@" >/dev/null; then
+        arguments+=(--eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
+    fi
 fi
 if ((gpus > 0)); then
     arguments+=(--bf16 "${BF16:-$has_bf16}")

@@ -22,6 +22,12 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
     """Log what a run will do: samples, batches, steps, tokens a step, and the GPU memory it will take."""
     if data_args.data_packing and data_args.data_flatten:
         logger.info("--data_packing and --data_flatten: samples are packed, which makes flat rows as well")
+    if training_args.max_steps > 0 and training_args.num_train_epochs != TrainingArguments.num_train_epochs:
+        logger.info(
+            "--max_steps %d ends the run, not --num_train_epochs %g",
+            training_args.max_steps,
+            training_args.num_train_epochs,
+        )
     padded = not (data_args.data_flatten or data_args.data_packing)
     summary = summarize(data.train_dataset, data.train_sampler, padded)
     memory = estimate_memory(
