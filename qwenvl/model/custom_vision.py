@@ -26,6 +26,8 @@ def plan_custom_vision(
     for path in (model_args.custom_vision_pretrained_path, model_args.vision_merger_path):
         if path is not None:
             refuse_pointers(path)
+    if (path := model_args.vision_merger_path) is not None and not any(Path(path).glob("*.safetensors")):
+        raise UserError(f"--vision_merger_path {path}: no .safetensors files; name an output folder")
     if model_args.custom_vision_encoder is None:
         return None
     if model_args.vision_merger not in MERGERS:

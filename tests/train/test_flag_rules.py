@@ -127,6 +127,62 @@ def test_a_flag_that_needs_another_is_taken_with_it(name: str) -> None:
     parse_arguments(["--use_cpu", f"--{name}", _another_value(name), *WITH[name]])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--bf16_full_eval True",
+        "--fp16_full_eval True",
+        "--prediction_loss_only True",
+        "--eval_accumulation_steps 2",
+        "--batch_eval_metrics True",
+        "--include_for_metrics loss",
+        "--eval_do_concat_batches False",
+        "--eval_use_gather_object True",
+        "--eval_steps 5",
+        "--eval_delay 5",
+        "--hub_model_id a",
+        "--hub_strategy end",
+        "--hub_always_push True",
+        "--hub_revision a",
+        "--hub_private_repo True",
+        "--dataloader_multiprocessing_context spawn",
+        "--dataloader_in_order False",
+        "--dataloader_persistent_workers True",
+        "--accelerator_config a.json",
+        "--parallelism_config {}",
+        "--length_column_name a",
+        "--label_names a",
+        "--remove_unused_columns True",
+        "--optim_args momentum=0.9",
+        "--optim_target_modules a",
+        "--fsdp full_shard",
+        "--fsdp_config a.json",
+        "--use_liger_kernel True",
+        "--liger_kernel_config {}",
+        '--gradient_checkpointing_kwargs {"use_reentrant":false}',
+        "--max_bad_samples 5",
+        "--do_train False",
+        "--do_eval True",
+        "--do_predict True",
+        "--use_cache True",
+        "--save_steps 5 --save_strategy epoch",
+        "--warmup_ratio 0.1 --lr_scheduler_type constant",
+        "--warmup_steps 5 --lr_scheduler_type constant",
+        "--lora_r 8 --tune_mm_llm True",
+        "--lora_alpha 8 --tune_mm_llm True",
+        "--lora_dropout 0.1 --tune_mm_llm True",
+        "--lora_target_modules all-linear --tune_mm_llm True",
+        "--enable_jit_checkpoint True",
+        "--restore_callback_states_from_checkpoint True",
+        "--logging_nan_inf_filter True",
+        "--load_best_model_at_end True",
+    ],
+)
+def test_flags_that_once_did_nothing_in_silence_are_refused(flags: str) -> None:
+    with pytest.raises(UserError, match=rf"{flags.split()[0]} .*(has no effect here|needs)"):
+        parse_arguments(flags.split())
+
+
 def test_a_flag_of_a_newer_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FLAG_RULES, "neftune_noise_alpha")
 
