@@ -4,10 +4,11 @@ import logging
 import math
 
 from torch import nn
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qwenvl.data.data_processor import DataModule
 from qwenvl.data.summary import DataSummary, summarize
+from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import BatchShape, Sharding, estimate_memory
 from qwenvl.train.param_groups import format_table
@@ -53,8 +54,16 @@ def heed_few_steps(micro_batches: int, data_args: DataArguments, training_args: 
     """Warn of a run that has few steps without having been asked for, and log each step of one that would log none.
 
     `micro_batches` are those of an epoch. Lowers `training_args.logging_steps` where it is above the number of steps.
+    Raises `UserError` if the best model is to be kept, and the run ends before its first evaluation or checkpoint.
     """
     _, steps = count_steps(micro_batches, training_args)
+    if training_args.load_best_model_at_end or training_args.save_strategy == SaveStrategy.BEST:
+        for flag, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
+            if getattr(training_args, strategy) == "steps" and getattr(training_args, flag) > steps:
+                raise UserError(
+                    f"--{flag} {getattr(training_args, flag):g} is above the run's {steps} steps, so no best model "
+                    "would be found; lower it, or leave --load_best_model_at_end and --save_strategy best out"
+                )
     is_first = training_args.process_index == 0
     if training_args.max_steps <= 0 and steps < FEW_STEPS and is_first:
         number = "1 step" if steps == 1 else f"{steps} steps"

@@ -74,13 +74,13 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     # What every process has found in the data the first has told; what each finds while it trains it tells itself.
     logging.getLogger("qwenvl").setLevel(min(logging.getLogger("qwenvl").level, logging.WARNING))
     check_media(model_args, data)
+    heed_few_steps(len(data.train_sampler), data_args, training_args)
     model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
     if resume_from is not None and not training_args.dry_run:
         check_encoder(resume_from, model)
     table = component_table(model, training_args.component_learning_rates, training_args.weight_decay)
     logger.info("what is trained:\n%s", table)
     report_plan(model, data, data_args, training_args)
-    heed_few_steps(len(data.train_sampler), data_args, training_args)
     if model_args.cache_vision_features:
         cache_features(model, data, model_args.cache_vision_features, data_args, training_args)
     if training_args.dry_run:
@@ -130,7 +130,7 @@ def build_trainer(
     if training_args.process_index == 0:
         clear_incomplete(output_dir)
         if "tensorboard" in training_args.report_to:
-            runs = Path(output_dir) / "runs" / _run_folder(training_args.run_name)
+            runs = Path(output_dir) / "runs" / run_folder(training_args.run_name)
             callbacks.append(TensorBoardCallback(SummaryWriter(str(runs))))
     trainer = QwenVLTrainer(
         model=model,
@@ -151,7 +151,7 @@ def build_trainer(
     return trainer
 
 
-def _run_folder(run_name: str | None) -> str:
+def run_folder(run_name: str | None) -> str:
     """Return a new name for a run's folder of TensorBoard: its time, and what `--run_name` says."""
     started = time.strftime("%Y%m%d-%H%M%S")
     return started if not run_name else "-".join([started, re.sub(r"[^\w.-]", "_", run_name)])

@@ -1,8 +1,10 @@
+import contextlib
 import logging
 from pathlib import Path
 
 import pytest
 
+from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.plan import count_steps, heed_few_steps
 
@@ -49,3 +51,21 @@ def test_the_only_steps_there_are_are_logged(tmp_path: Path, given: float, kept:
     heed_few_steps(7, DataArguments(), training_args)
 
     assert training_args.logging_steps == kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"load_best_model_at_end": True, "eval_steps": 5, "save_steps": 500}, "--save_steps 500 is above .* 21 steps"),
+        ({"load_best_model_at_end": True, "eval_steps": 500, "save_steps": 500}, "--eval_steps 500 is above"),
+        ({"save_strategy": "best", "metric_for_best_model": "loss", "eval_steps": 50}, "--eval_steps 50 is above"),
+        ({"load_best_model_at_end": True, "eval_steps": 21, "save_steps": 21}, None),
+        ({"load_best_model_at_end": True, "eval_steps": 0.1, "save_steps": 0.5}, None),
+        ({"eval_steps": 500}, None),
+    ],
+)
+def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flags: dict, told: str | None) -> None:
+    training_args = _arguments(tmp_path, eval_strategy="steps", **flags)
+
+    with contextlib.nullcontext() if told is None else pytest.raises(UserError, match=told):
+        heed_few_steps(21, DataArguments(), training_args)
