@@ -4,8 +4,11 @@
 # Each setting of the table below is an environment variable; set it to nothing to leave its flag out. Flags after the
 # script's name go to qwenvl/train/train_qwen.py and win. Further variables:
 #   MM_PROJECTOR_LR   learning rate of the merger (default: 1e-5 if it is trained)
+#   LORA_R LORA_ALPHA LORA_DROPOUT    rank, scale and dropout of LoRA (default: 8, 16 and 0.0 if LORA_ENABLE is True)
+#   WARMUP_RATIO      share of the steps over which the rates rise (default: 0.03 if the schedule has a warmup)
+#   LOGGING_STEPS     log every so many steps (default: 10, unless --logging_strategy is given)
 #   NUM_WORKERS       processes that prepare data, for each training process (default: one a core, 8 at most)
-#   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps
+#   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps unless --eval_strategy is given
 #   NPROC_PER_NODE    processes on this machine (default: one for each GPU, or one)
 #   NNODES NODE_RANK MASTER_ADDR MASTER_PORT    for several machines: how many, which one this is, where rank 0 listens
 #   DEEPSPEED         DeepSpeed configuration (default: zero2.json with several GPUs), or none
@@ -24,9 +27,9 @@ TUNE_MM_LLM             tune_mm_llm                     True
 TUNE_MM_MLP             tune_mm_mlp                     True
 TUNE_MM_VISION          tune_mm_vision                  False
 LORA_ENABLE             lora_enable                     True
-LORA_R                  lora_r                          8
-LORA_ALPHA              lora_alpha                      16
-LORA_DROPOUT            lora_dropout                    0.0
+LORA_R                  lora_r
+LORA_ALPHA              lora_alpha
+LORA_DROPOUT            lora_dropout
 LORA_TARGET_MODULES     lora_target_modules
 LEARNING_RATE           learning_rate                   2e-5
 MM_PROJECTOR_LR         mm_projector_lr
@@ -42,7 +45,7 @@ VISION_MERGER_PATH      vision_merger_path
 VISION_CACHE            cache_vision_features
 SAVE_ENCODER            save_encoder
 LR_SCHEDULER            lr_scheduler_type               cosine
-WARMUP_RATIO            warmup_ratio                    0.03
+WARMUP_RATIO            warmup_ratio
 WEIGHT_DECAY            weight_decay                    0.0
 MAX_GRAD_NORM           max_grad_norm                   1.0
 EPOCHS                  num_train_epochs                1
@@ -67,7 +70,7 @@ TORCH_COMPILE           torch_compile
 NUM_WORKERS             dataloader_num_workers
 SAVE_STEPS              save_steps                      500
 SAVE_TOTAL_LIMIT        save_total_limit                3
-LOGGING_STEPS           logging_steps                   10
+LOGGING_STEPS           logging_steps
 REPORT_TO               report_to
 RUN_NAME                run_name
 SEED                    seed
@@ -100,8 +103,23 @@ cores=$(($(nproc) > processes ? $(nproc) / processes : 1)) # of each process
 if [[ -z ${DATASETS-} ]] && ! given dataset_use "$@" >/dev/null; then
     fail "no data set: DATASETS=path/to/train.json bash $0 (or a name registered in qwenvl/data/__init__.py)"
 fi
-if [[ $(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP:-True}") =~ ^([Tt]rue|TRUE|1|[Yy]es|[Yy]|[Tt])$ ]]; then
+is_true() {
+    [[ $1 =~ ^([Tt]rue|TRUE|1|[Yy]es|[Yy]|[Tt])$ ]]
+}
+
+# A flag that would do nothing is refused: these defaults go with what they are for.
+if is_true "$(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP-True}")"; then
     : "${MM_PROJECTOR_LR=1e-5}"
+fi
+if is_true "$(given lora_enable "$@" || echo "${LORA_ENABLE-True}")"; then
+    : "${LORA_R=8}" "${LORA_ALPHA=16}" "${LORA_DROPOUT=0.0}"
+fi
+schedule=$(given lr_scheduler_type "$@" || echo "${LR_SCHEDULER-cosine}")
+if [[ ! $schedule =~ ^(constant|reduce_lr_on_plateau|greedy)$ ]] && ! given warmup_steps "$@" >/dev/null; then
+    : "${WARMUP_RATIO=0.03}"
+fi
+if ! given logging_strategy "$@" >/dev/null; then
+    : "${LOGGING_STEPS=10}"
 fi
 : "${NUM_WORKERS=$((cores > 8 ? 8 : cores))}"
 
@@ -114,7 +132,10 @@ while read -r variable flag default; do
 done <<<"$SETTINGS"
 
 if [[ -n ${EVAL_DATASETS-} ]]; then
-    arguments+=(--eval_dataset_use "$EVAL_DATASETS" --eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
+    arguments+=(--eval_dataset_use "$EVAL_DATASETS")
+    if ! given eval_strategy "$@" >/dev/null; then
+        arguments+=(--eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
+    fi
 fi
 if ((gpus > 0)); then
     arguments+=(--bf16 "${BF16:-$has_bf16}")

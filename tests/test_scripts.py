@@ -162,6 +162,47 @@ def test_a_frozen_merger_gets_no_learning_rate(python: str, flags: list[str], se
     assert value(command(python, "train.sh", *flags, DATASETS="x", **settings), "mm_projector_lr") is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "settings", "left_out"),
+    [
+        (["--lora_enable", "False"], {}, ["lora_r", "lora_alpha", "lora_dropout"]),
+        ([], {"LORA_ENABLE": "False"}, ["lora_r", "lora_alpha", "lora_dropout"]),
+        ([], {"LORA_ENABLE": ""}, ["lora_enable", "lora_r", "lora_alpha", "lora_dropout"]),
+        ([], {"TUNE_MM_MLP": ""}, ["tune_mm_mlp", "mm_projector_lr"]),
+        ([], {"LR_SCHEDULER": "constant"}, ["warmup_ratio"]),
+        (["--lr_scheduler_type", "greedy"], {}, ["warmup_ratio"]),
+        (["--warmup_steps", "5"], {}, ["warmup_ratio"]),
+        (["--logging_strategy", "epoch"], {}, ["logging_steps"]),
+        (["--eval_strategy", "epoch"], {"EVAL_DATASETS": "y"}, ["eval_steps"]),
+    ],
+)
+def test_a_default_that_would_do_nothing_is_left_out(
+    python: str, flags: list[str], settings: dict[str, str], left_out: list[str]
+):
+    words = command(python, "train.sh", *flags, DATASETS="x", **settings)
+    assert values(words, *left_out) == [None] * len(left_out)
+
+
+def test_a_setting_that_would_do_nothing_is_passed_on_to_be_refused(python: str):
+    words = command(python, "train.sh", DATASETS="x", LORA_ENABLE="False", LORA_R="4", LR_SCHEDULER="constant")
+    assert values(words, "lora_r", "lora_alpha") == ["4", None]
+    words = command(python, "train.sh", DATASETS="x", LR_SCHEDULER="constant", WARMUP_RATIO="0.1")
+    assert value(words, "warmup_ratio") == "0.1"
+
+
+def test_settings_of_lora_reach_stage_two_alone(python: str):
+    flags = ["--lora_r", "4", "--max_steps", "3", "--lora-alpha=8", "--lora_enable", "--seed", "1"]
+    words = command(
+        python, "sft_mimic_4b_custom_vision_two_stage.sh", *flags, DATASETS="x", OUTPUT_DIR="out", LORA_DROPOUT="0.1"
+    )
+    second = words.index("-m", words.index("-m") + 1)
+    stage_one, stage_two = words[:second], words[second:]
+    assert [word for word in stage_one if word.startswith(("--lora_", "--lora-"))] == ["--lora_enable"]
+    assert values(stage_one, "lora_enable", "max_steps", "seed") == ["False", "3", "1"]
+    assert stage_two[-len(flags) :] == flags
+    assert value(stage_two, "lora_dropout") == "0.1"
+
+
 def test_several_machines_need_an_address_and_pass_it_on(python: str):
     assert "MASTER_ADDR" in start(python, "train.sh", DATASETS="x", NNODES="2").stderr
     words = command(python, "train.sh", DATASETS="x", NNODES="2", NODE_RANK="1", MASTER_ADDR="a", MASTER_PORT="7")

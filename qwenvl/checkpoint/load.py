@@ -16,6 +16,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import ADAPTER_CONFIG_NAME, load_pretrained, load_processor
 from qwenvl.vision import CUSTOM_MODEL_TYPES, swap_vision_tower
+from qwenvl.vision.trust import trust_encoder_file
 
 
 def load_checkpoint(
@@ -49,7 +50,7 @@ def load_checkpoint(
             model = load_pretrained(base_model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
         except UserError as error:
             raise UserError(f"the base model of {folder}: {error}; load_checkpoint takes it as base_model") from None
-        model = _with_tower_of(model, folder, adapter["modules_to_save"] or [], encoder_path)
+        model = _with_tower_of(model, folder, adapter["modules_to_save"] or [], encoder_path, trust_remote_code)
         with warnings.catch_warnings():
             # PEFT asks Transformers by a name that it will drop.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -76,7 +77,7 @@ def _check_model_folder(folder: Path) -> None:
 
 
 def _with_tower_of(
-    model: PreTrainedModel, folder: Path, saved_modules: list[str], encoder_path: str | None
+    model: PreTrainedModel, folder: Path, saved_modules: list[str], encoder_path: str | None, trust_remote_code: bool
 ) -> PreTrainedModel:
     """Give a base model the custom tower that an adapter was trained with, if it was and the base has it not yet."""
     if not (folder / "config.json").is_file() or model.config.model_type in CUSTOM_MODEL_TYPES:
@@ -92,6 +93,8 @@ def _with_tower_of(
             f"{folder} neither holds the weights of its encoder {vision_config.encoder} nor names a file of them; give "
             "them to load_checkpoint as encoder_path"
         )
+    if trust_remote_code:
+        trust_encoder_file(vision_config.encoder)
     try:
         return swap_vision_tower(model, vision_config)
     except UserError as error:

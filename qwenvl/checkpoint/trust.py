@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qwenvl.errors import UserError
-from qwenvl.vision.registry import FILE_FORM
+from qwenvl.vision.trust import FILE_FORM
 
 _REMEDY = "if you trust it, load_checkpoint(..., trust_remote_code=True) or --trust_remote_code True runs it"
 # The configurations of which Transformers and PEFT make classes.

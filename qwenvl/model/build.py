@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qwenvl.checkpoint.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
+from qwenvl.model.base_files import refuse_pointers, refuse_quantized
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
@@ -44,9 +45,10 @@ def load_config(
 ) -> PreTrainedConfig:
     """Load a model's configuration and make sure that it is a Qwen3-VL.
 
-    Raises `UserError` if there is none at `name_or_path`, if it is another kind of model, or an adapter, and, unless
-    `trust_remote_code`, if it names code of its own.
+    Raises `UserError` if there is none at `name_or_path`, if it is another kind of model, an adapter, quantized, or
+    pointers of Git LFS, and, unless `trust_remote_code`, if it names code of its own.
     """
+    refuse_pointers(name_or_path)
     if (adapter_config := Path(name_or_path) / ADAPTER_CONFIG_NAME).is_file():
         base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
         raise UserError(
@@ -71,6 +73,7 @@ def load_config(
             f"{name_or_path} is a {config.model_type} model; expected a Qwen3-VL, dense or MoE, "
             "such as Qwen/Qwen3-VL-4B-Instruct"
         )
+    refuse_quantized(name_or_path, config)
     return config
 
 
@@ -81,6 +84,7 @@ def load_processor(
 
     It pads on the left, as generation in batches needs; training pads by its collators, on the right.
     """
+    refuse_pointers(name_or_path)
     refuse_foreign_code(name_or_path, trust_remote_code)
     try:
         return AutoProcessor.from_pretrained(
@@ -135,12 +139,18 @@ def build_model(
     logger.info("attention: %s (%s)", attention.backend, attention.reason)
     dtype = compute_dtype(training_args)
     if without_weights:
-        config = load_config(model_args.model_name_or_path, training_args.cache_dir)
+        config = load_config(
+            model_args.model_name_or_path, training_args.cache_dir, trust_remote_code=model_args.trust_remote_code
+        )
         config = config if vision_config is None else custom_config(config, vision_config)
         model = _build_on_meta(config, dtype, attention, model_args.model_name_or_path)
     else:
         model = load_pretrained(
-            model_args.model_name_or_path, dtype=dtype, attention=attention, cache_dir=training_args.cache_dir
+            model_args.model_name_or_path,
+            dtype=dtype,
+            attention=attention,
+            cache_dir=training_args.cache_dir,
+            trust_remote_code=model_args.trust_remote_code,
         )
         if vision_config is not None:
             model = swap_vision_tower(model, vision_config)

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from qwenvl.errors import UserError
+from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
 from qwenvl.train.argument import ModelArguments
-from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
+from qwenvl.vision import MERGERS, CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
 from qwenvl.vision.trust import refuse_untrusted_file, trust_encoder_file
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,15 @@ def plan_custom_vision(
             refuse_untrusted_file(named)
         except UserError as error:
             raise UserError(f"--model_name_or_path {model_args.model_name_or_path}: {error}") from None
+    for path in (model_args.custom_vision_pretrained_path, model_args.vision_merger_path):
+        if path is not None:
+            refuse_pointers(path)
+    if (path := model_args.vision_merger_path) is not None and not any(Path(path).glob("*.safetensors")):
+        raise UserError(f"--vision_merger_path {path}: no .safetensors files; name an output folder")
     if model_args.custom_vision_encoder is None:
         return None
+    if model_args.vision_merger not in MERGERS:
+        raise UserError(f"--vision_merger {model_args.vision_merger}: expected one of {', '.join(MERGERS)}")
     options = EncoderOptions(
         layer=model_args.vision_layer,
         final_norm=model_args.vision_final_norm,

@@ -89,8 +89,6 @@ def parse_check_arguments(argv: list[str] | None = None) -> CheckFlags:
     )
     given = vars(parser.parse_args(argv))
     model, data, training, check = (_filled(kind, given) for kind in kinds)
-    if training.model_max_length <= 0:
-        raise UserError(f"--model_max_length {training.model_max_length}: give a number of tokens above 0")
     stage = 0 if given["deepspeed"] is None else _zero_stage(given["deepspeed"])
     # The estimate of memory asks whether DeepSpeed keeps the float32 weights; nothing is set up by this.
     training.deepspeed = given["deepspeed"]

@@ -2,39 +2,23 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import transformers
 from transformers import HfArgumentParser
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
 from qwenvl.train.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
+from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_model
+from qwenvl.train.flag_rules import split_names
 
-# Flags of Transformers that this training cannot obey, and why.
-REFUSED_FLAGS = {
-    "label_smoothing_factor": "the loss is the plain cross-entropy of the supervised tokens",
-    "train_sampling_strategy": "batches are planned by --data_packing and --data_flatten",
-    "dataloader_drop_last": "no sample is dropped, the last step is a smaller one",
-    "auto_find_batch_size": "batches are planned before the first step; --dry_run True estimates their memory",
-    "push_to_hub": "checkpoints are put together in the output folder; upload it with `hf upload` when the run is over",
-    "save_on_each_node": "each machine keeps what it needs to go on",
-    "save_only_model": "a checkpoint without the optimizer cannot be resumed exactly; use --save_total_limit",
-}
-LOWEST_VALUES = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "dataloader_num_workers": 0,
-    "lora_r": 1,
-    "lora_alpha": 1,
-    "weight_decay": 0,
-}
 CUSTOM_VISION_FLAGS = (
     "custom_vision_pretrained_path",
     "custom_vision_input",
@@ -193,6 +177,7 @@ class DataArguments:
 class TrainingArguments(transformers.TrainingArguments):
     """Transformers' training arguments, with the official repository's and ours beside them."""
 
+    output_dir: str = field(default="", metadata={"help": "Folder that gets the checkpoints and the trained model."})
     cache_dir: str | None = field(default=None, metadata={"help": "Folder for models downloaded from the hub."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, one of Transformers' names."})
     model_max_length: int = field(
@@ -223,27 +208,31 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False,
         metadata={"help": "Read the data, build the model without weights, print what a run would do, and end."},
     )
-    report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "Where metrics go: tensorboard, wandb, none, ..."}
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={"help": "Where metrics go, with commas between several: tensorboard,wandb; or all, or none."},
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many steps."})
+    # Transformers' defaults of these are not what is done here, and a flag that is not obeyed is refused.
+    do_train: bool = field(default=True, metadata={"help": "Train, as this program always does."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are not finite, as this program never does."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not of use here: samples have no columns."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without a gradient: every batch reaches all of them."}
+    )
 
     def __post_init__(self) -> None:
         self._check_deepspeed_file()
         if self.warmup_ratio is not None:
             if self.warmup_steps:
                 raise UserError("give --warmup_ratio or --warmup_steps, not both")
-            if not 0 <= self.warmup_ratio < 1:
-                raise UserError(f"--warmup_ratio {self.warmup_ratio}: expected a share from 0 to below 1")
             self.warmup_steps = self.warmup_ratio
+        self.report_to = _tracker_names(self.report_to)
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}
-        # A loss that is not finite must stop the run; Transformers would average it away in the log.
-        self.logging_nan_inf_filter = False
-        self.remove_unused_columns = False
         self.label_names = ["labels"]
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # every batch reaches every trainable parameter
         if is_one_of_several_without_gpu():
             # Left to itself, Accelerate joins processes by their GPUs, and without any they would all train alone.
             if self.deepspeed:
@@ -262,13 +251,14 @@ class TrainingArguments(transformers.TrainingArguments):
                 "--use_cpu True turns --deepspeed off; leave --use_cpu out (on a machine without a GPU, set the "
                 "environment variable DS_ACCELERATOR=cpu)"
             )
-        if not isinstance(self.deepspeed, str) or self.deepspeed.lstrip().startswith("{"):
+        if not isinstance(self.deepspeed, str):
             return
         path = Path(self.deepspeed)
-        if not path.is_file():
+        is_text = self.deepspeed.startswith("{")
+        if not is_text and not path.is_file():
             raise UserError(f"--deepspeed {self.deepspeed}: no such file; scripts/ has zero2.json and zero3.json")
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = json.loads(self.deepspeed if is_text else path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"--deepspeed {self.deepspeed} is not valid JSON: {error}") from None
         if not isinstance(config, dict) or "zero_optimization" not in config:
@@ -297,68 +287,71 @@ class TrainingArguments(transformers.TrainingArguments):
         }
 
 
+def _tracker_names(report_to: str | list[str] | None) -> list[str]:
+    """Return the names of `--report_to`; raises `UserError` for those that Transformers does not know."""
+    names = split_names(report_to)
+    for name in names:
+        if name not in (*INTEGRATION_TO_CALLBACK, "all", "none"):
+            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK) or sorted(INTEGRATION_TO_CALLBACK)
+            raise UserError(f"--report_to {name} is unknown; choose from {', '.join(near)}, all or none")
+        if name in ("all", "none") and len(names) > 1:
+            raise UserError(f"--report_to {','.join(names)}: {name} stands alone")
+    return names
+
+
 class FlagParser(HfArgumentParser):
-    """Transformers' parser of command lines, which says in one line what is wrong with one."""
+    """Transformers' parser of command lines, which says in one line what is wrong with one.
+
+    No flag can be shortened: what a shortened one means would change with every flag that is added.
+    """
+
+    def __init__(self, dataclass_types: Any, **kwargs: Any) -> None:
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> Any:
+        """Add a flag; text is taken for those whose type no text can be turned into, all of them refused."""
+        if names[0] in ("--liger_kernel_config", "--parallelism_config"):
+            kwargs["type"] = str
+        return super().add_argument(*names, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Read a command line; raises `UserError` for flags that there are not, or that would have no effect."""
+        given, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self._refuse(unknown[0].partition("=")[0])
+        check_flags(vars(given), self.get_default)
+        return given, unknown
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` instead of printing the whole usage."""
         raise UserError(f"{message}; --help lists all flags")
 
+    def _refuse(self, flag: str) -> NoReturn:
+        known = [f"--{each.name}" for kind in self.dataclass_types for each in dataclasses.fields(kind)]
+        name = "--" + flag.lstrip("-").replace("-", "_")
+        nearest = [each for each in known if each.startswith(name)][:6] or difflib.get_close_matches(name, known)
+        remedy = f"did you mean {' or '.join(nearest)}?" if nearest else "--help lists all flags"
+        raise UserError(f"{flag} is no flag of this program; {remedy}")
+
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Read the command line, `argv` or that of the process; raises `UserError` for what it does not understand."""
-    parser = FlagParser((ModelArguments, DataArguments, TrainingArguments))
-    *groups, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        known = [f"--{each.name}" for group in groups for each in dataclasses.fields(group)]
-        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known)
-        remedy = f"did you mean {' or '.join(nearest)}?" if nearest else "--help lists all flags"
-        raise UserError(f"{unknown[0]} is no flag of this program; {remedy}")
-    return tuple(groups)
+    """Read the command line, `argv` or that of the process.
+
+    Raises `UserError` for what it does not understand, and for flags that would have no effect.
+    """
+    return FlagParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Raise `UserError` where flags contradict each other, so that none is silently ignored."""
+    """Raise `UserError` where flags contradict each other or this machine, beyond what a command line alone tells."""
     if not data_args.dataset_use:
         raise UserError("--dataset_use is missing: name a registered data set or the path of a .json/.jsonl file")
     if not training_args.output_dir:
         raise UserError("--output_dir is missing: name the folder that gets the checkpoints")
-    if training_args.model_max_length <= 0:
-        raise UserError(f"--model_max_length {training_args.model_max_length}: give a number of tokens above 0")
-    for name, lowest in LOWEST_VALUES.items():
-        if getattr(training_args, name) < lowest:
-            raise UserError(f"--{name} {getattr(training_args, name)}: give {lowest} or more")
-    if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
-        raise UserError(f"--num_train_epochs {training_args.num_train_epochs:g} trains nothing; give a number above 0")
-    if training_args.save_strategy == "steps" and training_args.save_steps <= 0:
-        raise UserError(f"--save_steps {training_args.save_steps:g}: give 1 or more, or --save_strategy no")
-    if not 0 <= training_args.lora_dropout < 1:
-        raise UserError(f"--lora_dropout {training_args.lora_dropout}: expected a share from 0 to below 1")
-    for tracker in training_args.report_to:
-        if tracker not in ("tensorboard", "none") and importlib.util.find_spec(tracker) is None:
-            raise UserError(f"--report_to {tracker}: it is not installed; pip install {tracker}, or use tensorboard")
-    for name, why in REFUSED_FLAGS.items():
-        default = TrainingArguments.__dataclass_fields__[name].default
-        if getattr(training_args, name) != default:
-            raise UserError(f"--{name} {getattr(training_args, name)} has no effect here: {why}; leave it out")
-    if training_args.n_gpu > 1:
-        raise UserError(
-            f"{training_args.n_gpu} GPUs are visible to one process; start one process for each with `torchrun "
-            f"--nproc_per_node {training_args.n_gpu}`, or choose one with CUDA_VISIBLE_DEVICES=0"
-        )
-    if training_args.lora_enable and not model_args.tune_mm_llm:
-        raise UserError(
-            "--lora_enable True trains the language model, but --tune_mm_llm is False; set --tune_mm_llm True, or "
-            "--lora_enable False to train without the language model"
-        )
+    check_machine(training_args)
+    warn_of_worst_model(training_args)
     if not (model_args.tune_mm_llm or model_args.tune_mm_mlp or model_args.tune_mm_vision):
         raise UserError("nothing would be trained: set --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision to True")
-    for rate, switch in (("mm_projector_lr", "tune_mm_mlp"), ("vision_tower_lr", "tune_mm_vision")):
-        if getattr(training_args, rate) is not None and not getattr(model_args, switch):
-            raise UserError(
-                f"--{rate} {getattr(training_args, rate)} is for a part that is frozen; set --{switch} True, or leave "
-                f"--{rate} out"
-            )
     if model_args.custom_vision_encoder and not model_args.tune_mm_mlp and not model_args.vision_merger_path:
         raise UserError(
             "--tune_mm_mlp False would leave the fresh merger of --custom_vision_encoder at its random start; set it "
@@ -368,6 +361,4 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         raise UserError(
             "--cache_vision_features keeps features of a frozen encoder, but --tune_mm_vision is True; leave one out"
         )
-    if data_args.eval_dataset_use == "" and training_args.eval_strategy != "no":
-        raise UserError(f"--eval_strategy {training_args.eval_strategy.value} needs --eval_dataset_use")
     resolve_attention(model_args.attn_implementation, training_args.half_precision)

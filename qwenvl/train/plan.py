@@ -4,20 +4,31 @@ import logging
 import math
 
 from torch import nn
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qwenvl.data.data_processor import DataModule
 from qwenvl.data.summary import DataSummary, summarize
+from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import BatchShape, Sharding, estimate_memory
 from qwenvl.train.param_groups import format_table
 
 logger = logging.getLogger(__name__)
 
+# Below so many steps a schedule with a warmup hardly leaves its start.
+FEW_STEPS = 100
+
 
 def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, training_args: TrainingArguments) -> None:
     """Log what a run will do: samples, batches, steps, tokens a step, and the GPU memory it will take."""
     if data_args.data_packing and data_args.data_flatten:
         logger.info("--data_packing and --data_flatten: samples are packed, which makes flat rows as well")
+    if training_args.max_steps > 0 and training_args.num_train_epochs != TrainingArguments.num_train_epochs:
+        logger.info(
+            "--max_steps %d ends the run, not --num_train_epochs %g",
+            training_args.max_steps,
+            training_args.num_train_epochs,
+        )
     padded = not (data_args.data_flatten or data_args.data_packing)
     summary = summarize(data.train_dataset, data.train_sampler, padded)
     memory = estimate_memory(
@@ -31,11 +42,57 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
     logger.info("an estimate of the memory:\n%s", format_table(rows))
 
 
+def count_steps(micro_batches: int, training_args: TrainingArguments) -> tuple[int, int]:
+    """Return the steps of an epoch and those of the run, if an epoch has so many micro-batches."""
+    steps_per_epoch = math.ceil(micro_batches / training_args.gradient_accumulation_steps)
+    if training_args.max_steps > 0:
+        return steps_per_epoch, training_args.max_steps
+    return steps_per_epoch, math.ceil(steps_per_epoch * training_args.num_train_epochs)
+
+
+def heed_few_steps(micro_batches: int, data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Warn of a run that has few steps without having been asked for, and log each step of one that would log none.
+
+    `micro_batches` are those of an epoch. Lowers `training_args.logging_steps` where it is above the number of steps.
+    Raises `UserError` if the best model is to be kept, and the run ends before its first evaluation or checkpoint.
+    """
+    _, steps = count_steps(micro_batches, training_args)
+    if training_args.load_best_model_at_end or training_args.save_strategy == SaveStrategy.BEST:
+        for flag, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
+            if getattr(training_args, strategy) == "steps" and getattr(training_args, flag) > steps:
+                raise UserError(
+                    f"--{flag} {getattr(training_args, flag):g} is above the run's {steps} steps, so no best model "
+                    "would be found; lower it, or leave --load_best_model_at_end and --save_strategy best out"
+                )
+    is_first = training_args.process_index == 0
+    if training_args.max_steps <= 0 and steps < FEW_STEPS and is_first:
+        number = "1 step" if steps == 1 else f"{steps} steps"
+        remedies = ", or ".join(_ways_to_more_steps(data_args, training_args))
+        logger.warning("this run has only %s, and some hundred are usual: %s", number, remedies)
+    if training_args.logging_strategy == IntervalStrategy.STEPS and training_args.logging_steps > steps:
+        if is_first:
+            logger.info(
+                "--logging_steps %g is above the run's %d: each step is logged", training_args.logging_steps, steps
+            )
+        training_args.logging_steps = 1
+
+
+def _ways_to_more_steps(data_args: DataArguments, training_args: TrainingArguments) -> list[str]:
+    """Return the flags to change, each with its variable in scripts/train.sh."""
+    ways = ["raise --num_train_epochs (EPOCHS)"]
+    for flag, variable in (
+        ("gradient_accumulation_steps", "GRAD_ACCUM"),
+        ("per_device_train_batch_size", "BATCH_SIZE"),
+    ):
+        if getattr(training_args, flag) > 1:
+            ways.append(f"lower --{flag} {getattr(training_args, flag)} ({variable})")
+    if data_args.data_packing:
+        ways.append(f"lower --model_max_length {training_args.model_max_length} (MODEL_MAX_LENGTH), the size of a pack")
+    return ways
+
+
 def _plan_table(summary: DataSummary, data: DataModule, training_args: TrainingArguments) -> list[tuple[str, ...]]:
-    steps_per_epoch = math.ceil(summary.micro_batches / training_args.gradient_accumulation_steps)
-    steps = training_args.max_steps
-    if steps <= 0:
-        steps = math.ceil(steps_per_epoch * training_args.num_train_epochs)
+    steps_per_epoch, steps = count_steps(summary.micro_batches, training_args)
     rows = {
         "samples": f"{summary.num_samples:,}",
         "samples left out": f"{data.bad_samples.count:,}",

@@ -3,6 +3,7 @@
 import copy
 import logging
 import multiprocessing
+import re
 import signal
 import sys
 import time
@@ -42,8 +43,9 @@ from qwenvl.train.callbacks import EvaluateAfterSaving, ProgressLines, StopOnSig
 from qwenvl.train.continuation import prepare_continuation
 from qwenvl.train.distributed import barrier, leave_together
 from qwenvl.train.features import cache_features, check_feature_cache
+from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
-from qwenvl.train.plan import report_plan
+from qwenvl.train.plan import heed_few_steps, report_plan
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.vision import swap_processor
 
@@ -57,15 +59,19 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
     check_arguments(model_args, data_args, training_args)
-    check_optimizer(training_args)
+    check_optimizer(training_args, training_args.component_learning_rates)
     arguments = run_arguments(model_args, data_args, training_args) | describe_processes(training_args)
     check_start_folders(model_args)
-    base_config = load_config(model_args.model_name_or_path, training_args.cache_dir)
+    base_config = load_config(
+        model_args.model_name_or_path, training_args.cache_dir, trust_remote_code=model_args.trust_remote_code
+    )
     check_feature_cache(model_args, base_config)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint, dry_run=training_args.dry_run)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
     set_seed(training_args.seed)
-    processor = load_processor(model_args.model_name_or_path, training_args.cache_dir)
+    processor = load_processor(
+        model_args.model_name_or_path, training_args.cache_dir, trust_remote_code=model_args.trust_remote_code
+    )
     vision_config = plan_custom_vision(model_args, base_config, processor)
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
@@ -83,6 +89,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     if resume_from is not None:
         check_same_data(resume_from, arguments)
     check_media(model_args, data)
+    heed_few_steps(len(data.train_sampler), data_args, training_args)
     model = build_model(model_args, training_args, vision_config, without_weights=training_args.dry_run)
     check_savable(model)
     if resume_from is not None and not training_args.dry_run:
@@ -98,16 +105,6 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     trainer = build_trainer(model, processor, data, training_args, arguments)
     run(trainer, training_args.output_dir, resume_from)
     return trainer
-
-
-def check_optimizer(training_args: TrainingArguments) -> None:
-    """Raise `UserError` if the optimizer of `--optim` is not installed."""
-    try:
-        QwenVLTrainer.get_optimizer_cls_and_kwargs(training_args)
-    except ImportError as error:
-        raise UserError(f"--optim {training_args.optim.value}: {' '.join(str(error).split())}") from None
-    except ValueError:
-        pass  # an optimizer that is made for one model, which is not there yet
 
 
 def describe_processes(training_args: TrainingArguments) -> dict:
@@ -161,7 +158,7 @@ def build_trainer(
     if training_args.process_index == 0:
         clear_incomplete(output_dir)
         if "tensorboard" in training_args.report_to:
-            runs = Path(output_dir) / "runs" / time.strftime("%Y%m%d-%H%M%S")
+            runs = Path(output_dir) / "runs" / run_folder(training_args.run_name)
             callbacks.append(TensorBoardCallback(SummaryWriter(str(runs))))
     trainer = QwenVLTrainer(
         model=model,
@@ -181,6 +178,12 @@ def build_trainer(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLines())
     return trainer
+
+
+def run_folder(run_name: str | None) -> str:
+    """Return a new name for a run's folder of TensorBoard: its time, and what `--run_name` says."""
+    started = time.strftime("%Y%m%d-%H%M%S")
+    return started if not run_name else "-".join([started, re.sub(r"[^\w.-]", "_", run_name)])
 
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:

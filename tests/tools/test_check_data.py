@@ -416,7 +416,7 @@ def test_tokens_of_a_custom_encoder_are_counted_by_its_own_processor(check, stan
     [
         (["--out", "x", "--decode", "half"], "invalid choice"),
         (["--dataset_use", "x"], "required: --out"),
-        (["--out", "x", "--no_such_flag"], "unrecognized"),
+        (["--out", "x", "--no_such_flag"], "is no flag of this program"),
         (["--out", "x", "--processes", "0"], "--processes 0: give 1 or more"),
         (["--out", "x", "--model_max_length", "0"], "--model_max_length 0"),
         (["--out", "x", "--deepspeed", "nowhere.json"], "--deepspeed nowhere.json"),

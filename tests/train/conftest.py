@@ -47,7 +47,9 @@ def write_records(path: Path, records: list) -> Path:
 
 
 def command_line(**flags: object) -> list[str]:
-    """Turn flags into the command line of train_qwen.py; None leaves a flag out."""
+    """Turn flags into the command line of train_qwen.py; None leaves a flag out, and LoRA off its rank and scale."""
+    if flags.get("lora_enable") is False:
+        flags |= dict.fromkeys(("lora_r", "lora_alpha"))
     return [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
 
 

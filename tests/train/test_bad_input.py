@@ -104,11 +104,16 @@ def test_a_bad_file_or_record_is_named_with_its_place(
         ({"attn_implementation": "fast"}, ["fast", "sdpa"]),
         ({"attn_implementation": "flash_attention_2"}, ["flash-attn is not installed"]),
         ({"model_name_or_path": "nowhere"}, ["nowhere"]),
+        ({"vision_merger_path": "nowhere"}, ["--vision_merger_path nowhere", "output folder"]),
         ({"output_dir": "/proc/run"}, ["/proc/run", "cannot be written"]),
         ({"deepspeed": "zero9.json", "use_cpu": None}, ["zero9.json", "no such file"]),
-        ({"optim": "lomo"}, ["--optim lomo", "install"]),
+        ({"optim": "adamw_8bit"}, ["--optim adamw_8bit", "install"]),
+        ({"optim": "lomo"}, ["--optim lomo cannot be used here"]),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, ["cosine_with_min_lr", "min_lr_rate"]),
+        ({"dataset": "train.json", "dataset_use": None}, ["--dataset is no flag", "--dataset_use"]),
+        ({"lora_r": None, "max_bad_samples": 5}, ["--max_bad_samples 5 needs --bad_sample_policy skip"]),
         ({"num_train_epochs": 0, "max_steps": None}, ["--num_train_epochs 0 trains nothing"]),
-        ({"save_strategy": "steps", "save_steps": 0}, ["--save_steps 0", "--save_strategy no"]),
+        ({"save_strategy": "steps", "save_steps": 0}, ["--save_steps 0: give a number above 0"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -125,6 +130,27 @@ def test_a_model_that_is_no_qwen3_vl_is_refused(fails: Callable[..., str], tmp_p
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
 
     assert f"is a {model_type} model; expected a Qwen3-VL" in fails(model_name_or_path=folder)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("mistake", ["quantized", "pointer", "merger"])
+def test_a_model_that_cannot_be_trained_from_is_refused_before_the_data_is_read(
+    fails: Callable[..., str], standin: Path, tmp_path: Path, dry_run: bool, mistake: str
+) -> None:
+    base = shutil.copytree(standin, tmp_path / "base")
+    flags: dict = {"model_name_or_path": base, "dataset_use": "nowhere.json", "dry_run": dry_run}
+    if mistake == "quantized":
+        config = json.loads((base / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        (base / "config.json").write_text(json.dumps(config))
+    else:
+        folder = base if mistake == "pointer" else tmp_path / "stage1"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+        flags |= {"vision_merger_path": folder} if mistake == "merger" else {}
+
+    told = "holds quantized weights (bitsandbytes)" if mistake == "quantized" else "holds pointers of Git LFS"
+    assert told in fails(**flags)
 
 
 def test_an_adapter_is_refused_as_a_model_and_its_base_is_named(fails: Callable[..., str], tmp_path: Path) -> None:

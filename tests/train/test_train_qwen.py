@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from demo.standin import build_standin
 from qwenvl import load_checkpoint
-from qwenvl.train.train_qwen import train
+from qwenvl.train.train_qwen import run_folder, train
 from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
 
@@ -204,3 +205,19 @@ def test_the_closing_speed_counts_every_sample_whether_its_step_was_logged_or_no
 
     last = json.loads((folder / "trainer_state.json").read_text())["log_history"][-1]
     assert last["train_samples_per_second"] * last["train_runtime"] == pytest.approx(8, rel=0.01)
+
+
+@pytest.mark.parametrize(("run_name", "end"), [(None, ""), ("lora 8/x-ray", "-lora_8_x-ray"), ("../up", "-.._up")])
+def test_the_folder_of_tensorboard_bears_the_name_of_the_run(run_name: str | None, end: str) -> None:
+    assert re.fullmatch(rf"\d{{8}}-\d{{6}}{re.escape(end)}", run_folder(run_name))
+
+
+def test_a_dry_run_warns_of_few_steps_and_of_steps_that_would_not_be_logged(
+    train_here: Callable[..., QwenVLTrainer | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="qwenvl")
+
+    train_here(dry_run=True, max_steps=-1, num_train_epochs=1, logging_steps=10)
+
+    assert "this run has only 6 steps, and some hundred are usual: raise --num_train_epochs" in caplog.text
+    assert "--logging_steps 10 is above the run's 6: each step is logged" in caplog.text

@@ -1,0 +1,71 @@
+import contextlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from qwenvl.errors import UserError
+from qwenvl.train.argument import DataArguments, TrainingArguments
+from qwenvl.train.plan import count_steps, heed_few_steps
+
+
+def _arguments(tmp_path: Path, **flags: object) -> TrainingArguments:
+    return TrainingArguments(**{"output_dir": str(tmp_path), "use_cpu": True, "num_train_epochs": 1} | flags)
+
+
+def test_steps_are_counted_as_the_trainer_does(tmp_path: Path) -> None:
+    assert count_steps(5, _arguments(tmp_path, gradient_accumulation_steps=2, num_train_epochs=2.5)) == (3, 8)
+    assert count_steps(5, _arguments(tmp_path, gradient_accumulation_steps=2, max_steps=20)) == (3, 20)
+
+
+def test_a_run_of_few_steps_is_told_with_what_to_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    training_args = _arguments(tmp_path, gradient_accumulation_steps=2, model_max_length=8192)
+
+    heed_few_steps(1, DataArguments(data_packing=True), training_args)
+
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    for words in ("only 1 step,", "EPOCHS", "--gradient_accumulation_steps 2 (GRAD_ACCUM)", "--model_max_length 8192"):
+        assert words in caplog.text
+
+
+def test_a_flag_that_cannot_give_more_steps_is_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heed_few_steps(21, DataArguments(), _arguments(tmp_path, per_device_train_batch_size=1))
+
+    assert "only 21 steps," in caplog.text
+    assert "lower" not in caplog.text
+
+
+@pytest.mark.parametrize(("micro_batches", "flags"), [(100, {}), (1, {"max_steps": 1})])
+def test_a_run_of_many_steps_or_of_those_asked_for_is_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, micro_batches: int, flags: dict
+) -> None:
+    heed_few_steps(micro_batches, DataArguments(), _arguments(tmp_path, **flags))
+
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("given", "kept"), [(10, 1), (7, 7), (0.5, 0.5)])
+def test_the_only_steps_there_are_are_logged(tmp_path: Path, given: float, kept: float) -> None:
+    training_args = _arguments(tmp_path, logging_steps=given, max_steps=7)
+
+    heed_few_steps(7, DataArguments(), training_args)
+
+    assert training_args.logging_steps == kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"load_best_model_at_end": True, "eval_steps": 5, "save_steps": 500}, "--save_steps 500 is above .* 21 steps"),
+        ({"load_best_model_at_end": True, "eval_steps": 500, "save_steps": 500}, "--eval_steps 500 is above"),
+        ({"save_strategy": "best", "metric_for_best_model": "loss", "eval_steps": 50}, "--eval_steps 50 is above"),
+        ({"load_best_model_at_end": True, "eval_steps": 21, "save_steps": 21}, None),
+        ({"load_best_model_at_end": True, "eval_steps": 0.1, "save_steps": 0.5}, None),
+        ({"eval_steps": 500}, None),
+    ],
+)
+def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flags: dict, told: str | None) -> None:
+    training_args = _arguments(tmp_path, eval_strategy="steps", **flags)
+
+    with contextlib.nullcontext() if told is None else pytest.raises(UserError, match=told):
+        heed_few_steps(21, DataArguments(), training_args)
