@@ -1,6 +1,7 @@
 """Owns what the command-line tools share: arguments, progress, parallel work, whole-or-nothing files, summaries."""
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +23,8 @@ from qwenvl.errors import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _TASKS_AHEAD = 4
+# Bytes of a file's name on the file systems of Linux and macOS.
+_LONGEST_NAME = 255
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -133,7 +136,11 @@ class WholeFiles:
 
 def partial_path(path: Path) -> Path:
     """Return where a file is written until it is whole; always the same, so that a killed run leaves nothing behind."""
-    return path.with_name(f".{path.name}.partial")
+    name = f".{path.name}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        # The whole name fits on the disk, and with the additions it would not.
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.partial"
+    return path.with_name(name)
 
 
 class JsonListWriter:

@@ -146,9 +146,9 @@ def _huge_dicom(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "reason"),
     [
-        ("empty.png", lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
+        ("empty.png", lambda path: path.write_bytes(b""), "the image file is empty (0 bytes)"),
         ("cut.jpg", _truncated, "truncated"),
-        ("text.png", lambda path: path.write_text("no picture"), "cannot identify image"),
+        ("text.png", lambda path: path.write_text("no picture"), "not an image of a known format"),
         ("bomb.png", _bomb, "pixels"),
         ("frames.tif", _frames, "2 frames in one file; pick one with --frame 0 to 1"),
         ("none.dcm", _no_pixels, "a DICOM object without pixels"),
@@ -156,7 +156,7 @@ def _huge_dicom(path: Path) -> None:
         ("text.dcm", lambda path: path.write_text("no picture" * 50), "no DICOM file: the mark DICM is missing"),
         ("cut.dcm", lambda path: path.write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40), "DICOM"),
         ("film16.tif", lambda path: Image.fromarray(LEVELS).save(path), "same name as that of"),
-        ("nowhere.png", lambda path: path.symlink_to("not there"), "cannot open it (No such file or directory)"),
+        ("nowhere.png", lambda path: path.symlink_to("not there"), "a link to not there, which is not there"),
         ("out.png", lambda path: path.symlink_to("/etc/hostname"), "a link that leads out of --input"),
     ],
 )
