@@ -7,14 +7,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import supervised_mask
 from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes
-from qwenvl.data.videos import VideoInfo, sample_frame_indices
+from qwenvl.data.videos import VideoInfo, frames_metadata, sample_frame_indices
 
 # Records whose tokens are held at a time.
 _CHUNK = 2048
@@ -122,7 +121,7 @@ class TokenCounter:
         num_grids = -(-len(indices) // video_processor.temporal_patch_size)
         one_token_each = {
             "video_grid_thw": torch.tensor([[num_grids, merge_size, merge_size]]),
-            "video_metadata": [VideoMetadata(info.total_frames, fps=info.fps, frames_indices=indices)],
+            "video_metadata": [frames_metadata(info, indices)],
         }
         text = self._processor.replace_video_token(one_token_each, 0)
         return text, _Media(patches // merge_size**2 - num_grids, patches)

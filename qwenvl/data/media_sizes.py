@@ -84,7 +84,8 @@ def _stamp(path: str) -> tuple[int, int] | None:
 def _recall(entry: list | None, stamp: tuple[int, int] | None, kind: type) -> ImageSize | VideoInfo | None:
     if entry is None or stamp is None or tuple(entry[:2]) != stamp or len(entry) != 2 + len(kind._fields):
         return None
-    return kind(*entry[2:])
+    # JSON has no tuples, and a size must be hashable.
+    return kind(*(tuple(value) if isinstance(value, list) else value for value in entry[2:]))
 
 
 def _read_image(path: str) -> ImageSize | Unreadable:
