@@ -115,8 +115,8 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
             else "not an image of a known format; give PNG, JPEG, TIFF, WebP or DICOM"
         )
         raise ImageError(f"{path}: {reason}") from None
-    except (MemoryError, RecursionError) as error:
-        raise ImageError(f"{path}: cannot read the image ({type(error).__name__}); replace the file") from None
+    except MemoryError:
+        raise ImageError(f"{path}: reading the image takes more memory than there is; make it smaller") from None
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, IndexError...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
