@@ -36,8 +36,8 @@ def dicom_pixels(path: str, max_pixels: int, grey_range: GreyRange, frame: int |
 
     Grey goes through the modality LUT (or slope and intercept), then the first VOI LUT or window, and MONOCHROME1 is
     turned over: the order of DICOM PS3.4 annex N.2, of which `pixel_array` does nothing. Without a window the levels
-    are spread from the darkest to the brightest. Raises `UserError` without pydicom, `ValueError` for a damaged file
-    or one of more than `max_pixels` pixels.
+    are spread from the darkest to the brightest. Raises `UserError` without pydicom and for more than `max_pixels`
+    pixels, `ValueError` for a damaged file.
     """
     dataset = _read(path, max_pixels)
     try:
@@ -56,9 +56,9 @@ def dicom_pixels(path: str, max_pixels: int, grey_range: GreyRange, frame: int |
 
 
 def check_pixel_count(height: int, width: int, max_pixels: int) -> None:
-    """Raise `ValueError` for more pixels than allowed."""
+    """Raise `UserError` for more pixels than allowed."""
     if height * width > max_pixels:
-        raise ValueError(
+        raise UserError(
             f"{width} x {height} pixels are more than the limit of {max_pixels}: make it smaller, or allow it with "
             "--max_image_megapixels"
         )

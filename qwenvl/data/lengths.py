@@ -11,6 +11,7 @@ import torch
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
 from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.images import MAX_IMAGE_PIXELS
 from qwenvl.data.labels import supervised_mask
 from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes
 from qwenvl.data.videos import VideoInfo, frames_metadata, sample_frame_indices
@@ -127,11 +128,13 @@ class TokenCounter:
         return text, _Media(patches // merge_size**2 - num_grids, patches)
 
 
-def read_media_sizes(records: Sequence[Record], cache_dir: str | None = None) -> MediaSizes:
+def read_media_sizes(
+    records: Sequence[Record], cache_dir: str | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> MediaSizes:
     """Return the sizes of all pictures and videos of the records, from the cache in `cache_dir` where it knows them."""
     images = {path for record in records for path in record.images}
     videos = {path for record in records for path in record.videos}
-    return scan_media_sizes(images, videos, cache_dir)
+    return scan_media_sizes(images, videos, cache_dir, max_image_pixels)
 
 
 def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, ledger: BadSampleLedger) -> np.ndarray:

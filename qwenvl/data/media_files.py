@@ -1,4 +1,4 @@
-"""Refuse media files by kind and size before a byte of them is read: pipes and devices would be read for ever."""
+"""Refuse files by kind and size before a byte of them is read: pipes and devices would be read for ever."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def most_bytes(max_pixels: int) -> int:
     return max_pixels * _BYTES_PER_PIXEL + _SPARE_BYTES
 
 
-def file_flaw(path: str, what: str, max_bytes: int | None = None) -> str | None:
+def file_flaw(path: str, what: str, max_bytes: int | None = None, may_be_empty: bool = False) -> str | None:
     """Say why `path` is no readable regular file of 1 to `max_bytes` bytes, with the remedy; None for one that is.
 
     `what` names what is expected, such as "image file". The path itself is not part of the answer.
@@ -37,7 +37,7 @@ def file_flaw(path: str, what: str, max_bytes: int | None = None) -> str | None:
     kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
     if kind is not None:
         return f"{kind}, expected one {what}; correct the path"
-    if not status.st_size:
+    if not status.st_size and not may_be_empty:
         return f"the {what} is empty (0 bytes); replace it"
     if max_bytes is not None and status.st_size > max_bytes:
         return f"{status.st_size:,} bytes are more than the {max_bytes:,} that one {what} may have; replace it"

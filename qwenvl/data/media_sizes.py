@@ -7,10 +7,11 @@ import os
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenvl.data.images import image_size
+from qwenvl.data.images import MAX_IMAGE_PIXELS, image_size
 from qwenvl.data.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
 
@@ -39,10 +40,16 @@ class Unreadable(NamedTuple):
 MediaSizes = dict[str, ImageSize | VideoInfo | Unreadable]
 
 
-def scan_media_sizes(images: Iterable[str], videos: Iterable[str], cache_dir: str | None = None) -> MediaSizes:
+def scan_media_sizes(
+    images: Iterable[str],
+    videos: Iterable[str],
+    cache_dir: str | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> MediaSizes:
     """Return the size of every file, from the cache where the file's time and length are those of the last reading.
 
-    Files that cannot be read are `Unreadable` and are tried again the next time.
+    Files that cannot be read, images over `max_image_pixels` among them, are `Unreadable` and are tried again the next
+    time.
     """
     cache_path = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser() / CACHE_FILE
     cached = _read_cache(cache_path)
@@ -51,9 +58,11 @@ def scan_media_sizes(images: Iterable[str], videos: Iterable[str], cache_dir: st
         stamps = dict(zip([*image_paths, *video_paths], _spread(pool, _stamp, image_paths + video_paths), strict=True))
         sizes: MediaSizes = {}
         num_read = 0
-        for paths, read, kind in ((image_paths, _read_image, ImageSize), (video_paths, _read_video, VideoInfo)):
+        read_image = partial(_read_image, max_pixels=max_image_pixels)
+        for paths, read, kind in ((image_paths, read_image, ImageSize), (video_paths, _read_video, VideoInfo)):
             known = {path: _recall(cached.get(path), stamps[path], kind) for path in paths}
-            new = [path for path, size in known.items() if size is None]
+            # An image that a run with a higher limit has noted is read again, to be refused with the reason.
+            new = [path for path, size in known.items() if size is None or _is_over(size, max_image_pixels)]
             sizes |= known | dict(zip(new, _spread(pool, read, new), strict=True))
             num_read += len(new)
     if any(isinstance(size, Unreadable) for size in sizes.values()):
@@ -88,9 +97,13 @@ def _recall(entry: list | None, stamp: tuple[int, int] | None, kind: type) -> Im
     return kind(*(tuple(value) if isinstance(value, list) else value for value in entry[2:]))
 
 
-def _read_image(path: str) -> ImageSize | Unreadable:
+def _is_over(size: ImageSize | VideoInfo, max_image_pixels: int) -> bool:
+    return isinstance(size, ImageSize) and size.height * size.width > max_image_pixels
+
+
+def _read_image(path: str, max_pixels: int) -> ImageSize | Unreadable:
     try:
-        return ImageSize(*image_size(path))
+        return ImageSize(*image_size(path, max_pixels))
     except UserError as error:
         return Unreadable(str(error).removeprefix(f"{path}: "))
 

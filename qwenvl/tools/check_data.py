@@ -84,7 +84,9 @@ class DataCheck:
             self.problems.add("special token", find_special_tokens(split.records, tokenizer))
             if options.decode == "full":
                 sound = self.problems.sound(split.records)
-                self.problems.add("file", find_undecodable(sound, video_processor, options.workers))
+                self.problems.add(
+                    "file", find_undecodable(sound, video_processor, options.workers, self.flags.data.max_image_pixels)
+                )
         self._compare(splits)
         self._check_packs(splits[0])
         return splits
@@ -100,7 +102,7 @@ class DataCheck:
                 own = [record for record in records if record.source == spec[0]]
                 self.problems.add("outside", find_outside(own, spec[1]))
         logger.info("looking at the headers of the media of %d records, and counting tokens", len(records))
-        sizes = read_media_sizes(records, self.flags.data.media_cache_dir)
+        sizes = read_media_sizes(records, self.flags.data.media_cache_dir, self.flags.data.max_image_pixels)
         counts = TokenCounter(self.encoder).count(records, sizes)
         ledger = _Collector()
         usable_places(records, counts, self.flags.training.model_max_length, ledger)
@@ -164,7 +166,7 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
     set_pixel_limits(processor, flags.data)
-    return RecordEncoder(processor), vision_config
+    return RecordEncoder(processor, flags.data.max_image_pixels), vision_config
 
 
 def _load(dataset_use: str, seed: int, ledger: BadSampleLedger) -> Annotations:

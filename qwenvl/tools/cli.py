@@ -166,6 +166,17 @@ def write_json(stream: TextIO, value: Any) -> None:
     stream.write("\n")
 
 
+def encoded_json(value: Any) -> str:
+    """Return `value` as JSON that can be written as UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, or a file's name that is no UTF-8, can be written as an escape only.
+        return json.dumps(value)
+    return text
+
+
 def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
     """Print a two-column table on standard output; whole numbers get thousands separators."""
     cells = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]

@@ -67,9 +67,9 @@ def convert_image(task: ImageTask) -> str | None:
         picture.save(partial_path(target), kind, **({} if kind == "PNG" else {"quality": task.options.quality}))
         os.replace(partial_path(target), target)
     except OSError as error:
+        partial_path(target).unlink(missing_ok=True)
         if error.errno == errno.ENAMETOOLONG:
             return f"its name is too long for the disk of --out ({len(os.fsencode(target.name))} bytes); shorten it"
-        partial_path(target).unlink(missing_ok=True)
         raise UserError(f"{target}: cannot write it ({error.strerror or error}); make room or correct --out") from None
     return None
 

@@ -29,13 +29,14 @@ _SHARED_FLAGS = (
     ("video_min_frames", int),
     ("video_max_pixels", int),
     ("video_min_pixels", int),
+    ("max_image_megapixels", int),
     ("bad_sample_policy", str),
     ("max_bad_samples", int),
     ("media_cache_dir", str),
 )
 
 
-def pack_dataset(options: argparse.Namespace) -> list[tuple[str, Any]]:
+def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tuple[str, Any]]:
     """Write the packed file and return what is worth telling, as (name, value)."""
     spec = _one_dataset(options.dataset_use)
     output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
@@ -45,7 +46,7 @@ def pack_dataset(options: argparse.Namespace) -> list[tuple[str, Any]]:
         raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
     processor = load_processor(options.model_name_or_path)
     set_pixel_limits(processor, options)
-    sizes = read_media_sizes(annotations.records, options.media_cache_dir)
+    sizes = read_media_sizes(annotations.records, options.media_cache_dir, max_image_pixels)
     counts = TokenCounter(RecordEncoder(processor)).count(annotations.records, sizes)
     kept = usable_places(annotations.records, counts, options.model_max_length, ledger)
     if not len(kept):
@@ -103,6 +104,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=kind, default=field.default, help=field.metadata["help"])
     options = parser.parse_args(argv)
     # The same rules between these flags as in training.
-    DataArguments(**{name: getattr(options, name) for name, _ in _SHARED_FLAGS})
-    print_summary("Packed", pack_dataset(options))
+    data_args = DataArguments(**{name: getattr(options, name) for name, _ in _SHARED_FLAGS})
+    print_summary("Packed", pack_dataset(options, data_args.max_image_pixels))
     return 0

@@ -18,6 +18,7 @@ from qwenvl.tools.cli import (
     ToolParser,
     WholeFiles,
     default_workers,
+    encoded_json,
     in_parallel,
     peak_memory_mib,
     positive_int,
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = [(task.source, reason) for task, reason in zip(plan.tasks, reasons, strict=True) if reason]
     with WholeFiles(out, [FAILED], overwrite=True) as files:
         for path, reason in [*plan.refused, *failed]:
-            files[FAILED].write(json.dumps({"path": path, "reason": reason}, ensure_ascii=False) + "\n")
+            files[FAILED].write(encoded_json({"path": path, "reason": reason}) + "\n")
     seconds = time.monotonic() - started
     rows = [
         ("converted", len(plan.tasks) - len(failed)),

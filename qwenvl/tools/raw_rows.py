@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qwenvl.data.json_rows import Row, read_rows
-from qwenvl.tools.cli import JsonListWriter
+from qwenvl.tools.cli import JsonListWriter, encoded_json
 from qwenvl.tools.json_stream import iter_json_list
 
 
@@ -40,7 +40,7 @@ def write_sound_rows(stream: TextIO, rows: Iterator[Row], sound: Set[str]) -> in
     for row in rows:
         kept = [value for place, value in iter_items(row) if place in sound]
         if kept:
-            writer.write(_encoded(kept if isinstance(row.value, list) else kept[0]))
+            writer.write(encoded_json(kept if isinstance(row.value, list) else kept[0]))
             count += len(kept)
     writer.close()
     return count
@@ -61,13 +61,3 @@ def _is_list(path: str) -> bool:
         while (mark := stream.read(1)).isspace():
             pass
     return mark == "["
-
-
-def _encoded(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair, in a key that training does not read, can be written as an escape only.
-        return json.dumps(value)
-    return text

@@ -10,7 +10,7 @@ from transformers import BaseVideoProcessor, PreTrainedTokenizerBase
 
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
-from qwenvl.data.images import load_image
+from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.media_sizes import MediaSizes, Unreadable
 from qwenvl.data.videos import load_video
 from qwenvl.errors import UserError
@@ -29,6 +29,7 @@ class DecodeTask(NamedTuple):
 
     paths: list[str]
     video_processor: BaseVideoProcessor | None
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
 
 def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSample]:
@@ -85,12 +86,15 @@ def find_special_tokens(records: Iterable[Record], tokenizer: PreTrainedTokenize
 
 
 def find_undecodable(
-    records: Sequence[Record], video_processor: BaseVideoProcessor, workers: int
+    records: Sequence[Record],
+    video_processor: BaseVideoProcessor,
+    workers: int,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Iterator[BadSample]:
     """Yield the records with a picture, or a video's sampled frames, that cannot be decoded."""
     images = sorted({path for record in records for path in record.images})
     videos = sorted({path for record in records for path in record.videos})
-    tasks = [DecodeTask(chunk, None) for chunk in _chunks(images)]
+    tasks = [DecodeTask(chunk, None, max_image_pixels) for chunk in _chunks(images)]
     tasks += [DecodeTask(chunk, video_processor) for chunk in _chunks(videos)]
     reasons: dict[str, str] = {}
     # A worker takes seconds to start.
@@ -109,7 +113,7 @@ def decode_files(task: DecodeTask) -> dict[str, str]:
     for path in task.paths:
         try:
             if task.video_processor is None:
-                load_image(path)
+                load_image(path, task.max_image_pixels)
             else:
                 load_video(path, task.video_processor)
         except (UserError, OSError) as error:

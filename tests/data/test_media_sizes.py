@@ -19,9 +19,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("image_size", "video_info"):
         original = getattr(media_sizes, name)
 
-        def noted(path: str, original=original) -> tuple:
+        def noted(path: str, *limit: int, original=original) -> tuple:
             paths.append(path)
-            return original(path)
+            return original(path, *limit)
 
         monkeypatch.setattr(media_sizes, name, noted)
     return paths
