@@ -31,7 +31,7 @@ from qwenvl.tools.check_report import (
     memory_table,
     summarize_batches,
 )
-from qwenvl.tools.cli import WholeFiles, print_summary
+from qwenvl.tools.cli import WholeFiles, print_summary, refuse_inputs
 from qwenvl.tools.duplicates import find_duplicates, find_leaks, media_of, picture_ids
 from qwenvl.tools.raw_rows import iter_rows, write_sound_rows
 from qwenvl.tools.record_checks import find_outside, find_special_tokens, find_undecodable, find_wrong_boxes
@@ -215,13 +215,6 @@ def output_names(specs: Sequence[DatasetSpec], eval_specs: Sequence[DatasetSpec]
     return names + [HISTOGRAM] if importlib.util.find_spec("matplotlib") else names
 
 
-def _refuse_originals(out: Path, names: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
-    originals = {os.path.realpath(spec.annotation_path) for spec in specs}
-    hit = next((out / name for name in names if os.path.realpath(out / name) in originals), None)
-    if hit is not None:
-        raise UserError(f"{hit} is what would be checked, and would be written over: give another --out")
-
-
 def _write_clean(split: _Split, problems: ProblemList, streams: dict[str, TextIO]) -> Iterator[tuple[str, int]]:
     """Copy the sound rows of each file; yield the name of the copy and its number of records."""
     places: dict[str, set[str]] = {source: set() for source in split.clean_files}
@@ -273,9 +266,11 @@ def main(argv: list[str] | None = None) -> int:
     check = DataCheck(flags)
     out = Path(flags.check.out)
     names = output_names(check.specs, check.eval_specs)
-    _refuse_originals(out, names, [*check.specs, *check.eval_specs])
-    with WholeFiles(out, names, flags.check.overwrite) as streams:
+    originals = [spec.annotation_path for spec in [*check.specs, *check.eval_specs]]
+    with WholeFiles(out, names, flags.check.overwrite, originals) as streams:
         splits = check.run()
+        media = (path for split in splits for record in split.records for path in media_of(record))
+        refuse_inputs([out / name for name in names], media)
         for row in check.problems.rows():
             streams[PROBLEMS].write(json.dumps(row) + "\n")
         written = [each for split in splits for each in _write_clean(split, check.problems, streams)]

@@ -94,11 +94,15 @@ def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], worke
 class WholeFiles:
     """Text files of one folder that appear together when the `with` block ends well, and not at all otherwise.
 
-    Raises `UserError` for a folder that cannot be made, and for names that exist there unless `overwrite` is set.
+    Raises `UserError` for a folder that cannot be made, for names that exist there unless `overwrite` is set, and in
+    any case for those that are one of the `inputs`.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], overwrite: bool = False):
+    def __init__(
+        self, folder: Path, names: Iterable[str], overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
+    ):
         self._final = {name: folder / name for name in names}
+        refuse_inputs(self._final.values(), inputs)
         there = [name for name, path in self._final.items() if path.exists()]
         if there and not overwrite:
             raise UserError(f"{folder} already holds {', '.join(there)}; give another --out, or --overwrite")
@@ -132,6 +136,29 @@ class WholeFiles:
                 os.replace(partial_path(path), path)
             else:
                 partial_path(path).unlink(missing_ok=True)
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Raise `UserError` if writing one of the outputs would replace an input, under whatever name or link.
+
+    Outputs that are not there yet replace nothing, and inputs that are None or not there are no concern of this check.
+    """
+    there = {key: output for output in outputs if (key := _file_key(output)) is not None}
+    for given in inputs if there else ():
+        hit = None if given is None else there.get(_file_key(given))
+        if hit is not None:
+            raise UserError(
+                f"{hit} is what this command reads ({given}), and would be written over: give another --out"
+            )
+
+
+def _file_key(path: str | Path) -> tuple[int, int] | None:
+    """Return what is equal for all names of one file, as for `os.path.samefile`."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def partial_path(path: Path) -> Path:

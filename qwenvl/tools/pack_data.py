@@ -17,7 +17,7 @@ from qwenvl.data.packing import plan_packs
 from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
-from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, print_summary
+from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, print_summary, refuse_inputs
 from qwenvl.train.argument import DataArguments
 
 # What decides how many tokens a sample has, with the same defaults as in training.
@@ -40,6 +40,7 @@ def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tup
     """Write the packed file and return what is worth telling, as (name, value)."""
     spec = _one_dataset(options.dataset_use)
     output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
+    refuse_inputs([output], [spec.annotation_path])
     ledger = BadSampleLedger(options.bad_sample_policy, options.max_bad_samples)
     annotations = load_datasets(options.dataset_use, options.seed, ledger)
     if annotations.packs is not None:
@@ -80,7 +81,8 @@ def _default_output(annotation_path: str, capacity: int) -> Path:
 def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], overwrite: bool) -> None:
     """Write the rows of each pack as they stand in the annotation file."""
     rows = {row.index: row.value for row in read_rows(records[0].source, lambda place, reason: None)}
-    with WholeFiles(output.parent, [output.name], overwrite) as streams:
+    inputs = (path for record in records for path in (record.source, *record.images, *record.videos))
+    with WholeFiles(output.parent, [output.name], overwrite, inputs) as streams:
         writer = JsonListWriter(streams[output.name])
         for pack in packs:
             writer.write(json.dumps([rows[records[place].row] for place in pack], ensure_ascii=False))

@@ -253,7 +253,10 @@ def _lie_about_the_size(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda path: None, "files/p10/p10000001/s50000001.txt would unpack to 67,108,864 bytes, and a report has at most 4,194,304"),
+        (
+            lambda path: None,
+            "files/p10/p10000001/s50000001.txt would unpack to 67,108,864 bytes, and a report has at most 4,194,304",
+        ),
         (_lie_about_the_size, "cannot unpack files/p10/p10000001/s50000001.txt"),
     ],
 )
@@ -492,3 +495,14 @@ def test_run_by_path_it_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--split_csv"], ["--labels", "chexpert", "--labels_csv"], ["--llava_rad"]])
+def test_an_input_in_the_output_folder_is_never_written_over(tree: Tree, tmp_path: Path, options: list[str]):
+    root, out = tree.study(10000001, 50000001).write(), tmp_path / "out"
+    out.mkdir()
+    (out / "mimic_train.json").write_text("[]")
+    command = ["--jpg_root", str(root), "--out", str(out), "--overwrite", *options, str(out / "mimic_train.json")]
+    with pytest.raises(UserError, match="mimic_train.json is what this command reads"):
+        main(command if "--llava_rad" in options else [*command, "--reports", str(root)])
+    assert (out / "mimic_train.json").read_text() == "[]"

@@ -212,3 +212,12 @@ def test_wrong_input_is_the_users_error(openi: Path):
     (openi / "png" / "again" / "CXR1_1_IM-0001-3001.png").write_bytes(b"png")
     with pytest.raises(UserError, match="image CXR1_1_IM-0001-3001 is there twice"):
         _convert(openi)
+
+
+@pytest.mark.parametrize("option", ["--reports", "--images", "--projections"])
+def test_an_input_in_the_output_folder_is_never_written_over(openi: Path, option: str):
+    (openi / "out").mkdir()
+    (openi / "out" / "stats.json").write_text("uid,filename,projection")
+    with pytest.raises(UserError, match="stats.json is what this command reads"):
+        _convert(openi, option, str(openi / "out" / "stats.json"))
+    assert (openi / "out" / "stats.json").read_text() == "uid,filename,projection"
