@@ -13,7 +13,7 @@ from qwenvl.data.bulk_tokenizer import BulkTokenizer
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.images import MAX_IMAGE_PIXELS
 from qwenvl.data.labels import supervised_mask
-from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes
+from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes, size_of
 from qwenvl.data.videos import VideoInfo, frames_metadata, sample_frame_indices
 
 # Records whose tokens are held at a time.
@@ -97,12 +97,12 @@ class TokenCounter:
 
     def _shortened(self, record: Record, text: str, sizes: MediaSizes) -> tuple[str, _Media]:
         """Return the text with one placeholder for each picture or frame, and what its media take beside it."""
-        media = [_checked(path, sizes, self._image) for path in record.images]
+        media = [_checked(path, size_of(sizes, path, "image"), self._image) for path in record.images]
         if record.videos:
             # Time stamps are text: they are written out, so that they are counted as they will be read.
             pieces = text.split(self._processor.video_token)
             for number, path in enumerate(record.videos):
-                frames, video = _checked(path, sizes, self._video)
+                frames, video = _checked(path, size_of(sizes, path, "video"), self._video)
                 pieces[number] += frames
                 media.append(video)
             text = "".join(pieces)
@@ -153,9 +153,8 @@ def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, le
     return np.flatnonzero(usable)
 
 
-def _checked(path: str, sizes: MediaSizes, count: Callable[[Any], _Counted]) -> _Counted:
+def _checked(path: str, size: ImageSize | VideoInfo | Unreadable, count: Callable[[Any], _Counted]) -> _Counted:
     """Apply `count` to the size of a file; raises `_FlawError` where there is none, or one that cannot be used."""
-    size = sizes[path]
     if isinstance(size, Unreadable):
         raise _FlawError(path, size.reason)
     try:

@@ -37,7 +37,20 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-MediaSizes = dict[str, ImageSize | VideoInfo | Unreadable]
+class BothUses(NamedTuple):
+    """What became of a file that is used as an image and as a video."""
+
+    image: ImageSize | Unreadable
+    video: VideoInfo | Unreadable
+
+
+MediaSizes = dict[str, ImageSize | VideoInfo | Unreadable | BothUses]
+
+
+def size_of(sizes: MediaSizes, path: str, use: str) -> ImageSize | VideoInfo | Unreadable:
+    """Return the size of a file in one of its uses, "image" or "video"."""
+    size = sizes[path]
+    return getattr(size, use) if isinstance(size, BothUses) else size
 
 
 def scan_media_sizes(
@@ -63,15 +76,18 @@ def scan_media_sizes(
             known = {path: _recall(cached.get(path), stamps[path], kind) for path in paths}
             # An image that a run with a higher limit has noted is read again, to be refused with the reason.
             new = [path for path, size in known.items() if size is None or _is_over(size, max_image_pixels)]
-            sizes |= known | dict(zip(new, _spread(pool, read, new), strict=True))
+            for path, size in (known | dict(zip(new, _spread(pool, read, new), strict=True))).items():
+                sizes[path] = BothUses(sizes[path], size) if path in sizes else size
             num_read += len(new)
-    if any(isinstance(size, Unreadable) for size in sizes.values()):
+    if any(isinstance(size, Unreadable | BothUses) for size in sizes.values()):
         # An error may hold on to a decord reader. Collected only in a forked DataLoader worker, the reader would wait
         # there for ever for its decoder thread, which a fork does not copy.
         gc.collect()
     if num_read:
         logger.info("read the size of %d media files from their headers", num_read)
-        entries = {path: [*stamps[path], *size] for path, size in sizes.items() if not isinstance(size, Unreadable)}
+        entries = {
+            path: [*stamps[path], *size] for path, size in sizes.items() if not isinstance(size, Unreadable | BothUses)
+        }
         _write_cache(cache_path, cached | entries)
     return sizes
 

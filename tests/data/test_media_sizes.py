@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qwenvl.data import media_sizes
-from qwenvl.data.media_sizes import CACHE_FILE, ImageSize, Unreadable, scan_media_sizes
+from qwenvl.data.media_sizes import CACHE_FILE, ImageSize, Unreadable, scan_media_sizes, size_of
 from qwenvl.data.videos import VideoInfo
 
 
@@ -90,3 +90,13 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_without(
     with caplog.at_level(logging.WARNING):
         assert scan_media_sizes([image], [], str(tmp_path / "file")) == {image: ImageSize(96, 160)}
     assert "cannot keep the media sizes" in caplog.text
+
+
+def test_a_file_is_judged_in_each_of_its_uses(media: Path, tmp_path: Path):
+    clip, picture = str(media / "clip.mp4"), str(media / "wide.png")
+    for _ in range(2):
+        sizes = scan_media_sizes([clip, picture], [clip, picture], str(tmp_path))
+        assert size_of(sizes, picture, "image") == ImageSize(96, 160)
+        assert size_of(sizes, clip, "video") == VideoInfo(16, 8.0, 64, 64)
+        assert isinstance(size_of(sizes, picture, "video"), Unreadable)
+        assert isinstance(size_of(sizes, clip, "image"), Unreadable)
