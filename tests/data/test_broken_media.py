@@ -5,7 +5,6 @@ import random
 import resource
 import signal
 import socket
-import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from qwenvl.tools.duplicates import picture_ids
 from tests.data.deep_files import png16, tiff
 
 pydicom = pytest.importorskip("pydicom")
-from tests.data.dicom_files import make_dicom  # noqa: E402
+from tests.data.dicom_files import make_dicom, rle_dicom  # noqa: E402
 
 DAMAGED_COPIES = 60
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
@@ -51,17 +50,6 @@ def seconds(limit: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def rle_dicom(path: Path, runs: int = 32) -> str:
-    """Write a run-length encoded DICOM of 64 x 64 pixels; with more than 32 runs its decoder, in Rust, panics."""
-    dataset = make_dicom(np.zeros((64, 64), np.uint16), 12)
-    dataset.compress(pydicom.uid.RLELossless)
-    segments = [bytes([0x81, 0]) * runs, bytes([0x81, 0]) * 32]
-    header = struct.pack("<16I", 2, 64, 64 + len(segments[0]), *[0] * 13)
-    dataset.PixelData = pydicom.encaps.encapsulate([header + b"".join(segments)])
-    dataset.save_as(path, enforce_file_format=True)
-    return str(path)
 
 
 def originals(folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """The data of a run: from annotation files to planned batches, with every unusable sample named."""
 
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -313,3 +314,16 @@ def test_an_image_over_the_limit_is_refused_and_read_where_allowed_whatever_the_
         assert "pixel_values" in dataset[Draw(0)]
     with pytest.raises(UserError, match="3.png: 128 x 64 pixels are more than the limit of 8191"):
         load(rows, max_image_pixels=128 * 64 - 1)
+
+
+def test_a_dicom_whose_decoder_panics_is_a_bad_sample_that_a_worker_can_tell(load, pictures: Path):
+    pytest.importorskip("pydicom")
+    from tests.data.dicom_files import rle_dicom
+
+    rle_dicom(pictures / "broken.dcm", runs=33)
+    rows = [conversation("<image>?", "A chest.", image="broken.dcm")]
+    bad = load(rows, bad_sample_policy="skip").train_dataset[Draw(0)]["bad"]
+    assert f"{pictures / 'broken.dcm'}: cannot read the image (the pixel data cannot be decoded" in str(bad)
+    with pytest.raises(SampleError, match="row 0: .*broken.dcm: cannot read the image") as error:
+        load(rows).train_dataset[Draw(0)]
+    assert "broken.dcm" in str(pickle.loads(pickle.dumps(error.value)))

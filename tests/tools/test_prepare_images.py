@@ -12,8 +12,7 @@ from PIL import Image
 from qwenvl.errors import UserError
 from qwenvl.tools import convert_image
 from qwenvl.tools.prepare_images import main
-from tests.data.dicom_files import make_dicom
-from tests.data.test_broken_media import rle_dicom
+from tests.data.dicom_files import make_dicom, rle_dicom
 
 LEVELS = (np.arange(60 * 40, dtype=np.uint16) * 1.7).astype(np.uint16).reshape(60, 40)
 
