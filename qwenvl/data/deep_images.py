@@ -76,11 +76,16 @@ def deep_pixels(picture: Image.Image, file: BinaryIO, frame: int = 0) -> DeepPix
     key = picture.info.get("transparency")
     if alpha is None:
         return DeepPixels(levels, None if key is None else (levels != key).any(-1).astype(np.float32), 16)
-    full = 2 ** next(depth for depth in _DEPTHS if max(levels.max(), alpha.max()) < 2**depth) - 1
+    full = full_value(samples)
     opacity = alpha.astype(np.float32) / full
     if any(extra == 1 for extra in _tuple(tags.get(TiffImagePlugin.EXTRASAMPLES))):
         levels = _without_alpha(levels, opacity, full)
     return DeepPixels(levels, opacity, 16)
+
+
+def full_value(samples: np.ndarray) -> int:
+    """Return what full opacity is in 16-bit samples of any shape, from the bits that are used of them."""
+    return 2 ** next(depth for depth in _DEPTHS if samples.max() < 2**depth) - 1
 
 
 def _gray(picture: Image.Image, tags: Any) -> DeepPixels:

@@ -10,6 +10,7 @@ from qwenvl.data.deep_images import deep_pixels
 from qwenvl.data.dicom import HEAD_BYTES, check_pixel_count, dicom_pixels, dicom_size, is_dicom
 from qwenvl.data.grayscale import GreyRange
 from qwenvl.data.media_files import file_flaw, most_bytes
+from qwenvl.data.tiff_layouts import TIFF_MARKS, GrayLayout, relabel_gray
 from qwenvl.errors import UserError
 
 MEGAPIXEL = 2**20
@@ -27,7 +28,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_TIFF_MARKS = (b"II*\0", b"MM\0*")
 _GREY_MODES = ("1", "L", "LA")
 
 
@@ -61,14 +61,17 @@ def read_image(
     with _opened(path, max_pixels) as file:
         if _is_dicom(path, file):
             return Image.fromarray(dicom_pixels(path, max_pixels, grey_range, frame))
-        with Image.open(file) as picture:
+        picture, file, layout = _open_picture(file)
+        with picture:
             # Before the frames are looked for, which takes long in what only looks like a large image.
-            check_pixel_count(picture.height, picture.width, max_pixels)
+            check_pixel_count(*_size(picture, layout), max_pixels)
             _seek(picture, frame)
-            check_pixel_count(picture.height, picture.width, max_pixels)
+            check_pixel_count(*_size(picture, layout), max_pixels)
             # Pillow turns a TIFF while it decodes it.
             turn = None if picture.format == "TIFF" else _TURNS.get(_orientation(picture))
             deep = deep_pixels(picture, file, frame or 0)
+            if layout is not None and not frame:
+                deep = layout.restore(deep)
             image = deep.to_image(grey_range) if deep is not None else _eight_bit(picture)
     return image if turn is None else image.transpose(turn)
 
@@ -82,8 +85,9 @@ def image_size(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]
         if _is_dicom(path, file):
             height, width = dicom_size(path, max_pixels)
         else:
-            with Image.open(file) as picture:
-                height, width = picture.height, picture.width
+            picture, _, layout = _open_picture(file)
+            with picture:
+                height, width = _size(picture, layout)
                 # Pillow swaps the size of a TIFF itself where the tag (not XMP) says that it lies on its side.
                 swapped = picture.format == "TIFF" and ExifTags.Base.Orientation in picture.tag_v2
                 if _orientation(picture) in _SIDEWAYS and not swapped:
@@ -108,9 +112,9 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
         raise error if str(error).startswith(path) else ImageError(f"{path}: {error}") from None
     except Image.UnidentifiedImageError:
         with open(path, "rb") as file:
-            is_tiff = file.read(4) in _TIFF_MARKS
+            is_tiff = file.read(4) in TIFF_MARKS
         reason = (
-            "a TIFF of a layout that Pillow cannot read, such as gray with alpha in 16 bits; save it as PNG"
+            "a TIFF of a layout that Pillow cannot read, such as floats of 64 bits; save it as PNG"
             if is_tiff
             else "not an image of a known format; give PNG, JPEG, TIFF, WebP or DICOM"
         )
@@ -121,6 +125,23 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot read the image ({reason}); replace or convert the file") from error
+
+
+def _open_picture(file: BinaryIO) -> tuple[Image.Image, BinaryIO, GrayLayout | None]:
+    """Open an image without decoding it; return it, the file that it is read from, and the layout if relabeled."""
+    try:
+        return Image.open(file), file, None
+    except Image.UnidentifiedImageError:
+        relabeled = relabel_gray(file)
+        if relabeled is None:
+            raise
+    file, layout = relabeled
+    return Image.open(file), file, layout
+
+
+def _size(picture: Image.Image, layout: GrayLayout | None) -> tuple[int, int]:
+    """Return (height, width) as the file means it."""
+    return picture.height, picture.width // (2 if layout is not None and layout.has_alpha else 1)
 
 
 def _is_dicom(path: str, file: BinaryIO) -> bool:

@@ -59,6 +59,7 @@ def originals(folder: Path) -> dict[str, bytes]:
     Image.fromarray(NOISE).save(folder / "lzw.tif", compression="tiff_lzw")
     (folder / "deep.png").write_bytes(png16(SAMPLES))
     (folder / "deep.tif").write_bytes(tiff(SAMPLES, 2, ">", deflated=True))
+    (folder / "alpha.tif").write_bytes(tiff(SAMPLES[..., :2], 0, ">", extra=2))
     make_dicom(SAMPLES[..., 0], 12).save_as(folder / "a.dcm", enforce_file_format=True)
     rle_dicom(folder / "rle.dcm")
     write_video(folder / "a.mp4", moving_ball((128, 96), 8), fps=4)

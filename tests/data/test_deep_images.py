@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 
 from qwenvl.data.grayscale import GreyRange
-from qwenvl.data.images import ImageError, load_image, read_image
+from qwenvl.data.images import ImageError, image_size, load_image, read_image
 from qwenvl.tools.convert_image import ImageOptions, ImageTask, convert_image
 from tests.data.deep_files import png16, tiff
 
@@ -96,6 +96,22 @@ def test_tiff_of_every_kind_and_byte_order(tmp_path: Path, order, deflated, leve
 def test_white_is_zero_and_unsigned_32_bits_are_known_from_the_file(tmp_path: Path, deflated: bool):
     assert_seen(tmp_path, tiff(GRAY, 0, deflated=deflated), 255 - spread(GRAY))
     assert_seen(tmp_path, tiff(GRAY.astype(np.uint32) * 1_000_000, 1, deflated=deflated), spread(GRAY))
+
+
+@ORDERS
+@DEFLATED
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_16_bit_gray_tiff_that_pillow_does_not_open(tmp_path: Path, order: str, deflated: bool, photometric: int):
+    alpha = np.maximum(ALPHA, 2000)
+    alone, both = GRAY, np.concatenate([GRAY, alpha], -1)
+    expected = spread(GRAY) if photometric else 255 - spread(GRAY)
+    assert_seen(tmp_path, tiff(alone, photometric, order, deflated=deflated), expected)
+    data = tiff(both, photometric, order, deflated=deflated, extra=2)
+    assert_seen(tmp_path, data, np.rint(255 - alpha / 4095 * (255 - expected)), tolerance=1)
+    assert image_size(str(tmp_path / "deep")) == (13, 9)
+    (tmp_path / "x.tif").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError):
+        load_image(str(tmp_path / "x.tif"))
 
 
 @ORDERS
