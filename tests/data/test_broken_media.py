@@ -27,7 +27,7 @@ from tests.data.deep_files import png16, tiff
 pydicom = pytest.importorskip("pydicom")
 from tests.data.dicom_files import make_dicom, rle_dicom  # noqa: E402
 
-DAMAGED_COPIES = 60
+DAMAGED_COPIES = 40
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
 SAMPLES = np.random.default_rng(0).integers(0, 4096, (20, 30, 3)).astype(np.uint16)
 
