@@ -182,8 +182,15 @@ def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path: Path, 
             read(str(path))
         assert "\n" not in str(error.value)
     with seconds(10):
-        assert set(picture_ids([str(path), str(path) + "2"])) == {str(path), str(path) + "2"}
         assert convert_image(ImageTask(str(path), str(tmp_path / "out.png"), ImageOptions())) is not None
+
+
+def test_pipes_are_not_opened_to_look_for_duplicates(tmp_path: Path):
+    pipes = [str(tmp_path / name) for name in "ab"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    with seconds(10):
+        assert len(set(picture_ids(pipes).values())) == 2
 
 
 @pytest.mark.parametrize("name", ["a\0b.png", "n" * 300 + ".png"])
