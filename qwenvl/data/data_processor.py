@@ -35,6 +35,7 @@ class DataConfig(PixelLimits, Protocol):
     bad_sample_policy: Literal["error", "skip"]
     max_bad_samples: int
     media_cache_dir: str | None
+    max_image_pixels: int
 
 
 class BatchConfig(Protocol):
@@ -156,7 +157,7 @@ def make_supervised_data_module(
     """
     set_pixel_limits(processor, data_args)
     ledger = BadSampleLedger(data_args.bad_sample_policy, data_args.max_bad_samples)
-    encoder = RecordEncoder(processor)
+    encoder = RecordEncoder(processor, data_args.max_image_pixels)
     reader = _DatasetReader(encoder, ledger, data_args, training_args)
     train_dataset = reader.read(data_args.dataset_use)
     eval_dataset = reader.read(data_args.eval_dataset_use) if data_args.eval_dataset_use else None
@@ -212,7 +213,9 @@ class _DatasetReader:
                 "set it, or give the list that the packs were made from"
             )
         with self.training_args.main_process_first(desc="reading the headers of media"):
-            sizes = read_media_sizes(annotations.records, self.data_args.media_cache_dir)
+            sizes = read_media_sizes(
+                annotations.records, self.data_args.media_cache_dir, self.data_args.max_image_pixels
+            )
         counts = TokenCounter(self.encoder).count(annotations.records, sizes)
         kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.ledger)
         if not len(kept):

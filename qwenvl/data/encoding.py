@@ -1,6 +1,7 @@
 """Owns the step from one record to one sample: chat template, pictures and frames, tokens, labels and positions."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.annotations import Record
 from qwenvl.data.collators import MEDIA_KEYS, Sample
-from qwenvl.data.images import load_image
+from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels
 from qwenvl.data.messages import to_messages
 from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
@@ -27,10 +28,10 @@ _BLANK_SIDE = 32
 class RecordEncoder:
     """Turns records into rendered text and into samples with one model's processor."""
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         self.processor = processor
         self.markers = AssistantMarkers.from_processor(processor)
-        self._load_image: Callable[[str], Picture] = load_image
+        self._load_image: Callable[[str], Picture] = partial(load_image, max_pixels=max_image_pixels)
         self._blank_picture: Picture = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
         self._media_tokens = MediaTokens(
             processor.image_token_id, processor.video_token_id, processor.image_processor.merge_size

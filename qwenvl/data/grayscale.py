@@ -1,6 +1,6 @@
-"""Owns how grey levels of any depth become 8 bits: modality LUT, VOI LUT or window, chosen range, MONOCHROME1.
+"""Bring gray levels of any depth to 8 bits: modality LUT, VOI LUT or window, chosen range, MONOCHROME1.
 
-Shapes: H, W are the rows and columns of one picture. pydicom (the extra `medical`) is imported only where a data set
+Shapes: H, W are the rows and columns of one image. pydicom (the extra `medical`) is imported only where a dataset
 object of its own is at hand. The DICOM rules are those of PS3.3 C.7.6.3, C.11.1 and C.11.2.
 """
 
@@ -9,14 +9,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from qwenvl.errors import UserError
 
 RANGES = ("minmax", "percentile", "window", "bits")
 MEDICAL_EXTRA = 'pip install -e ".[medical]"'
-_WHITE_IS_ZERO = 0
-_PHOTOMETRIC_TAG = 262
 # Enough levels for a percentile that differs by less than one of 256 steps, whatever the size of the film.
 _PERCENTILE_SAMPLES = 1_000_000
 
@@ -49,11 +46,23 @@ class GreyRange:
 
 def levels_to_uint8(levels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map `low`..`high` linearly onto 0..255 and clip the rest; levels that are no number become black. Any shape."""
-    scale = 255.0 / (high - low) if high > low else 0.0
-    grey = (levels.astype(np.float32) - np.float32(low)) * np.float32(scale)
-    if levels.dtype.kind == "f":
-        grey = np.nan_to_num(grey, nan=0.0, posinf=255.0, neginf=0.0)
-    return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
+    if levels.dtype.kind == "u" and levels.dtype.itemsize <= 2:
+        # Every level there can be is mapped once: a table of 65,536 in the place of millions of pixels.
+        table = _scaled(np.arange(2 ** (8 * levels.dtype.itemsize), dtype=np.float32), low, high)
+        return table[levels]
+    return _scaled(levels.astype(np.float32 if levels.dtype.itemsize <= 2 else np.float64), low, high)
+
+
+def _scaled(levels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Do what `levels_to_uint8` says, in the precision of floating-point `levels`."""
+    kind = levels.dtype.type
+    with np.errstate(invalid="ignore"):
+        grey = levels - kind(low)
+        grey /= kind(high) - kind(low) if high > low else kind(np.inf)
+    grey *= kind(255)
+    np.nan_to_num(grey, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+    np.clip(grey, 0, 255, out=grey)
+    return np.rint(grey, out=grey).astype(np.uint8)
 
 
 def grey_to_uint8(levels: np.ndarray, grey_range: GreyRange, depth: int | None = None) -> np.ndarray:
@@ -62,11 +71,19 @@ def grey_to_uint8(levels: np.ndarray, grey_range: GreyRange, depth: int | None =
     `depth` is the number of bits that the levels were stored with; by default that of their type. Raises `UserError`
     for `bits` on fractions, which have no depth.
     """
+    return levels_to_uint8(levels, *limits_of(levels, grey_range, depth))
+
+
+def limits_of(levels: np.ndarray, grey_range: GreyRange, depth: int | None = None) -> tuple[float, float]:
+    """Return the levels, of any shape and without a window of their own, that become black and white.
+
+    `depth` and errors as in `grey_to_uint8`; `UserError` too where no level is a finite number.
+    """
     if grey_range.kind == "window" and grey_range.window is not None:
-        return window_to_uint8(levels, *grey_range.window)
+        return _window_limits(*grey_range.window)
     if grey_range.kind == "bits":
-        return levels_to_uint8(levels, *_depth_limits(levels.dtype, grey_range.bits or depth))
-    return levels_to_uint8(levels, *_occupied_limits(levels, grey_range))
+        return _depth_limits(levels.dtype, grey_range.bits or depth)
+    return _occupied_limits(levels, grey_range)
 
 
 def window_to_uint8(levels: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
@@ -77,23 +94,7 @@ def window_to_uint8(levels: np.ndarray, center: float, width: float, function: s
     if function == "SIGMOID" and width > 0:
         with np.errstate(over="ignore"):
             return levels_to_uint8(1 / (1 + np.exp(-4 * (levels.astype(np.float64) - center) / width)), 0, 1)
-    if function == "LINEAR" and width >= 1:
-        return levels_to_uint8(levels, *_step_or_ramp(center - 0.5, width - 1))
-    if function == "LINEAR_EXACT" and width > 0:
-        return levels_to_uint8(levels, *_step_or_ramp(center, width))
-    raise UserError(
-        f"window of width {width:g} with VOI LUT function {function!r} is not valid DICOM; use --range minmax"
-    )
-
-
-def picture_to_uint8(picture: Image.Image, grey_range: GreyRange) -> Image.Image:
-    """Bring an opened 16-bit, 32-bit or float picture to mode L; a picture of 8 bits a channel comes back as it is."""
-    if not picture.mode.startswith(("I", "F")):
-        return picture
-    grey = grey_to_uint8(np.asarray(picture), grey_range, depth=16 if picture.mode.startswith("I;16") else None)
-    # Pillow inverts white-is-zero TIFFs of 8 bits but not those of 16.
-    tags = getattr(picture, "tag_v2", {})
-    return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO else grey)
+    return levels_to_uint8(levels, *_window_limits(center, width, function))
 
 
 def dicom_to_uint8(dataset: Any, grey_range: GreyRange, frame: int | None = None) -> np.ndarray:
@@ -156,11 +157,19 @@ def _decoded_pixels(dataset: Any, frame: int | None) -> np.ndarray:
 
     try:
         return pixel_array(dataset, index=frame or 0)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
     except RuntimeError as error:
         syntax = dataset.file_meta.TransferSyntaxUID.name
         if find_spec("pylibjpeg") is None:
             raise UserError(f"no decoder for the transfer syntax {syntax!r}; install one: {MEDICAL_EXTRA}") from error
         raise UserError(f"the pixel data ({syntax}) cannot be decoded: {_one_line(error)}") from error
+    except Exception:
+        raise
+    # A decoder written in Rust (RLE) panics on damaged data: PyO3's PanicException is no Exception, its class cannot
+    # be imported and its objects not pickled out of a worker (https://docs.rs/pyo3/latest/pyo3/panic/index.html).
+    except BaseException as error:
+        raise UserError(f"the pixel data cannot be decoded: {_one_line(error)}") from None
 
 
 def _voi_lut_to_uint8(levels: np.ndarray, item: Any) -> np.ndarray:
@@ -189,7 +198,7 @@ def _padding(dataset: Any, pixels: np.ndarray) -> np.ndarray:
 def _occupied_limits(levels: np.ndarray, grey_range: GreyRange) -> tuple[float, float]:
     finite = levels[np.isfinite(levels)] if levels.dtype.kind == "f" else levels.reshape(-1)
     if not finite.size:
-        return 0.0, 0.0
+        raise UserError("no pixel has a finite value; replace the file")
     if grey_range.kind == "percentile":
         low, high = np.percentile(finite[:: finite.size // _PERCENTILE_SAMPLES + 1], grey_range.percentiles)
         return float(low), float(high)
@@ -203,6 +212,16 @@ def _depth_limits(dtype: np.dtype, bits: int | None) -> tuple[float, float]:
     return (-(2 ** (depth - 1)), 2 ** (depth - 1) - 1) if dtype.kind == "i" else (0, 2**depth - 1)
 
 
+def _window_limits(center: float, width: float, function: str = "LINEAR") -> tuple[float, float]:
+    if function == "LINEAR" and width >= 1:
+        return _step_or_ramp(center - 0.5, width - 1)
+    if function == "LINEAR_EXACT" and width > 0:
+        return _step_or_ramp(center, width)
+    raise UserError(
+        f"window of width {width:g} with VOI LUT function {function!r} is not valid DICOM; use --range minmax"
+    )
+
+
 def _step_or_ramp(middle: float, width: float) -> tuple[float, float]:
     """Return the levels that become black and white; a window of no width is a step just above `middle`."""
     half = max(width / 2, 1e-6)
@@ -213,5 +232,5 @@ def _first(value: Any) -> float:
     return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,17 +1,22 @@
-"""Owns the step from one image file to one RGB picture, and the size of that picture from the header alone."""
+"""Read one image file as one RGB image, and the size of that image from the header alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-import numpy as np
 from PIL import ExifTags, Image
 
-from qwenvl.data.dicom import HEAD_BYTES, dicom_pixels, dicom_size, is_dicom
+from qwenvl.data.deep_images import deep_pixels
+from qwenvl.data.dicom import HEAD_BYTES, check_pixel_count, dicom_pixels, dicom_size, is_dicom
+from qwenvl.data.grayscale import GreyRange
+from qwenvl.data.media_files import file_flaw, most_bytes
+from qwenvl.data.tiff_layouts import TIFF_MARKS, GrayLayout, relabel_gray
 from qwenvl.errors import UserError
 
+MEGAPIXEL = 2**20
 # 8192 x 8192: twice the longest side of a chest film, and 200 MB in memory. Below the size at which Pillow warns.
-MAX_IMAGE_PIXELS = 2**26
+MAX_IMAGE_MEGAPIXELS = 64
+MAX_IMAGE_PIXELS = MAX_IMAGE_MEGAPIXELS * MEGAPIXEL
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,88 +28,143 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_GREY_MODES = ("1", "L", "LA")
 
 
 class ImageError(UserError):
     """An image file that cannot be read; the message names it and says why."""
 
 
-def load_image(path: str) -> Image.Image:
-    """Read an image file (the first frame of several) as an upright RGB picture.
+def load_image(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Read an image file (the first frame of several) as an upright RGB image.
 
     - Transparent parts show white, as in qwen-vl-utils.
-    - Values deeper than 8 bits (16-bit, 32-bit, float) are spread linearly from the smallest to the largest of the
-      picture over 0..255. The depth of the file would not do: 12-bit films in 16-bit files would come out nearly
-      black, and scanners store offsets. So a grey value is relative to its picture; who needs absolute values writes
-      8-bit files. A picture of one value is black, NaN too.
+    - Values deeper than 8 bits (16-bit, 32-bit, float; gray or color) are spread linearly from the smallest to the
+      largest of the image over 0..255. The depth of the file would not do: 12-bit X-rays in 16-bit files would come
+      out nearly black, and scanners store offsets. So such a value is relative to its image; who needs absolute values
+      writes 8-bit files. An image of one value is black, NaN too.
     - DICOM is shown through its own window.
     - The EXIF orientation is applied.
 
     Raises `ImageError`, and `UserError` for DICOM without pydicom.
     """
-    with _errors_named(path), open(path, "rb") as file:
+    return read_image(path, GreyRange("window"), max_pixels=max_pixels).convert("RGB")
+
+
+def read_image(
+    path: str, grey_range: GreyRange, frame: int | None = 0, max_pixels: int = MAX_IMAGE_PIXELS
+) -> Image.Image:
+    """Read one frame of an image file as `load_image` does, with another range for deep values; gray stays mode L.
+
+    `frame` None is the only frame of a file that must have just one. Raises as `load_image` does.
+    """
+    with _opened(path, max_pixels) as file:
         if _is_dicom(path, file):
-            _check_pixel_count(*dicom_size(path))
-            return Image.fromarray(dicom_pixels(path)).convert("RGB")
-        with Image.open(file) as picture:
-            _check_pixel_count(picture.height, picture.width)
+            return Image.fromarray(dicom_pixels(path, max_pixels, grey_range, frame))
+        picture, file, layout = _open_picture(file)
+        with picture:
+            # Before the frames are looked for, which takes long in what only looks like a large image.
+            check_pixel_count(*_size(picture, layout), max_pixels)
+            _seek(picture, frame)
+            check_pixel_count(*_size(picture, layout), max_pixels)
             # Pillow turns a TIFF while it decodes it.
             turn = None if picture.format == "TIFF" else _TURNS.get(_orientation(picture))
-            picture.load()
-            rgb = _rgb(picture)
-    return rgb if turn is None else rgb.transpose(turn)
+            deep = deep_pixels(picture, file, frame or 0)
+            if layout is not None and not frame:
+                deep = layout.restore(deep)
+            image = deep.to_image(grey_range) if deep is not None else _eight_bit(picture)
+    return image if turn is None else image.transpose(turn)
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Return (height, width) in pixels of the picture that `load_image` gives, from the header alone.
+def image_size(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Return (height, width) in pixels of the image that `load_image` gives, from the header alone.
 
     Raises `ImageError`, and `UserError` for DICOM without pydicom.
     """
-    with _errors_named(path), open(path, "rb") as file:
+    with _opened(path, max_pixels) as file:
         if _is_dicom(path, file):
-            height, width = dicom_size(path)
+            height, width = dicom_size(path, max_pixels)
         else:
-            with Image.open(file) as picture:
-                height, width = picture.height, picture.width
+            picture, _, layout = _open_picture(file)
+            with picture:
+                height, width = _size(picture, layout)
                 # Pillow swaps the size of a TIFF itself where the tag (not XMP) says that it lies on its side.
                 swapped = picture.format == "TIFF" and ExifTags.Base.Orientation in picture.tag_v2
                 if _orientation(picture) in _SIDEWAYS and not swapped:
                     height, width = width, height
-        _check_pixel_count(height, width)
+        check_pixel_count(height, width, max_pixels)
         return height, width
 
 
 @contextmanager
-def _errors_named(path: str) -> Iterator[None]:
+def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
+    """Open an image file, and name it in whatever goes wrong with it."""
+    flaw = file_flaw(path, "image file", most_bytes(max_pixels))
+    if flaw is not None:
+        raise ImageError(f"{path}: {flaw}")
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        # Pillow's own limit, which it documents as one to be set; above ours it would refuse what was allowed.
+        Image.MAX_IMAGE_PIXELS = max_pixels
     try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such image file; correct the path") from None
+        with open(path, "rb") as file:
+            yield file
+    except UserError as error:
+        raise error if str(error).startswith(path) else ImageError(f"{path}: {error}") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image of a known format; give PNG, JPEG, TIFF, WebP or DICOM") from None
+        with open(path, "rb") as file:
+            is_tiff = file.read(4) in TIFF_MARKS
+        reason = (
+            "a TIFF of a layout that Pillow cannot read, such as floats of 64 bits; save it as PNG"
+            if is_tiff
+            else "not an image of a known format; give PNG, JPEG, TIFF, WebP or DICOM"
+        )
+        raise ImageError(f"{path}: {reason}") from None
+    except MemoryError:
+        raise ImageError(f"{path}: reading the image takes more memory than there is; make it smaller") from None
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, IndexError...
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot read the image ({reason}); replace or convert the file") from error
+
+
+def _open_picture(file: BinaryIO) -> tuple[Image.Image, BinaryIO, GrayLayout | None]:
+    """Open an image without decoding it; return it, the file that it is read from, and the layout if relabeled."""
+    try:
+        return Image.open(file), file, None
+    except Image.UnidentifiedImageError:
+        relabeled = relabel_gray(file)
+        if relabeled is None:
+            raise
+    file, layout = relabeled
+    return Image.open(file), file, layout
+
+
+def _size(picture: Image.Image, layout: GrayLayout | None) -> tuple[int, int]:
+    """Return (height, width) as the file means it."""
+    return picture.height, picture.width // (2 if layout is not None and layout.has_alpha else 1)
 
 
 def _is_dicom(path: str, file: BinaryIO) -> bool:
     head = file.read(HEAD_BYTES)
-    if not head:
-        raise ImageError(f"{path}: the image file is empty (0 bytes); replace it")
     file.seek(0)
     return is_dicom(path, head)
 
 
-def _check_pixel_count(height: int, width: int) -> None:
-    if height * width > MAX_IMAGE_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are more than the limit of {MAX_IMAGE_PIXELS}: make it smaller")
+def _seek(picture: Image.Image, frame: int | None) -> None:
+    """Go to a frame, counted from 0; raises `ValueError` where it is not there, or not the only one and None."""
+    if frame == 0:
+        return
+    frames = getattr(picture, "n_frames", 1)
+    if frame is None and frames > 1:
+        raise ValueError(f"{frames} frames in one file; pick one with --frame 0 to {frames - 1}")
+    if frame is not None and frame >= frames:
+        raise ValueError(f"frame {frame} is not there: the file has {frames}")
+    # Counting has moved a TIFF on.
+    picture.seek(frame or 0)
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation (1 to 8) of a picture of which only the header was read."""
+    """Return the EXIF orientation (1 to 8) of an image of which only the header was read."""
     # To look for an EXIF chunk behind the pixels Pillow would decode the whole PNG, so only one before them counts.
     if picture.format == "PNG" and "exif" not in picture.info:
         return 1
@@ -115,24 +175,11 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return _eight_bit(np.asarray(picture)).convert("RGB")
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Return an image of 8 bits a channel in mode L where it is gray, else in RGB, and white where transparent."""
+    mode = "L" if picture.mode in _GREY_MODES else "RGB"
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture.convert(mode)
     canvas = Image.new("RGBA", picture.size, "white")
     canvas.alpha_composite(picture.convert("RGBA"))
-    return canvas.convert("RGB")
-
-
-def _eight_bit(values: np.ndarray) -> Image.Image:
-    """Spread grey values (H, W) linearly over 0..255; infinite values count as the nearest finite one."""
-    values = values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise ValueError("no pixel has a finite value")
-    low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
-    if low == high:
-        return Image.new("L", values.shape[::-1])
-    spread = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low)
-    return Image.fromarray(np.rint(spread * 255).astype(np.uint8))
+    return canvas.convert("RGB").convert(mode)

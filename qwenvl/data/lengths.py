@@ -7,14 +7,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
 from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.images import MAX_IMAGE_PIXELS
 from qwenvl.data.labels import supervised_mask
-from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes
-from qwenvl.data.videos import VideoInfo, sample_frame_indices
+from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes, size_of
+from qwenvl.data.videos import VideoInfo, frames_metadata, sample_frame_indices
 
 # Records whose tokens are held at a time.
 _CHUNK = 2048
@@ -97,12 +97,12 @@ class TokenCounter:
 
     def _shortened(self, record: Record, text: str, sizes: MediaSizes) -> tuple[str, _Media]:
         """Return the text with one placeholder for each picture or frame, and what its media take beside it."""
-        media = [_checked(path, sizes, self._image) for path in record.images]
+        media = [_checked(path, size_of(sizes, path, "image"), self._image) for path in record.images]
         if record.videos:
             # Time stamps are text: they are written out, so that they are counted as they will be read.
             pieces = text.split(self._processor.video_token)
             for number, path in enumerate(record.videos):
-                frames, video = _checked(path, sizes, self._video)
+                frames, video = _checked(path, size_of(sizes, path, "video"), self._video)
                 pieces[number] += frames
                 media.append(video)
             text = "".join(pieces)
@@ -122,17 +122,19 @@ class TokenCounter:
         num_grids = -(-len(indices) // video_processor.temporal_patch_size)
         one_token_each = {
             "video_grid_thw": torch.tensor([[num_grids, merge_size, merge_size]]),
-            "video_metadata": [VideoMetadata(info.total_frames, fps=info.fps, frames_indices=indices)],
+            "video_metadata": [frames_metadata(info, indices)],
         }
         text = self._processor.replace_video_token(one_token_each, 0)
         return text, _Media(patches // merge_size**2 - num_grids, patches)
 
 
-def read_media_sizes(records: Sequence[Record], cache_dir: str | None = None) -> MediaSizes:
+def read_media_sizes(
+    records: Sequence[Record], cache_dir: str | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> MediaSizes:
     """Return the sizes of all pictures and videos of the records, from the cache in `cache_dir` where it knows them."""
     images = {path for record in records for path in record.images}
     videos = {path for record in records for path in record.videos}
-    return scan_media_sizes(images, videos, cache_dir)
+    return scan_media_sizes(images, videos, cache_dir, max_image_pixels)
 
 
 def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, ledger: BadSampleLedger) -> np.ndarray:
@@ -151,9 +153,8 @@ def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, le
     return np.flatnonzero(usable)
 
 
-def _checked(path: str, sizes: MediaSizes, count: Callable[[Any], _Counted]) -> _Counted:
+def _checked(path: str, size: ImageSize | VideoInfo | Unreadable, count: Callable[[Any], _Counted]) -> _Counted:
     """Apply `count` to the size of a file; raises `_FlawError` where there is none, or one that cannot be used."""
-    size = sizes[path]
     if isinstance(size, Unreadable):
         raise _FlawError(path, size.reason)
     try:

@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenvl.data.images import image_size
+from qwenvl.data.images import MAX_IMAGE_PIXELS, image_size
 from qwenvl.data.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
 from qwenvl.utils.whole_files import remove_abandoned, written_whole
@@ -38,13 +39,32 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-MediaSizes = dict[str, ImageSize | VideoInfo | Unreadable]
+class BothUses(NamedTuple):
+    """What became of a file that is used as an image and as a video."""
+
+    image: ImageSize | Unreadable
+    video: VideoInfo | Unreadable
 
 
-def scan_media_sizes(images: Iterable[str], videos: Iterable[str], cache_dir: str | None = None) -> MediaSizes:
+MediaSizes = dict[str, ImageSize | VideoInfo | Unreadable | BothUses]
+
+
+def size_of(sizes: MediaSizes, path: str, use: str) -> ImageSize | VideoInfo | Unreadable:
+    """Return the size of a file in one of its uses, "image" or "video"."""
+    size = sizes[path]
+    return getattr(size, use) if isinstance(size, BothUses) else size
+
+
+def scan_media_sizes(
+    images: Iterable[str],
+    videos: Iterable[str],
+    cache_dir: str | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> MediaSizes:
     """Return the size of every file, from the cache where the file's time and length are those of the last reading.
 
-    Files that cannot be read are `Unreadable` and are tried again the next time.
+    Files that cannot be read, images over `max_image_pixels` among them, are `Unreadable` and are tried again the next
+    time.
     """
     cache_path = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser() / CACHE_FILE
     cached = _read_cache(cache_path)
@@ -53,18 +73,23 @@ def scan_media_sizes(images: Iterable[str], videos: Iterable[str], cache_dir: st
         stamps = dict(zip([*image_paths, *video_paths], _spread(pool, _stamp, image_paths + video_paths), strict=True))
         sizes: MediaSizes = {}
         num_read = 0
-        for paths, read, kind in ((image_paths, _read_image, ImageSize), (video_paths, _read_video, VideoInfo)):
+        read_image = partial(_read_image, max_pixels=max_image_pixels)
+        for paths, read, kind in ((image_paths, read_image, ImageSize), (video_paths, _read_video, VideoInfo)):
             known = {path: _recall(cached.get(path), stamps[path], kind) for path in paths}
-            new = [path for path, size in known.items() if size is None]
-            sizes |= known | dict(zip(new, _spread(pool, read, new), strict=True))
+            # An image that a run with a higher limit has noted is read again, to be refused with the reason.
+            new = [path for path, size in known.items() if size is None or _is_over(size, max_image_pixels)]
+            for path, size in (known | dict(zip(new, _spread(pool, read, new), strict=True))).items():
+                sizes[path] = BothUses(sizes[path], size) if path in sizes else size
             num_read += len(new)
-    if any(isinstance(size, Unreadable) for size in sizes.values()):
+    if any(isinstance(size, Unreadable | BothUses) for size in sizes.values()):
         # An error may hold on to a decord reader. Collected only in a forked DataLoader worker, the reader would wait
         # there for ever for its decoder thread, which a fork does not copy.
         gc.collect()
     if num_read:
         logger.info("read the size of %d media files from their headers", num_read)
-        entries = {path: [*stamps[path], *size] for path, size in sizes.items() if not isinstance(size, Unreadable)}
+        entries = {
+            path: [*stamps[path], *size] for path, size in sizes.items() if not isinstance(size, Unreadable | BothUses)
+        }
         # Read again: a run beside this one may have added to it.
         _write_cache(cache_path, cached | _read_cache(cache_path) | entries)
     return sizes
@@ -89,22 +114,27 @@ def _recall(entry: Any, stamp: tuple[int, int] | None, kind: type) -> ImageSize 
     if not isinstance(entry, list) or stamp is None or tuple(entry[:2]) != stamp:
         return None
     wanted = kind.__annotations__.values()
-    if len(entry) != 2 + len(wanted) or not all(map(_is_number_of, entry[2:], wanted)):
+    if len(entry) != 2 + len(wanted) or not all(map(_may_be, entry[2:], wanted)):
         return None
-    return kind(*entry[2:])
+    # JSON has no tuples, and a size must be hashable.
+    return kind(*(tuple(value) if isinstance(value, list) else value for value in entry[2:]))
 
 
-def _is_number_of(value: Any, wanted: type) -> bool:
-    """Whether a value is a number above 0, and a whole one where those are wanted."""
+def _may_be(value: Any, wanted: Any) -> bool:
+    """Whether a value is a number above 0, a whole one where those are wanted, or else a list of times or None."""
     if wanted not in (int, float):
-        return True
+        return value is None or (isinstance(value, list) and all(type(time) in (int, float) for time in value))
     numbers = (int,) if wanted is int else (int, float)
     return type(value) in numbers and 0 < value < _LARGEST
 
 
-def _read_image(path: str) -> ImageSize | Unreadable:
+def _is_over(size: ImageSize | VideoInfo, max_image_pixels: int) -> bool:
+    return isinstance(size, ImageSize) and size.height * size.width > max_image_pixels
+
+
+def _read_image(path: str, max_pixels: int) -> ImageSize | Unreadable:
     try:
-        return ImageSize(*image_size(path))
+        return ImageSize(*image_size(path, max_pixels))
     except UserError as error:
         return Unreadable(str(error).removeprefix(f"{path}: "))
 

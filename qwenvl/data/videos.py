@@ -1,18 +1,23 @@
-"""Owns the step from one video file to its sampled frames, decoded with decord."""
+"""Read one video file as its sampled frames and the times at which they are shown, with decord."""
 
 import math
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from qwenvl.data.images import MAX_IMAGE_PIXELS
+from qwenvl.data.media_files import file_flaw
 from qwenvl.errors import UserError
+
+# How far from the place of a constant rate a frame may be shown: times are told to the model in tenths of a second.
+_STEADY_SECONDS = 0.01
 
 
 class VideoError(UserError):
@@ -20,12 +25,17 @@ class VideoError(UserError):
 
 
 class VideoInfo(NamedTuple):
-    """What sampling needs to know of a video; `height` and `width` in pixels, as shown upright."""
+    """What sampling needs to know of a video.
+
+    `height` and `width` in pixels, as shown upright. `fps` is the average rate. `times` are those of all frames in
+    seconds from the first, or None where the rate is constant.
+    """
 
     total_frames: int
     fps: float
     height: int
     width: int
+    times: tuple[float, ...] | None = None
 
 
 def video_info(path: str) -> VideoInfo:
@@ -46,10 +56,21 @@ def load_video(path: str, video_processor: BaseVideoProcessor) -> tuple[torch.Te
     """
     with _opened(path) as reader:
         info = _info(reader)
-        metadata = _metadata(info)
-        metadata.frames_indices = sample_frame_indices(info, video_processor)
-        frames = reader.get_batch(metadata.frames_indices).asnumpy()
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), metadata
+        indices = sample_frame_indices(info, video_processor)
+        frames = reader.get_batch(indices).asnumpy()
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), frames_metadata(info, indices)
+
+
+def frames_metadata(info: VideoInfo, indices: Sequence[int]) -> VideoMetadata:
+    """Return the metadata of sampled frames, from which the processor tells each frame's time.
+
+    The processor divides `frames_indices` by `fps`. At a variable rate they are therefore not the frames' numbers but
+    where, at the average rate, a frame of that time would lie: times told are the ones at which frames are shown.
+    """
+    metadata = _metadata(info)
+    times = info.times
+    metadata.frames_indices = list(indices) if times is None else [times[index] * info.fps for index in indices]
+    return metadata
 
 
 def _metadata(info: VideoInfo) -> VideoMetadata:
@@ -71,8 +92,9 @@ def _opened(path: str) -> Iterator[Any]:
     workers share the cores.
     """
     decord = _decord(path)
-    if not os.path.isfile(path):
-        raise VideoError(f"{path}: no such video file; correct the path")
+    flaw = file_flaw(path, "video file")
+    if flaw is not None:
+        raise VideoError(f"{path}: {flaw}")
     try:
         yield decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
     except (RuntimeError, decord.DECORDError) as error:
@@ -103,4 +125,21 @@ def _info(reader: Any) -> VideoInfo:
     # Where rows are padded by as much as they are wide, decord takes that for a fourth channel and cannot copy them.
     if channels != 3:
         raise RuntimeError(f"decord cannot read frames of {width} x {height} pixels: make them 128 wide or more")
-    return VideoInfo(total_frames, fps, height, width)
+    if height * width > MAX_IMAGE_PIXELS:
+        raise RuntimeError(f"frames of {width} x {height} pixels are more than the limit of {MAX_IMAGE_PIXELS}")
+    fps, times = _rate_and_times(reader, total_frames, fps)
+    return VideoInfo(total_frames, fps, height, width, times)
+
+
+def _rate_and_times(reader: Any, total_frames: int, fps: float) -> tuple[float, tuple[float, ...] | None]:
+    """Return the average rate and, where it is not constant, the time of each frame in seconds from the first."""
+    shown = np.asarray(reader.get_frame_timestamp(list(range(total_frames))), dtype=np.float64)
+    starts, end = shown[:, 0] - shown[0, 0], shown[-1, 1] - shown[0, 0]
+    # Some containers tell no times, and then there is nothing but their rate.
+    if not (np.diff(starts) > 0).all():
+        return fps, None
+    if np.abs(starts - np.arange(total_frames) / fps).max() <= _STEADY_SECONDS:
+        return fps, None
+    # What a container calls its rate may have nothing to do with its frames; some do not tell when the last one ends.
+    duration = end if end > starts[-1] else starts[-1] * total_frames / (total_frames - 1)
+    return total_frames / float(duration), tuple(starts.round(3).tolist())

@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from qwenvl.checkpoint.load import load_checkpoint
 from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
-from qwenvl.tools.cli import ToolParser, cpu_name, positive_int
+from qwenvl.tools.cli import ToolParser, cpu_name, positive_int, refuse_inputs
 from qwenvl.tools.made_up_films import write_films, write_records
 from qwenvl.train import train_qwen
 from qwenvl.train.param_groups import format_table
@@ -91,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     options, flags = parser.parse_known_args(argv)
     if options.reload and options.nproc_per_node > 1:
         raise UserError("--reload compares with the model of one process; leave out --nproc_per_node")
+    if options.out:
+        refuse_inputs([Path(options.out)], flags)
     with tempfile.TemporaryDirectory() as scratch:
         films, output_dir = Path(scratch) / "films.json", Path(scratch) / "output"
         write_records(films, write_films(Path(scratch), options.films, options.side), options.words)

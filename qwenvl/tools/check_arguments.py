@@ -1,5 +1,6 @@
-"""Owns the command line of the pre-flight check: the flags of the training command, and its own beside them."""
+"""Parse the command line of the pre-flight check: the flags of the training command, and its own beside them."""
 
+import textwrap
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -21,8 +22,8 @@ class CheckArguments:
     out: str = field(
         metadata={
             "help": "Folder that gets problems.jsonl, clean.json (clean_NAME.json for each of several files, and "
-            "eval_clean.json of the evaluation data) and token_lengths.png. Relative media paths in the clean files "
-            "still count from the old file's data_path."
+            "eval_clean.json of the evaluation data) and token_lengths.png. The clean files can be trained on where "
+            "they are."
         }
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace these files where they are there."})
@@ -76,17 +77,32 @@ class CheckFlags(NamedTuple):
         return self.training.seed if self.training.data_seed is None else self.training.data_seed
 
 
+class _CheckParser(FlagParser):
+    """Tells its own options first and in full, and those of training by their names."""
+
+    def format_help(self) -> str:
+        own = FlagParser(
+            (CheckArguments,),
+            usage="python tools/check_data.py --dataset_use NAMES_OR_FILES --out FOLDER [options] [flags of training]",
+            description="Check a dataset before it is trained on. Takes the flags of the training command as they are, "
+            "so that lengths, batches, steps and memory are those of the run. Exit code: 0 clean, 1 problems, 2 wrong "
+            "use.",
+        )
+        names = {
+            f"--{each.name}" for kind in (ModelArguments, DataArguments, TrainingArguments) for each in fields(kind)
+        }
+        title = "flags of training, which `python -m qwenvl.train.train_qwen --help` explains:"
+        flags = textwrap.fill(" ".join(sorted(names)), 100, initial_indent="  ", subsequent_indent="  ")
+        return f"{own.format_help()}\n{title}\n{flags}\n"
+
+
 def parse_check_arguments(argv: list[str] | None = None) -> CheckFlags:
     """Read the command line; every flag of training is known, and those that say nothing of data change nothing.
 
     Raises `UserError` for flags that contradict each other.
     """
     kinds = (ModelArguments, DataArguments, TrainingArguments, CheckArguments)
-    parser = FlagParser(
-        kinds,
-        description="Check a data set before it is trained on. Takes the flags of the training command as they are, so "
-        "that lengths, batches, steps and memory are those of the run. Exit code: 0 clean, 1 problems, 2 wrong use.",
-    )
+    parser = _CheckParser(kinds)
     given = vars(parser.parse_args(argv))
     model, data, training, check = (_filled(kind, given) for kind in kinds)
     stage = 0 if given["deepspeed"] is None else _zero_stage(given["deepspeed"])

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,10 +30,17 @@ from qwenvl.tools.check_report import (
     memory_table,
     summarize_batches,
 )
-from qwenvl.tools.cli import WholeFiles, print_summary
-from qwenvl.tools.duplicates import find_duplicates, find_leaks, media_of, picture_ids
+from qwenvl.tools.cli import WholeFiles, print_summary, refuse_inputs
+from qwenvl.tools.duplicates import find_duplicates, media_of, picture_ids
 from qwenvl.tools.raw_rows import iter_rows, write_sound_rows
-from qwenvl.tools.record_checks import find_outside, find_special_tokens, find_undecodable, find_wrong_boxes
+from qwenvl.tools.record_checks import (
+    find_outside,
+    find_special_tokens,
+    find_swapped_turns,
+    find_undecodable,
+    find_wrong_boxes,
+)
+from qwenvl.tools.split_checks import find_leaks, find_shared_subjects
 from qwenvl.train.param_groups import format_table
 from qwenvl.vision import CustomVisionConfig, swap_processor
 
@@ -81,10 +87,13 @@ class DataCheck:
         options = self.flags.check
         tokenizer, video_processor = self.encoder.processor.tokenizer, self.encoder.processor.video_processor
         for split in splits:
+            self.problems.add("turns", find_swapped_turns(split.records))
             self.problems.add("special token", find_special_tokens(split.records, tokenizer))
             if options.decode == "full":
                 sound = self.problems.sound(split.records)
-                self.problems.add("file", find_undecodable(sound, video_processor, options.workers))
+                self.problems.add(
+                    "file", find_undecodable(sound, video_processor, options.workers, self.flags.data.max_image_pixels)
+                )
         self._compare(splits)
         self._check_packs(splits[0])
         return splits
@@ -100,7 +109,7 @@ class DataCheck:
                 own = [record for record in records if record.source == spec[0]]
                 self.problems.add("outside", find_outside(own, spec[1]))
         logger.info("looking at the headers of the media of %d records, and counting tokens", len(records))
-        sizes = read_media_sizes(records, self.flags.data.media_cache_dir)
+        sizes = read_media_sizes(records, self.flags.data.media_cache_dir, self.flags.data.max_image_pixels)
         counts = TokenCounter(self.encoder).count(records, sizes)
         ledger = _Collector()
         usable_places(records, counts, self.flags.training.model_max_length, ledger)
@@ -130,6 +139,8 @@ class DataCheck:
         for held_out in splits[1:]:
             sound = self.problems.sound(splits[0].records)
             self.problems.add("leak", find_leaks(sound, held_out.records, ids))
+            sound = self.problems.sound(splits[0].records)
+            self.problems.add("leak", find_shared_subjects(sound, held_out.records))
 
     def _check_packs(self, split: _Split) -> None:
         packs = split.annotations.packs
@@ -164,7 +175,7 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
     set_pixel_limits(processor, flags.data)
-    return RecordEncoder(processor), vision_config
+    return RecordEncoder(processor, flags.data.max_image_pixels), vision_config
 
 
 def _load(dataset_use: str, seed: int, ledger: BadSampleLedger) -> Annotations:
@@ -213,32 +224,18 @@ def output_names(specs: Sequence[DatasetSpec], eval_specs: Sequence[DatasetSpec]
     return names + [HISTOGRAM] if importlib.util.find_spec("matplotlib") else names
 
 
-def _refuse_originals(out: Path, names: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
-    originals = {os.path.realpath(spec.annotation_path) for spec in specs}
-    hit = next((out / name for name in names if os.path.realpath(out / name) in originals), None)
-    if hit is not None:
-        raise UserError(f"{hit} is what would be checked, and would be written over: give another --out")
-
-
-def _write_clean(split: _Split, problems: ProblemList, streams: dict[str, TextIO]) -> Iterator[tuple[str, int]]:
-    """Copy the sound rows of each file; yield the name of the copy and its number of records."""
-    places: dict[str, set[str]] = {source: set() for source in split.clean_files}
+def _write_clean(
+    split: _Split, problems: ProblemList, specs: Sequence[DatasetSpec], out: Path, streams: dict[str, TextIO]
+) -> Iterator[tuple[str, int]]:
+    """Copy the sound rows of each file, to be trained on from `out`; yield the copy's name and number of records."""
+    sound: dict[str, dict[str, Record]] = {source: {} for source in split.clean_files}
     for record in problems.sound(split.records):
-        places[record.source].add(record.place or "")
+        sound[record.source][record.place or ""] = record
     for source, name in split.clean_files.items():
-        by_line = any(place.startswith("line") for place in places[source])
-        rows = iter_rows(source, by_line) if places[source] else iter(())
-        yield name, write_sound_rows(streams[name], rows, places[source])
-
-
-def _print_where_paths_count_from(split: _Split, specs: Sequence[DatasetSpec], out: Path) -> None:
-    for spec in {spec.annotation_path: spec for spec in specs}.values():
-        if os.path.realpath(out) != os.path.realpath(spec.data_path):
-            name = split.clean_files[spec.annotation_path]
-            print(
-                f"Relative media paths in {name} still count from {os.path.abspath(spec.data_path)}: to train on it, "
-                "give it an entry in data_dict with that data_path, or put it there"
-            )
+        by_line = any(place.startswith("line") for place in sound[source])
+        rows = iter_rows(source, by_line) if sound[source] else iter(())
+        roots = dict.fromkeys(spec.data_path for spec in specs if spec.annotation_path == source)
+        yield name, write_sound_rows(streams[name], rows, sound[source], roots, str(out))
 
 
 def _print_plan(check: DataCheck, split: _Split) -> None:
@@ -271,12 +268,15 @@ def main(argv: list[str] | None = None) -> int:
     check = DataCheck(flags)
     out = Path(flags.check.out)
     names = output_names(check.specs, check.eval_specs)
-    _refuse_originals(out, names, [*check.specs, *check.eval_specs])
-    with WholeFiles(out, names, flags.check.overwrite) as streams:
+    originals = [spec.annotation_path for spec in [*check.specs, *check.eval_specs]]
+    with WholeFiles(out, names, flags.check.overwrite, originals) as streams:
         splits = check.run()
+        media = (path for split in splits for record in split.records for path in media_of(record))
+        refuse_inputs([out / name for name in names], media)
         for row in check.problems.rows():
             streams[PROBLEMS].write(json.dumps(row) + "\n")
-        written = [each for split in splits for each in _write_clean(split, check.problems, streams)]
+        parts = list(zip(splits, (check.specs, check.eval_specs), strict=False))
+        written = [each for split, specs in parts for each in _write_clean(split, check.problems, specs, out, streams)]
         lengths = np.delete(splits[0].counts.total, list(splits[0].counts.bad))
         if HISTOGRAM in streams and len(lengths):
             streams[HISTOGRAM].buffer.write(draw_histogram(lengths, flags.training.model_max_length))
@@ -284,8 +284,6 @@ def main(argv: list[str] | None = None) -> int:
     rows += [(f"records in {name}", count) for name, count in written]
     rows += length_rows(lengths, flags.training.model_max_length) if len(lengths) else []
     print_summary(f"Checked {flags.data.dataset_use} -> {out}", rows)
-    for split, specs in zip(splits, (check.specs, check.eval_specs), strict=False):
-        _print_where_paths_count_from(split, specs, out)
     if HISTOGRAM not in names:
         print(f"no {HISTOGRAM}: matplotlib is not installed (pip install matplotlib)")
     _print_plan(check, splits[0])

@@ -1,6 +1,7 @@
 """Owns what the command-line tools share: arguments, progress, parallel work, whole-or-nothing files, summaries."""
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +23,8 @@ from qwenvl.errors import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _TASKS_AHEAD = 4
+# Bytes of a file's name on the file systems of Linux and macOS.
+_LONGEST_NAME = 255
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -91,11 +94,15 @@ def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], worke
 class WholeFiles:
     """Text files of one folder that appear together when the `with` block ends well, and not at all otherwise.
 
-    Raises `UserError` for a folder that cannot be made, and for names that exist there unless `overwrite` is set.
+    Raises `UserError` for a folder that cannot be made, for names that exist there unless `overwrite` is set, and in
+    any case for those that are one of the `inputs`.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], overwrite: bool = False):
+    def __init__(
+        self, folder: Path, names: Iterable[str], overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
+    ):
         self._final = {name: folder / name for name in names}
+        refuse_inputs(self._final.values(), inputs)
         there = [name for name, path in self._final.items() if path.exists()]
         if there and not overwrite:
             raise UserError(f"{folder} already holds {', '.join(there)}; give another --out, or --overwrite")
@@ -131,9 +138,36 @@ class WholeFiles:
                 partial_path(path).unlink(missing_ok=True)
 
 
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Raise `UserError` if writing one of the outputs would replace an input, under whatever name or link.
+
+    Outputs that are not there yet replace nothing, and inputs that are None or not there are no concern of this check.
+    """
+    there = {key: output for output in outputs if (key := _file_key(output)) is not None}
+    for given in inputs if there else ():
+        hit = None if given is None else there.get(_file_key(given))
+        if hit is not None:
+            raise UserError(
+                f"{hit} is what this command reads ({given}), and would be written over: give another --out"
+            )
+
+
+def _file_key(path: str | Path) -> tuple[int, int] | None:
+    """Return what is equal for all names of one file, as for `os.path.samefile`."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def partial_path(path: Path) -> Path:
     """Return where a file is written until it is whole; always the same, so that a killed run leaves nothing behind."""
-    return path.with_name(f".{path.name}.partial")
+    name = f".{path.name}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        # The whole name fits on the disk, and with the additions it would not.
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.partial"
+    return path.with_name(name)
 
 
 class JsonListWriter:
@@ -157,6 +191,17 @@ def write_json(stream: TextIO, value: Any) -> None:
     """Write `value` as indented JSON that a person can read."""
     json.dump(value, stream, indent=2, ensure_ascii=False)
     stream.write("\n")
+
+
+def encoded_json(value: Any) -> str:
+    """Return `value` as JSON that can be written as UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, or a file's name that is no UTF-8, can be written as an escape only.
+        return json.dumps(value)
+    return text
 
 
 def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:

@@ -1,5 +1,6 @@
-"""Owns the step from one picture of any depth, DICOM among them, to one 8-bit PNG or JPEG."""
+"""Convert one image of any depth, DICOM among them, to one 8-bit PNG or JPEG."""
 
+import errno
 import logging
 import os
 import warnings
@@ -7,23 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from qwenvl.data.dicom import HEAD_BYTES, is_dicom
-from qwenvl.data.grayscale import MEDICAL_EXTRA, GreyRange, dicom_to_uint8, picture_to_uint8
-from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
+from qwenvl.data.grayscale import GreyRange
+from qwenvl.data.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL, read_image
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import partial_path
 
 FITS = ("shortest", "longest")
 FORMATS = {"png": ".png", "jpg": ".jpg"}
-_GREY_MODES = ("1", "L", "LA")
-_DEEP_MODES = ("I", "F")
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How pictures are converted: grey levels, the `size` of the side that `fit` names, file format, frame."""
+    """How images are converted: gray levels, the `size` of the side that `fit` names, file format, frame, limit."""
 
     grey_range: GreyRange = GreyRange()
     size: int | None = None
@@ -31,10 +29,13 @@ class ImageOptions:
     format: str = "png"
     quality: int = 95
     frame: int | None = None
+    max_image_megapixels: int = MAX_IMAGE_MEGAPIXELS
 
     def settings(self) -> dict[str, Any]:
         """Return everything that decides the pixels, as JSON values."""
         settings = asdict(self)
+        # Decides which images are refused, not what they look like: a refused one is tried again in any case.
+        del settings["max_image_megapixels"]
         grey_range = settings.pop("grey_range")
         return settings | {
             name: list(value) if isinstance(value, tuple) else value for name, value in grey_range.items()
@@ -67,72 +68,19 @@ def convert_image(task: ImageTask) -> str | None:
         os.replace(partial_path(target), target)
     except OSError as error:
         partial_path(target).unlink(missing_ok=True)
+        if error.errno == errno.ENAMETOOLONG:
+            return f"its name is too long for the disk of --out ({len(os.fsencode(target.name))} bytes); shorten it"
         raise UserError(f"{target}: cannot write it ({error.strerror or error}); make room or correct --out") from None
     return None
 
 
 def _read(path: str, options: ImageOptions) -> Image.Image:
-    """Return the picture in 8 bits, upright, in mode L or RGB; raises `UserError`."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise UserError(f"cannot open it ({error.strerror})") from None
-    if not head:
-        raise UserError("the file is empty (0 bytes)")
+    """Return the image in 8 bits, upright, in mode L or RGB; raises `UserError`."""
     with warnings.catch_warnings():
         # Libraries warn of what the list of failures says, or of what is read right in spite of it.
         warnings.simplefilter("ignore")
-        return _read_dicom(path, options) if is_dicom(path, head) else _read_picture(path, options)
-
-
-def _read_dicom(path: str, options: ImageOptions) -> Image.Image:
-    try:
-        import pydicom
-    except ImportError:
-        raise UserError(f"DICOM needs pydicom: {MEDICAL_EXTRA}") from None
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
-    try:
-        dataset = pydicom.dcmread(path)
-    except pydicom.errors.InvalidDicomError:
-        raise UserError("no DICOM file: the mark DICM is missing at byte 128") from None
-    # A damaged header makes pydicom raise nearly anything.
-    except Exception as error:
-        raise UserError(f"damaged DICOM header: {' '.join(str(error).split())}") from error
-    rows, columns = dataset.get("Rows"), dataset.get("Columns")
-    if isinstance(rows, int) and isinstance(columns, int):
-        _check_size(rows, columns)
-    return Image.fromarray(dicom_to_uint8(dataset, options.grey_range, options.frame))
-
-
-def _read_picture(path: str, options: ImageOptions) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            mode, frames = picture.mode, getattr(picture, "n_frames", 1)
-            _check_size(picture.height, picture.width)
-            if frames > 1 and options.frame is None:
-                raise UserError(f"{frames} frames in one file; pick one with --frame 0 to {frames - 1}")
-            if mode.startswith(_DEEP_MODES) or options.frame:
-                picture.seek(options.frame or 0)
-                upright = ImageOps.exif_transpose(picture_to_uint8(picture, options.grey_range))
-                return upright.convert("L" if upright.mode in _GREY_MODES else "RGB")
-    except EOFError:
-        raise UserError(f"frame {options.frame} is not there: the file has {frames}") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"more pixels than the limit of {MAX_IMAGE_PIXELS}") from None
-    except UserError:
-        raise
-    # Damaged files make decoders raise nearly anything; `load_image` finds the words for those it opens.
-    except Exception as error:
-        reason = " ".join(str(error).split()).removesuffix(repr(path)).removesuffix("file ")
-        raise UserError(f"cannot read the picture ({reason})") from error
-    upright = load_image(path)
-    return upright.convert("L") if mode in _GREY_MODES else upright
-
-
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_IMAGE_PIXELS:
-        raise UserError(f"{width} x {height} pixels are more than the limit of {MAX_IMAGE_PIXELS}")
+        logging.getLogger("pydicom").setLevel(logging.ERROR)
+        return read_image(path, options.grey_range, options.frame, options.max_image_megapixels * MEGAPIXEL)
 
 
 def _shrunk(picture: Image.Image, options: ImageOptions) -> Image.Image:

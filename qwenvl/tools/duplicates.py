@@ -1,7 +1,8 @@
-"""Owns the search for what is there twice: equal pictures, records that repeat another, pictures in two splits."""
+"""Find what is there twice: equal images, and records that repeat another."""
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,25 +57,19 @@ def find_duplicates(records: Sequence[Record], ids: PictureIds, same: str) -> It
         twin = first.setdefault((media, said), record)
         # A data set that is named twice gives the same object twice, and is meant twice.
         if twin is not record:
-            what = "text" if not media else "media and the same " + ("turns" if whole else "answer")
+            kept = "media" if media_of(record) == media_of(twin) else "content of its media"
+            what = "text" if not media else f"{kept} and the same " + ("turns" if whole else "answer")
             yield BadSample(record.where, next(iter(media_of(record)), None), f"the same {what} as {twin.where}")
-
-
-def find_leaks(records: Sequence[Record], held_out: Sequence[Record], ids: PictureIds) -> Iterator[BadSample]:
-    """Yield each training record that shows a picture of the evaluation data."""
-    seen = {ids[path]: record for record in held_out for path in media_of(record)}
-    for record in records:
-        shared = next((path for path in media_of(record) if ids[path] in seen), None)
-        if shared is not None:
-            where = seen[ids[shared]].where
-            yield BadSample(record.where, shared, f"the same file is in the evaluation data ({where}): keep it in one")
 
 
 def _inode(path: str) -> tuple:
     """Return what is equal for links to one file, with its size in bytes last."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
+        return (path,)
+    # A pipe or a device would be read for ever.
+    if not stat.S_ISREG(status.st_mode):
         return (path,)
     return status.st_dev, status.st_ino, status.st_size
 

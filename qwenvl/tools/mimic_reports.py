@@ -1,4 +1,4 @@
-"""Owns the MIMIC-CXR report texts on disk: the published zip or the folder unpacked from it, whatever its root."""
+"""Read the MIMIC-CXR report texts on disk: the published zip or the folder unpacked from it, whatever its root."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from qwenvl.data.media_files import file_flaw
 from qwenvl.errors import UserError
 
 _GROUP = re.compile(r"p\d\d")
@@ -17,6 +18,8 @@ _MEMBER = re.compile(r"(?:.*/)?p(\d+)/s(\d+)\.txt")
 # How far below the folder that the user names the groups p10 to p19 are looked for.
 _ROOTS = ("", "files", "*", "*/files")
 _SHOWN = 5
+# 4 MiB: a thousand times a long report.
+_LARGEST_REPORT = 1 << 22
 
 
 class PatientReports(NamedTuple):
@@ -42,8 +45,11 @@ def open_reports(path: Path) -> ReportSource:
     """Return the reports in a folder or a zip; raises `UserError` for a path that holds none."""
     if path.is_dir():
         return FolderReports(path)
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise UserError(f"{path}: no such folder or zip; give --reports the unpacked reports or mimic-cxr-reports.zip")
+    flaw = file_flaw(str(path), "folder or zip")
+    if flaw is not None:
+        raise UserError(f"{path}: {flaw}")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: neither a folder nor a whole zip; give --reports one of them, or download it again")
     return ZipReports(path)
@@ -109,8 +115,15 @@ class ZipReports:
             )
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
+        if member.file_size > _LARGEST_REPORT:
+            raise UserError(
+                f"{self._path}: {member.filename} would unpack to {member.file_size:,} bytes, and a report has at most "
+                f"{_LARGEST_REPORT:,}; download the zip again"
+            )
         try:
-            return self._archive.read(member)
+            with self._archive.open(member) as stream:
+                # Not `ZipFile.read`: that unpacks gigabytes at once where the size above is a lie.
+                return stream.read(_LARGEST_REPORT)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise UserError(
                 f"{self._path}: cannot unpack {member.filename} ({error}); download the zip again"
@@ -125,7 +138,14 @@ def read_texts(reports: PatientReports) -> dict[int, bytes]:
         hits = [hit for hit in map(_REPORT.fullmatch, os.listdir(reports.texts)) if hit]
     except FileNotFoundError:
         return {}
-    return {int(hit[1]): Path(reports.texts, hit[0]).read_bytes() for hit in hits}
+    return {int(hit[1]): _read_file(os.path.join(reports.texts, hit[0])) for hit in hits}
+
+
+def _read_file(path: str) -> bytes:
+    flaw = file_flaw(path, "report", _LARGEST_REPORT, may_be_empty=True)
+    if flaw is not None:
+        raise UserError(f"{path}: {flaw}")
+    return Path(path).read_bytes()
 
 
 def decode_report(data: bytes) -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from qwenvl.data.media_files import file_flaw
 from qwenvl.errors import UserError
 from qwenvl.tools.split_files import SPLITS
 
@@ -158,8 +159,6 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
             for cells in reader:
                 if cells:
                     yield reader.line_num, cells
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such table; correct the path") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot read it ({error}); is the download complete?") from None
     except UnicodeDecodeError as error:
@@ -169,6 +168,9 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _opened(path: Path) -> io.TextIOBase:
+    flaw = file_flaw(str(path), "table", may_be_empty=True)
+    if flaw is not None:
+        raise UserError(f"{path}: {flaw}")
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
     return open(path, encoding="utf-8-sig", newline="")

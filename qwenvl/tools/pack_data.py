@@ -17,7 +17,7 @@ from qwenvl.data.packing import plan_packs
 from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
-from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, print_summary
+from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, print_summary, refuse_inputs
 from qwenvl.train.argument import DataArguments
 
 # What decides how many tokens a sample has, with the same defaults as in training.
@@ -29,23 +29,25 @@ _SHARED_FLAGS = (
     ("video_min_frames", int),
     ("video_max_pixels", int),
     ("video_min_pixels", int),
+    ("max_image_megapixels", int),
     ("bad_sample_policy", str),
     ("max_bad_samples", int),
     ("media_cache_dir", str),
 )
 
 
-def pack_dataset(options: argparse.Namespace) -> list[tuple[str, Any]]:
+def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tuple[str, Any]]:
     """Write the packed file and return what is worth telling, as (name, value)."""
     spec = _one_dataset(options.dataset_use)
     output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
+    refuse_inputs([output], [spec.annotation_path])
     ledger = BadSampleLedger(options.bad_sample_policy, options.max_bad_samples)
     annotations = load_datasets(options.dataset_use, options.seed, ledger)
     if annotations.packs is not None:
         raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
     processor = load_processor(options.model_name_or_path)
     set_pixel_limits(processor, options)
-    sizes = read_media_sizes(annotations.records, options.media_cache_dir)
+    sizes = read_media_sizes(annotations.records, options.media_cache_dir, max_image_pixels)
     counts = TokenCounter(RecordEncoder(processor)).count(annotations.records, sizes)
     kept = usable_places(annotations.records, counts, options.model_max_length, ledger)
     if not len(kept):
@@ -79,7 +81,8 @@ def _default_output(annotation_path: str, capacity: int) -> Path:
 def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], overwrite: bool) -> None:
     """Write the rows of each pack as they stand in the annotation file."""
     rows = {row.index: row.value for row in read_rows(records[0].source, lambda place, reason: None)}
-    with WholeFiles(output.parent, [output.name], overwrite) as streams:
+    inputs = (path for record in records for path in (record.source, *record.images, *record.videos))
+    with WholeFiles(output.parent, [output.name], overwrite, inputs) as streams:
         writer = JsonListWriter(streams[output.name])
         for pack in packs:
             writer.write(json.dumps([rows[records[place].row] for place in pack], ensure_ascii=False))
@@ -103,6 +106,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=kind, default=field.default, help=field.metadata["help"])
     options = parser.parse_args(argv)
     # The same rules between these flags as in training.
-    DataArguments(**{name: getattr(options, name) for name, _ in _SHARED_FLAGS})
-    print_summary("Packed", pack_dataset(options))
+    data_args = DataArguments(**{name: getattr(options, name) for name, _ in _SHARED_FLAGS})
+    print_summary("Packed", pack_dataset(options, data_args.max_image_pixels))
     return 0

@@ -12,11 +12,13 @@ from typing import Any
 
 from qwenvl.data.dicom import HEAD_BYTES, is_dicom
 from qwenvl.data.grayscale import RANGES, GreyRange
+from qwenvl.data.images import MAX_IMAGE_MEGAPIXELS
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.tools.cli import (
     ToolParser,
     WholeFiles,
     default_workers,
+    encoded_json,
     in_parallel,
     peak_memory_mib,
     positive_int,
@@ -67,6 +69,12 @@ def build_parser() -> ToolParser:
     parser.add_argument("--format", choices=list(FORMATS), default="png", help="without or with little loss")
     parser.add_argument("--quality", type=positive_int, help="with --format jpg: 1 to 100, 95 if not given")
     parser.add_argument("--frame", type=int, help="the frame to take from files with several, from 0")
+    parser.add_argument(
+        "--max_image_megapixels",
+        type=positive_int,
+        default=MAX_IMAGE_MEGAPIXELS,
+        help="refuse larger images, in units of 1,048,576 pixels",
+    )
     parser.add_argument("--allow_outside", action="store_true", help="follow links that lead out of --input")
     parser.add_argument("--overwrite", action="store_true", help="convert everything again, whatever is in --out")
     parser.add_argument("--workers", type=positive_int, default=default_workers(), help="number of processes")
@@ -85,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = [(task.source, reason) for task, reason in zip(plan.tasks, reasons, strict=True) if reason]
     with WholeFiles(out, [FAILED], overwrite=True) as files:
         for path, reason in [*plan.refused, *failed]:
-            files[FAILED].write(json.dumps({"path": path, "reason": reason}, ensure_ascii=False) + "\n")
+            files[FAILED].write(encoded_json({"path": path, "reason": reason}) + "\n")
     seconds = time.monotonic() - started
     rows = [
         ("converted", len(plan.tasks) - len(failed)),
@@ -127,6 +135,7 @@ def _options(args: argparse.Namespace) -> ImageOptions:
         format=args.format,
         quality=args.quality or _DEFAULTS.quality,
         frame=args.frame,
+        max_image_megapixels=args.max_image_megapixels,
     )
 
 

@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     options = _options(args)
     counts: Counter[str] = Counter()
     studies = 0
-    with SplitFiles(Path(args.out), "mimic", ["subject_id", "study_id"], args.overwrite) as output:
+    tables = (args.split_csv, args.metadata_csv, args.labels_csv, *Path(args.jpg_root).glob("*.csv*"))
+    inputs = (args.reports, *(args.llava_rad or ()), *tables)
+    with SplitFiles(Path(args.out), "mimic", ["subject_id", "study_id"], args.overwrite, inputs) as output:
         for result in _from_annotations(args, options) if args.llava_rad else _from_reports(args, options):
             for split, record in result.records:
                 output.write(split, record)

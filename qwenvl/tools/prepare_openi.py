@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     options = _options(args)
     out = Path(args.out)
-    with SplitFiles(out, "openi", ["report"], args.overwrite) as output:
+    inputs = (args.reports, args.images, args.projections)
+    with SplitFiles(out, "openi", ["report"], args.overwrite, inputs) as output:
         reports = read_reports(Path(args.reports))
         projections = read_projections(Path(args.projections)) if args.projections else {}
         images = Path(args.images)

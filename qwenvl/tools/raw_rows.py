@@ -1,13 +1,18 @@
-"""Owns the second reading of an annotation file: its rows as they stand there, one at a time, and the sound ones."""
+"""Read an annotation file once more: its rows as they stand there, one at a time, and write the sound ones."""
 
 import json
-from collections.abc import Iterator, Set
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from qwenvl.data.annotations import Record
 from qwenvl.data.json_rows import Row, read_rows
-from qwenvl.tools.cli import JsonListWriter
+from qwenvl.tools.cli import JsonListWriter, encoded_json
 from qwenvl.tools.json_stream import iter_json_list
+
+# Keys under which a row gives the path of an image or a video, itself or in a list.
+_PATH_KEYS = ("image", "images", "image_url", "video", "videos", "video_url", "path", "url")
 
 
 def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
@@ -33,17 +38,46 @@ def iter_items(row: Row) -> Iterator[tuple[str, Any]]:
         yield f"{row.place} item {index}", value
 
 
-def write_sound_rows(stream: TextIO, rows: Iterator[Row], sound: Set[str]) -> int:
-    """Write the records whose places are in `sound` as a JSON list, packs as inner lists; return how many."""
-    writer = JsonListWriter(stream)
+def write_sound_rows(
+    stream: TextIO, rows: Iterator[Row], sound: Mapping[str, Record], roots: Iterable[str], folder: str
+) -> int:
+    """Write the records whose places are in `sound` as a JSON list, packs as inner lists; return how many.
+
+    Media paths that are relative to one of the `roots` are written so that they are found from `folder`, too: relative
+    where they lie in it, else absolute.
+    """
+    writer, roots = JsonListWriter(stream), [os.path.abspath(root) for root in roots]
     count = 0
     for row in rows:
-        kept = [value for place, value in iter_items(row) if place in sound]
+        kept = [_moved(value, sound[place], roots, folder) for place, value in iter_items(row) if place in sound]
         if kept:
-            writer.write(_encoded(kept if isinstance(row.value, list) else kept[0]))
+            writer.write(encoded_json(kept if isinstance(row.value, list) else kept[0]))
             count += len(kept)
     writer.close()
     return count
+
+
+def _moved(value: Any, record: Record, roots: Iterable[str], folder: str) -> Any:
+    """Return a record's row with its relative media paths as they are found from `folder`."""
+    folder, media = os.path.abspath(folder), {*record.images, *record.videos}
+
+    def moved(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(each, name) for name, each in value.items()}
+        if isinstance(value, list):
+            return [moved(each, key) for each in value]
+        if not isinstance(value, str) or key not in _PATH_KEYS or os.path.isabs(value) or "\0" in value:
+            return value
+        meant = next((path for path in (_joined(root, value) for root in roots) if path in media), None)
+        if meant is None or _joined(folder, value) == meant:
+            return value
+        return os.path.relpath(meant, folder) if meant.startswith(os.path.join(folder, "")) else meant
+
+    return moved(value, "")
+
+
+def _joined(folder: str, path: str) -> str:
+    return os.path.normpath(os.path.join(folder, path))
 
 
 def _iter_lines(path: str) -> Iterator[Row]:
@@ -61,13 +95,3 @@ def _is_list(path: str) -> bool:
         while (mark := stream.read(1)).isspace():
             pass
     return mark == "["
-
-
-def _encoded(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair, in a key that training does not read, can be written as an escape only.
-        return json.dumps(value)
-    return text

@@ -10,8 +10,8 @@ from transformers import BaseVideoProcessor, PreTrainedTokenizerBase
 
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
-from qwenvl.data.images import load_image
-from qwenvl.data.media_sizes import MediaSizes, Unreadable
+from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
+from qwenvl.data.media_sizes import MediaSizes, Unreadable, size_of
 from qwenvl.data.videos import load_video
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import in_parallel, progress
@@ -29,6 +29,7 @@ class DecodeTask(NamedTuple):
 
     paths: list[str]
     video_processor: BaseVideoProcessor | None
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
 
 def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSample]:
@@ -64,11 +65,20 @@ def find_wrong_boxes(records: Iterable[Record], sizes: MediaSizes, space: str) -
         texts = [turn.text for turn in record.turns if turn.role == "assistant" and _BOX_KEY in turn.text]
         if not texts:
             continue
-        found = [sizes[path] for path in media_of(record)]
+        found = [size_of(sizes, path, kind) for kind, paths in uses_of(record) for path in paths]
         pictures = [Size(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
         flaw = next(filter(None, (_box_flaw(text, pictures, space) for text in texts)), None)
         if flaw is not None:
             yield BadSample(record.where, next(iter(media_of(record)), None), flaw)
+
+
+def find_swapped_turns(records: Iterable[Record]) -> Iterator[BadSample]:
+    """Yield the records that begin with an answer and end with a question, of which the answers are the questions."""
+    for record in records:
+        roles = [turn.role for turn in record.turns if turn.role != "system"]
+        if roles[0] == "assistant" and roles[-1] == "user":
+            reason = "it begins with an answer and ends with a question: are the roles of its turns swapped?"
+            yield BadSample(record.where, None, reason)
 
 
 def find_special_tokens(records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Iterator[BadSample]:
@@ -85,36 +95,46 @@ def find_special_tokens(records: Iterable[Record], tokenizer: PreTrainedTokenize
 
 
 def find_undecodable(
-    records: Sequence[Record], video_processor: BaseVideoProcessor, workers: int
+    records: Sequence[Record],
+    video_processor: BaseVideoProcessor,
+    workers: int,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Iterator[BadSample]:
     """Yield the records with a picture, or a video's sampled frames, that cannot be decoded."""
     images = sorted({path for record in records for path in record.images})
     videos = sorted({path for record in records for path in record.videos})
-    tasks = [DecodeTask(chunk, None) for chunk in _chunks(images)]
+    tasks = [DecodeTask(chunk, None, max_image_pixels) for chunk in _chunks(images)]
     tasks += [DecodeTask(chunk, video_processor) for chunk in _chunks(videos)]
-    reasons: dict[str, str] = {}
+    reasons: dict[tuple[str, str], str] = {}
     # A worker takes seconds to start.
     done = in_parallel(decode_files, tasks, min(workers, len(tasks)))
     for part in progress(done, "decode", "batch", len(tasks)):
         reasons |= part
     for record in records:
-        lost = next((path for path in media_of(record) if path in reasons), None)
+        uses = ((kind, path) for kind, paths in uses_of(record) for path in paths)
+        lost = next((use for use in uses if use in reasons), None)
         if lost is not None:
-            yield BadSample(record.where, lost, reasons[lost])
+            yield BadSample(record.where, lost[1], reasons[lost])
 
 
-def decode_files(task: DecodeTask) -> dict[str, str]:
-    """Decode all files of a task and return why some cannot be, by path."""
+def decode_files(task: DecodeTask) -> dict[tuple[str, str], str]:
+    """Decode all files of a task and return why some cannot be, by use ("image" or "video") and path."""
     reasons = {}
+    kind = "image" if task.video_processor is None else "video"
     for path in task.paths:
         try:
             if task.video_processor is None:
-                load_image(path)
+                load_image(path, task.max_image_pixels)
             else:
                 load_video(path, task.video_processor)
         except (UserError, OSError) as error:
-            reasons[path] = str(error).removeprefix(f"{path}: ")
+            reasons[kind, path] = str(error).removeprefix(f"{path}: ")
     return reasons
+
+
+def uses_of(record: Record) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the record's files by what they are used as: one file may be shown as an image and as a video."""
+    return ("image", record.images), ("video", record.videos)
 
 
 def _chunks(paths: list[str]) -> list[list[str]]:

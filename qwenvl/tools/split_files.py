@@ -23,10 +23,19 @@ class SplitFiles:
     Use it in a `with` block and call `finish` at its end; raises `UserError` as `WholeFiles` does.
     """
 
-    def __init__(self, folder: Path, name: str, dropped_columns: Iterable[str], overwrite: bool):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        dropped_columns: Iterable[str],
+        overwrite: bool,
+        inputs: Iterable[str | Path | None] = (),
+    ):
         self._names = {split: f"{name}_{suffix}.json" for split, suffix in _FILE_SUFFIX.items()}
         self._dropped_name, self._stats_name = f"{name}_dropped.csv", "stats.json"
-        self._whole = WholeFiles(folder, [*self._names.values(), self._dropped_name, self._stats_name], overwrite)
+        self._whole = WholeFiles(
+            folder, [*self._names.values(), self._dropped_name, self._stats_name], overwrite, inputs
+        )
         self._dropped_columns = (*dropped_columns, "reason")
         self._reasons: Counter[str] = Counter()
         self.stats: dict[str, Any] = {}

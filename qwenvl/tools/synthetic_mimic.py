@@ -123,6 +123,12 @@ def _jpeg(draw: random.Random, size: int, enlarged: bool) -> bytes:
     return data.getvalue()
 
 
+def _with_comment(jpeg: bytes, text: str) -> bytes:
+    """Put a comment behind the start marker, because in a real archive no two images are the same file."""
+    data = text.encode("ascii")
+    return jpeg[:2] + b"\xff\xfe" + (len(data) + 2).to_bytes(2, "big") + data + jpeg[2:]
+
+
 def _studies(draw: random.Random, number: int) -> Iterator[Study]:
     """Invent studies patient by patient; a patient has one split, one to five studies, and ids that rise."""
     made, patient = 0, 0
@@ -172,7 +178,8 @@ def _write_films(root: Path, study: Study, films: list[bytes]) -> None:
     folder.mkdir(parents=True)
     kinds = [film for number, film in enumerate(films) if number % 2 == ("Cardiomegaly" in study.present)]
     for number, (dicom_id, _) in enumerate(study.images):
-        (folder / f"{dicom_id}.jpg").write_bytes(kinds[(study.study_id + number) % len(kinds)])
+        film = kinds[(study.study_id + number) % len(kinds)]
+        (folder / f"{dicom_id}.jpg").write_bytes(_with_comment(film, dicom_id))
 
 
 def _report(draw: random.Random, study: Study) -> str:

@@ -12,6 +12,7 @@ import transformers
 from transformers import HfArgumentParser
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
+from qwenvl.data.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL
 from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
@@ -140,6 +141,10 @@ class DataArguments:
     video_min_pixels: int | None = field(
         default=None, metadata={"help": "Fewest pixels of a video after resizing, over all its frames (200704)."}
     )
+    max_image_megapixels: int = field(
+        default=MAX_IMAGE_MEGAPIXELS,
+        metadata={"help": "Refuse an image file of more megapixels, each of 1,048,576 pixels (64 is 8192 x 8192)."},
+    )
     bad_sample_policy: str = field(
         default="error",
         metadata={"help": "error: stop at the first unusable sample; skip: log it, count it and go on."},
@@ -156,6 +161,8 @@ class DataArguments:
     def __post_init__(self) -> None:
         if self.bad_sample_policy not in ("error", "skip"):
             raise UserError(f"--bad_sample_policy {self.bad_sample_policy!r} is unknown; choose error or skip")
+        if self.max_image_megapixels < 1:
+            raise UserError(f"--max_image_megapixels {self.max_image_megapixels}: give 1 or more")
         if self.max_bad_samples < 0:
             raise UserError(f"--max_bad_samples {self.max_bad_samples}: give 0 or more")
         if self.video_min_frames > self.video_max_frames:
@@ -171,6 +178,11 @@ class DataArguments:
             )
         if self.video_fps <= 0:
             raise UserError(f"--video_fps {self.video_fps}: give a number above 0")
+
+    @property
+    def max_image_pixels(self) -> int:
+        """The most pixels that an image file may have."""
+        return self.max_image_megapixels * MEGAPIXEL
 
 
 @dataclass

@@ -5,6 +5,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def cache_features(
     autocast = _autocast(training_args)
 
     def num_bytes(pictures: Sequence[str]) -> int:
-        sizes = scan_media_sizes(pictures, [], data_args.media_cache_dir).values()
+        sizes = scan_media_sizes(pictures, [], data_args.media_cache_dir, data_args.max_image_pixels).values()
         return estimate_bytes([s for s in sizes if isinstance(s, ImageSize)], tower, image_processor, autocast)
 
     def report_unreadable(path: str, reason: str) -> None:
@@ -72,6 +73,7 @@ def cache_features(
     if training_args.dry_run:
         _tell_size(len(paths), num_bytes(paths), folder)
         return
+    read_picture = partial(load_image, max_pixels=data_args.max_image_pixels)
     work = Work(training_args.process_index, training_args.world_size, training_args.dataloader_num_workers)
     with _whole_weights(tower):
         cache = FeatureCache(folder, tower, image_processor, autocast)
@@ -82,7 +84,7 @@ def cache_features(
         _check_room(len(missing), len(paths), num_bytes(list(missing.values())), cache.folder)
         barrier()
         tower.to(training_args.device)
-        fill_cache(cache, tower, image_processor, missing, load_image, report_unreadable, work)
+        fill_cache(cache, tower, image_processor, missing, read_picture, report_unreadable, work)
         barrier()
     cache.reload()
     data.use_features(cache.load)

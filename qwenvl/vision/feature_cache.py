@@ -32,7 +32,7 @@ from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 
 # To be raised when this package reads or prepares pictures differently: older features are then of no use.
-FORMAT = 2
+FORMAT = 3
 FINGERPRINT_DIGITS = 16
 CONFIGURED = (
     "encoder",

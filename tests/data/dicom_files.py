@@ -1,10 +1,13 @@
 """DICOM data sets made in code for tests."""
 
+import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 
 def make_dicom(pixels: np.ndarray, bits: int | None = None, **tags: Any) -> Dataset:
@@ -38,3 +41,14 @@ def make_lut(table: list[int], first: int, depth: int) -> Dataset:
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(table), first, depth])
     item.add_new("LUTData", "US", table)
     return item
+
+
+def rle_dicom(path: Path, runs: int = 32) -> str:
+    """Write a run-length encoded DICOM of 64 x 64 pixels; with more than 32 runs its decoder, in Rust, panics."""
+    dataset = make_dicom(np.zeros((64, 64), np.uint16), 12)
+    dataset.compress(RLELossless)
+    segments = [bytes([0x81, 0]) * runs, bytes([0x81, 0]) * 32]
+    header = struct.pack("<16I", 2, 64, 64 + len(segments[0]), *[0] * 13)
+    dataset.PixelData = encapsulate([header + b"".join(segments)])
+    dataset.save_as(path, enforce_file_format=True)
+    return str(path)

@@ -1,6 +1,7 @@
 """The data of a run: from annotation files to planned batches, with every unusable sample named."""
 
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -34,6 +35,7 @@ DATA_FLAGS = {
     "video_min_pixels": 4 * 32 * 32,
     "bad_sample_policy": "error",
     "max_bad_samples": 5,
+    "max_image_pixels": 2**26,
 }
 TRAINING_FLAGS = {
     "model_max_length": 256,
@@ -301,3 +303,27 @@ def test_the_summary_is_what_a_pass_then_shows(load: Callable[..., DataModule], 
     assert summary.most_tokens == max(batch["input_ids"].numel() for batch in made)
     assert summary.most_supervised == max(meta.num_supervised for meta in metas)
     assert summary.most_patches == max(len(batch.get("pixel_values", [])) for batch in made)
+
+
+def test_an_image_over_the_limit_is_refused_and_read_where_allowed_whatever_the_cache_knows(load, monkeypatch):
+    rows = [conversation("<image>?", "Wide.", image="3.png")]
+    # Pillow has a limit of its own.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for allowed in (128 * 64, 128 * 64 + 1):
+        dataset = load(rows, max_image_pixels=allowed).train_dataset
+        assert "pixel_values" in dataset[Draw(0)]
+    with pytest.raises(UserError, match="3.png: 128 x 64 pixels are more than the limit of 8191"):
+        load(rows, max_image_pixels=128 * 64 - 1)
+
+
+def test_a_dicom_whose_decoder_panics_is_a_bad_sample_that_a_worker_can_tell(load, pictures: Path):
+    pytest.importorskip("pydicom")
+    from tests.data.dicom_files import rle_dicom
+
+    rle_dicom(pictures / "broken.dcm", runs=33)
+    rows = [conversation("<image>?", "A chest.", image="broken.dcm")]
+    bad = load(rows, bad_sample_policy="skip").train_dataset[Draw(0)]["bad"]
+    assert f"{pictures / 'broken.dcm'}: cannot read the image (the pixel data cannot be decoded" in str(bad)
+    with pytest.raises(SampleError, match="row 0: .*broken.dcm: cannot read the image") as error:
+        load(rows).train_dataset[Draw(0)]
+    assert "broken.dcm" in str(pickle.loads(pickle.dumps(error.value)))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenvl.data import images
 from qwenvl.data.images import ImageError, image_size, load_image
 from qwenvl.errors import UserError
 
@@ -106,7 +105,7 @@ def test_colour_dicom_is_left_as_it_is_and_of_several_frames_the_first_is_read(t
 @READERS
 def test_dicom_without_pixels_is_refused(tmp_path: Path, read):
     write_dicom(tmp_path / "x.dcm", None)
-    with pytest.raises(ImageError, match="x.dcm: cannot read the image .it is a DICOM file without pixels"):
+    with pytest.raises(ImageError, match="x.dcm: cannot read the image .(it is )?a DICOM (file|object) without pixels"):
         read(str(tmp_path / "x.dcm"))
 
 
@@ -117,11 +116,10 @@ def test_dicom_of_which_pixels_are_missing_is_refused(tmp_path: Path):
 
 
 @READERS
-def test_dicom_over_the_pixel_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read):
+def test_dicom_over_the_pixel_limit_is_refused(tmp_path: Path, read):
     write_dicom(tmp_path / "x.dcm", STORED)
-    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 11)
     with pytest.raises(ImageError, match="4 x 3 pixels are more than the limit of 11"):
-        read(str(tmp_path / "x.dcm"))
+        read(str(tmp_path / "x.dcm"), 11)
 
 
 @READERS

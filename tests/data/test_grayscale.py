@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from qwenvl.data import grayscale
-from qwenvl.data.grayscale import RANGES, GreyRange, dicom_to_uint8, grey_to_uint8, levels_to_uint8, picture_to_uint8
+from qwenvl.data.grayscale import RANGES, GreyRange, dicom_to_uint8, grey_to_uint8, levels_to_uint8
+from qwenvl.data.images import read_image
 from qwenvl.errors import UserError
 
 pydicom = pytest.importorskip("pydicom")
@@ -59,22 +60,20 @@ def test_floats_between_zero_and_one_are_not_black():
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bit_files_are_read_in_full_depth(tmp_path: Path, suffix: str):
     Image.fromarray(RAMP).save(tmp_path / f"a{suffix}")
-    with Image.open(tmp_path / f"a{suffix}") as picture:
-        shown = picture_to_uint8(picture, GreyRange("minmax"))
+    shown = read_image(str(tmp_path / f"a{suffix}"), GreyRange("minmax"))
     assert shown.mode == "L"
     assert np.array_equal(np.asarray(shown), grey_to_uint8(RAMP, GreyRange("minmax")))
 
 
 def test_a_sixteen_bit_tiff_whose_zero_is_white_is_turned_over(tmp_path: Path):
     Image.fromarray(RAMP).save(tmp_path / "a.tif", tiffinfo={262: 0})
-    with Image.open(tmp_path / "a.tif") as picture:
-        shown = np.asarray(picture_to_uint8(picture, GreyRange("minmax")))
+    shown = np.asarray(read_image(str(tmp_path / "a.tif"), GreyRange("minmax")))
     assert (shown[0, 0], shown[-1, -1]) == (255, 0)
 
 
-def test_an_eight_bit_picture_is_left_alone():
-    picture = Image.new("RGB", (2, 2), "red")
-    assert picture_to_uint8(picture, GreyRange("minmax")) is picture
+def test_an_eight_bit_image_is_left_alone(tmp_path: Path):
+    Image.new("RGB", (2, 2), (200, 3, 4)).save(tmp_path / "a.png")
+    assert read_image(str(tmp_path / "a.png"), GreyRange("minmax")).getpixel((0, 0)) == (200, 3, 4)
 
 
 def test_monochrome1_is_turned_over():

@@ -13,6 +13,7 @@ from qwenvl.data.annotations import Record, Turn
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes
+from tests.data.test_videos import write_uneven
 
 
 def count(processor: ProcessorMixin, records: list[Record], cache_dir: Path) -> TokenCounts:
@@ -43,6 +44,15 @@ def test_counts_are_exact_for_every_kind_of_record(
     processor: ProcessorMixin, every_kind: dict[str, Record], tmp_path: Path
 ):
     assert_exact(processor, list(every_kind.values()), tmp_path)
+
+
+def test_counts_are_exact_at_a_variable_rate_from_the_cache_too(own_processor: ProcessorMixin, tmp_path: Path):
+    own_processor.video_processor.max_frames = 12
+    record = question(video=Path(write_uneven(tmp_path / "uneven.mp4")))
+    for _ in range(2):
+        assert_exact(own_processor, [record], tmp_path)
+    text = own_processor.tokenizer.decode(RecordEncoder(own_processor).encode(record)["input_ids"])
+    assert "<11.2 seconds>" in text
 
 
 def test_counts_are_exact_where_answers_get_thoughts(

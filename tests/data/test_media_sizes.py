@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qwenvl.data import media_sizes
-from qwenvl.data.media_sizes import CACHE_FILE, ImageSize, Unreadable, scan_media_sizes
+from qwenvl.data.media_sizes import CACHE_FILE, ImageSize, Unreadable, scan_media_sizes, size_of
 from qwenvl.data.videos import VideoInfo
 
 
@@ -20,9 +20,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("image_size", "video_info"):
         original = getattr(media_sizes, name)
 
-        def noted(path: str, original=original) -> tuple:
+        def noted(path: str, *limit: int, original=original) -> tuple:
             paths.append(path)
-            return original(path)
+            return original(path, *limit)
 
         monkeypatch.setattr(media_sizes, name, noted)
     return paths
@@ -108,7 +108,17 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_without(
     assert "cannot keep the media sizes" in caplog.text
 
 
-@pytest.mark.parametrize("entry", [[16, "8", 64, 64], [16, 8.0, 64], [16, float("inf"), 64, 64], [1.5, 8.0, 64, 64]])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [16, "8", 64, 64, None],
+        [16, 8.0, 64],
+        [16, float("inf"), 64, 64, None],
+        [1.5, 8.0, 64, 64, None],
+        [16, 8.0, 64, 64, "0123456789abcdef"],
+        [16, 8.0, 64, 64, [0.0, "1"]],
+    ],
+)
 def test_a_video_in_a_damaged_cache_is_read_again(media: Path, tmp_path: Path, reads: list[str], entry: list):
     video = str(media / "clip.mp4")
     stamp = [os.stat(video).st_mtime_ns, os.stat(video).st_size]
@@ -121,10 +131,10 @@ def test_what_another_run_has_added_meanwhile_is_kept(media: Path, tmp_path: Pat
     one, other = str(media / "wide.png"), str(media / "tall.png")
     original = media_sizes.image_size
 
-    def meanwhile(path: str) -> tuple:
+    def meanwhile(path: str, *limit: int) -> tuple:
         if path == one:
             scan_media_sizes([other], [], str(tmp_path))
-        return original(path)
+        return original(path, *limit)
 
     monkeypatch.setattr(media_sizes, "image_size", meanwhile)
     scan_media_sizes([one], [], str(tmp_path))
@@ -137,3 +147,13 @@ def test_what_a_killed_run_left_half_written_is_removed(media: Path, tmp_path: P
         os.utime(tmp_path / name, (1, 1))
     scan_media_sizes([str(media / "wide.png")], [], str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [CACHE_FILE]
+
+
+def test_a_file_is_judged_in_each_of_its_uses(media: Path, tmp_path: Path):
+    clip, picture = str(media / "clip.mp4"), str(media / "wide.png")
+    for _ in range(2):
+        sizes = scan_media_sizes([clip, picture], [clip, picture], str(tmp_path))
+        assert size_of(sizes, picture, "image") == ImageSize(96, 160)
+        assert size_of(sizes, clip, "video") == VideoInfo(16, 8.0, 64, 64)
+        assert isinstance(size_of(sizes, picture, "video"), Unreadable)
+        assert isinstance(size_of(sizes, clip, "image"), Unreadable)

@@ -2,9 +2,12 @@
 
 import builtins
 import gc
+import re
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -41,6 +44,50 @@ def test_frames_are_the_ones_that_the_processor_would_sample_itself(tmp_path: Pa
     assert (metadata.total_num_frames, metadata.fps, metadata.duration) == (16, 8.0, 2.0)
 
 
+UNEVEN = [0.0, 0.1, 0.2, 0.3, 1.3, 2.3, 2.4, 2.5, 5.0, 5.04, 5.08, 9.0, 9.5, 10.0, 10.5, 12.0]
+
+
+def write_uneven(path: Path, start: float = 0.0) -> str:
+    """Write a video whose frame i is gray of value 15 * i and is shown at `start` + UNEVEN[i] seconds."""
+    tick = Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = tick
+        for index, seconds in enumerate(UNEVEN):
+            frame = av.VideoFrame.from_ndarray(np.full((96, 128, 3), 15 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round((start + seconds) / tick), tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(("name", "start"), [("x.mp4", 0), ("x.mkv", 0), ("late.mkv", 3)])
+def test_at_a_variable_rate_the_seconds_told_are_the_frames_true_times(
+    tmp_path: Path, processor, name: str, start: int
+):
+    path = write_uneven(tmp_path / name, start)
+    with av.open(path) as container:  # an independent reading, which counts from the container's start
+        shown = [(float(frame.time) - start, frame.to_ndarray(format="rgb24").mean()) for frame in container.decode()]
+    video_processor = Qwen3VLVideoProcessor(fps=1, min_frames=2, max_frames=99, cap_pixels_per_frame=False)
+    frames, metadata = load_video(path, video_processor)
+    indices = sample_frame_indices(video_info(path), video_processor)
+    # A frame a second of the 12 that it lasts, though an mkv calls itself 25 frames a second.
+    assert len(indices) == 12
+    np.testing.assert_allclose(metadata.timestamps, [shown[index][0] for index in indices], atol=0.002)
+    np.testing.assert_allclose(metadata.timestamps, np.array(UNEVEN)[indices], atol=0.002)
+    np.testing.assert_allclose(frames.float().mean((1, 2, 3)), [shown[index][1] for index in indices], atol=3)
+    inputs = {"video_metadata": [metadata], "video_grid_thw": torch.tensor([[6, 2, 2]])}
+    told = re.findall(r"<([\d.]+) seconds>", processor.replace_video_token(inputs, 0))
+    pairs = np.array(metadata.timestamps).reshape(6, 2).mean(1)
+    np.testing.assert_allclose(np.array(told, float), pairs, atol=0.0501)
+
+
+def test_a_constant_rate_that_a_container_rounds_to_milliseconds_is_constant(tmp_path: Path):
+    pictures = [Image.new("RGB", (128, 96))] * 40
+    assert video_info(str(write_video(tmp_path / "x.mkv", pictures, 30))).times is None
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -66,8 +113,8 @@ def test_the_processor_takes_the_frames_as_they_are(tmp_path: Path):
     ("name", "reason"),
     [
         ("missing.mp4", "no such video file"),
-        (".", "no such video file"),
-        ("empty.mp4", "cannot decode the video"),
+        (".", "a folder, expected one video file"),
+        ("empty.mp4", "the video file is empty"),
         ("text.mp4", "cannot decode the video"),
         ("picture.mp4", "cannot decode the video"),
         ("one_frame.mp4", "1 frame\\(s\\), expected at least 2: give a single frame as an image"),

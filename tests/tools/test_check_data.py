@@ -19,10 +19,12 @@ from transformers import Dinov2Config, Dinov2Model
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.data.json_rows import read_rows
 from qwenvl.errors import UserError
+from qwenvl.tools import prepare_mimic_cxr
 from qwenvl.tools.check_arguments import parse_check_arguments
 from qwenvl.tools.check_data import DataCheck, main
 from qwenvl.tools.duplicates import picture_ids
 from qwenvl.tools.raw_rows import iter_rows
+from qwenvl.tools.synthetic_mimic import SyntheticOptions, build_synthetic_mimic
 from qwenvl.train.memory import Sharding
 from qwenvl.train.train_qwen import train
 
@@ -38,7 +40,19 @@ class Outcome(NamedTuple):
     text: str
 
     def clean(self, name: str = "clean.json") -> Any:
-        return json.loads((self.out / name).read_text(encoding="utf-8"))
+        """Return the rows of a clean file, after a look that their media are found, with the names of these alone."""
+        text = (self.out / name).read_text(encoding="utf-8")
+        return json.loads(text, object_hook=self._with_names)
+
+    def _with_names(self, value: dict[str, Any]) -> dict[str, Any]:
+        for kind in ("image", "video"):
+            paths = value.get(kind, [])
+            for path in [paths] if isinstance(paths, str) else paths:
+                assert (self.out / path).is_file()
+            if paths:
+                names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+                value[kind] = names[0] if isinstance(paths, str) else names
+        return value
 
     def told(self, name: str) -> str:
         """Return the value that a table gives under this name."""
@@ -95,7 +109,8 @@ def test_a_clean_set_is_copied_as_it_is_and_gives_0(check, films: Path):
     assert (outcome.code, outcome.problems) == (0, [])
     assert outcome.clean() == json.loads(before)
     assert dataset.read_bytes() == before
-    assert f"Relative media paths in clean.json still count from {films}" in outcome.text
+    clean = read_annotations(str(outcome.out / "clean.json"), str(outcome.out), BadSampleLedger())
+    assert [Path(path) for record in clean.records for path in record.images] == sorted(films.glob("film?.png"))
     assert Image.open(outcome.out / "token_lengths.png").size[0] > 300
     assert sorted(path.name for path in outcome.out.iterdir()) == ["clean.json", "problems.jsonl", "token_lengths.png"]
 
@@ -191,10 +206,51 @@ def test_a_picture_in_training_and_evaluation_is_told_of_the_training_record(che
     assert [(each["file"], each["row"], each["check"]) for each in outcome.problems] == [
         (str(train_file), "row 3", "leak")
     ]
-    assert f"{eval_file} row 0" in outcome.problems[0]["reason"]
+    reason = outcome.problems[0]["reason"]
+    assert (
+        reason.startswith(f"a file of the same content, {films / 'copy.png'}, is in") and f"{eval_file} row 0" in reason
+    )
     assert [each["id"] for each in outcome.clean()] == [0, 1, 2, 4]
     assert outcome.clean("eval_clean.json") == json.loads(eval_file.read_text())
     assert check(train_file, "--eval_dataset_use", eval_file, "--same_picture", "path", out="path").code == 0
+
+
+def test_one_file_under_two_names_in_training_and_evaluation_is_called_that(check, films: Path):
+    os.link(films / "film3.png", films / "link.png")
+    train_file = write(films / "train.json", sound_rows(5))
+    outcome = check(train_file, "--eval_dataset_use", write(films / "valid.json", [row("link.png", "Words.")]))
+    assert [each["reason"].partition(" in the")[0] for each in outcome.problems] == ["the same file is"]
+
+
+@pytest.mark.parametrize(("key", "given", "held_out"), [("subject_id", 7, "7"), ("patient_id", "p7", "p7")])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_subject_in_training_and_evaluation_is_a_leak(check, films: Path, key, given, held_out, suffix: str):
+    rows = [row(f"film{n}.png", f"It is {n}.", id=n, **{key: given if n in (1, 3) else n + 100}) for n in range(5)]
+    train_file = films / f"train.{suffix}"
+    train_file.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    eval_file = write(films / "valid.json", [row("film7.png", "Seven.", **{key: held_out}), row("film6.png", "Six.")])
+    outcome = check(train_file, "--eval_dataset_use", eval_file)
+    assert [each["check"] for each in outcome.problems] == ["leak", "leak"]
+    expected = f"{key} {given} is in the evaluation data too ({eval_file} row 0): keep a subject in one"
+    assert {each["reason"] for each in outcome.problems} == {expected}
+    assert [each["id"] for each in outcome.clean()] == [0, 2, 4]
+
+
+def test_a_record_whose_questions_and_answers_are_swapped_is_told(check, films: Path):
+    swapped = row("film1.png", "What is it?")
+    swapped["conversations"] = [{"from": "gpt", "value": "A chest."}, {"from": "human", "value": "<image>What is it?"}]
+    outcome = check(write(films / "train.json", [row("film0.png", "It is 0."), swapped]))
+    assert [(each["row"], each["check"]) for each in outcome.problems] == [("row 1", "turns")]
+    assert "roles of its turns swapped" in outcome.problems[0]["reason"]
+
+
+@pytest.mark.parametrize("decode", ["header", "full"])
+def test_a_file_used_as_an_image_and_as_a_video_is_judged_in_each_use(check, media: Path, tmp_path: Path, decode: str):
+    clip, red = str(media / "clip.mp4"), str(media / "red.png")
+    rows = [row(clip, "A clip."), row(red, "Red."), row(None, "A clip.", video=clip), row(None, "Red.", video=red)]
+    outcome = check(write(tmp_path / "uses.json", rows), "--decode", decode)
+    assert [(each["row"], each["check"]) for each in outcome.problems] == [("row 0", "file"), ("row 3", "file")]
+    assert len(outcome.clean()) == 2
 
 
 def test_files_are_equal_by_their_bytes_even_where_size_and_ends_are(tmp_path: Path):
@@ -316,10 +372,11 @@ def test_nothing_is_written_over(check, films: Path, tmp_path: Path):
     assert check(dataset).code == 0
     with pytest.raises(UserError, match="already holds .*clean.json"):
         check(dataset)
-    assert check(dataset, "--overwrite").code == 0
-    with pytest.raises(UserError, match="would be written over"):
+    outcome = check(dataset, "--overwrite")
+    assert outcome.code == 0
+    with pytest.raises(UserError, match="is what this command reads .*would be written over"):
         check(tmp_path / "out" / "clean.json", "--overwrite")
-    assert json.loads((tmp_path / "out" / "clean.json").read_text()) == sound_rows()
+    assert outcome.clean() == sound_rows()
 
 
 def test_a_check_that_fails_leaves_no_file(check, films: Path, tmp_path: Path):
@@ -441,3 +498,23 @@ def test_both_names_run_by_path_and_say_by_their_exit_code_what_they_found(stand
         )
         assert done.returncode == code, done.stderr
     assert re.search(r"^error: .*nothing.json: no such annotation file", done.stderr, re.MULTILINE)
+
+
+def test_help_tells_the_own_options_first_and_those_of_training_by_name(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert text.count("\n") < 120
+    own, _, training = text.partition("flags of training, which")
+    assert "--same_picture" in own and "Two files are the same picture by their bytes" in " ".join(own.split())
+    assert "--learning_rate" in training and "--max_image_megapixels" in training and "--same_picture" not in training
+
+
+def test_the_made_up_archive_has_no_duplicates_of_its_own(check, tmp_path: Path):
+    root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=60, film_size=32))
+    command = ["--jpg_root", root, "--reports", root, "--out", tmp_path / "json", "--workers", 1]
+    assert prepare_mimic_cxr.main([str(word) for word in command]) == 0
+    train_file, valid_file = (tmp_path / "json" / f"mimic_{name}.json" for name in ("train", "valid"))
+    outcome = check(train_file, "--eval_dataset_use", valid_file)
+    assert (outcome.code, outcome.problems) == (0, [])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.tools.cli import ToolParser, WholeFiles, in_parallel, positive_int, print_summary
+from qwenvl.tools.cli import ToolParser, WholeFiles, in_parallel, positive_int, print_summary, refuse_inputs
 
 
 def _square(number: int) -> int:
@@ -96,3 +96,31 @@ def test_wrong_arguments_are_told_in_one_line():
 def test_the_summary_is_a_table_with_thousands_apart(capsys: pytest.CaptureFixture[str]):
     print_summary("title", [("studies", 1234567), ("seconds", "1.5")])
     assert capsys.readouterr().out == "title\n  studies  1,234,567\n  seconds        1.5\n"
+
+
+@pytest.mark.parametrize(
+    "name_of",
+    [
+        lambda path: path,
+        lambda path: path.parent / "sub" / ".." / path.name,
+        lambda path: path.parent / "link",
+        lambda path: path.parent / "hard",
+        lambda path: path.parent / "circle" / path.name,
+    ],
+    ids=["same", "dots", "link", "hard link", "linked folder"],
+)
+@pytest.mark.parametrize("name", ["train.json", "train.json.gz"])
+def test_an_input_is_never_an_output_under_any_of_its_names(tmp_path: Path, name: str, name_of):
+    source = tmp_path / name
+    source.write_text("precious")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(name)
+    (tmp_path / "hard").hardlink_to(source)
+    (tmp_path / "circle").symlink_to(tmp_path)
+    output = name_of(source)
+    with pytest.raises(UserError, match=f"{output} is what this command reads .* give another --out"):
+        WholeFiles(output.parent, [output.name], overwrite=True, inputs=[None, "gone", source])
+    with pytest.raises(UserError, match="is what this command reads"):
+        refuse_inputs([source], [output])
+    assert source.read_text() == "precious"
+    refuse_inputs([tmp_path / "new"], [source, tmp_path / "new"])

@@ -1,6 +1,7 @@
 """What docs/medical.md tells people to type works: its first commands run, and every option that it names exists."""
 
 import dataclasses
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_every_command_of_the_document_is_understood(name: str):
 
 def test_every_option_of_the_document_exists():
     known = {option for module in PARSERS.values() for option in module.build_parser().format_help().split()}
-    known = {option.strip("[],") for option in known} | {"--studies", "--film_size", "--help"}
+    known = {option.strip("[],") for option in known} | {"--studies", "--film_size", "--help", "--processes"}
     groups = (ModelArguments, DataArguments, TrainingArguments)
     known |= {f"--{field.name}" for group in groups for field in dataclasses.fields(group)}
     named = set(re.findall(r"`(--\w+)", DOC))
@@ -51,4 +52,19 @@ def test_the_first_two_commands_give_a_set_that_can_be_trained_on(tmp_path: Path
 
 def test_the_check_of_the_document_is_understood():
     (arguments,) = _commands("check_data")
-    assert parse_check_arguments(arguments).data.eval_dataset_use == "mimic_valid"
+    flags = parse_check_arguments(arguments)
+    assert flags.data.eval_dataset_use == "mimic_valid"
+    assert flags.training.gradient_accumulation_steps == 2
+
+
+def test_the_check_of_the_document_has_the_flags_of_the_preset_that_decide_steps_and_memory():
+    (arguments,) = _commands("check_data")
+    given = {name.removeprefix("--"): value for name, value in itertools.pairwise(arguments) if name.startswith("--")}
+    script = (Path(__file__).resolve().parents[2] / "scripts" / "train.sh").read_text(encoding="utf-8")
+    preset = dict(re.findall(r"^[A-Z_]+ +(\w+) +(\S+)$", script, re.MULTILINE))
+    assert {name: preset[name] for name in given if name in preset} == {
+        name: value for name, value in given.items() if name in preset
+    }
+    decisive = [name for name in preset if name.startswith(("tune_mm", "lora_", "data_", "gradient_", "model_max"))]
+    fallbacks = {"tune_mm_vision", "lora_dropout"}
+    assert {*decisive, "per_device_train_batch_size"} - fallbacks <= given.keys()

@@ -94,6 +94,15 @@ def test_a_file_that_is_there_or_packed_already_is_not_packed_over(dataset: Path
         pack(dataset.with_name("train_packed_200.json"), standin)
 
 
+@pytest.mark.parametrize("name", ["train.json", "film.png", "link.json"])
+def test_what_is_packed_is_never_written_over(dataset: Path, standin: Path, name: str):
+    (dataset.parent / "link.json").symlink_to(dataset)
+    before = {path: path.read_bytes() for path in dataset.parent.iterdir()}
+    with pytest.raises(UserError, match=f"{name} is what this command reads .*would be written over"):
+        pack(dataset, standin, "--out", str(dataset.parent / name), "--overwrite")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_contradicting_limits_are_refused_as_in_training(dataset: Path, standin: Path):
     with pytest.raises(UserError, match="--min_pixels 9000 is above --max_pixels 8000"):
         pack(dataset, standin, "--min_pixels", "9000", "--max_pixels", "8000")

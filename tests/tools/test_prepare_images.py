@@ -12,7 +12,7 @@ from PIL import Image
 from qwenvl.errors import UserError
 from qwenvl.tools import convert_image
 from qwenvl.tools.prepare_images import main
-from tests.data.dicom_files import make_dicom
+from tests.data.dicom_files import make_dicom, rle_dicom
 
 LEVELS = (np.arange(60 * 40, dtype=np.uint16) * 1.7).astype(np.uint16).reshape(60, 40)
 
@@ -146,9 +146,9 @@ def _huge_dicom(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "reason"),
     [
-        ("empty.png", lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
+        ("empty.png", lambda path: path.write_bytes(b""), "the image file is empty (0 bytes)"),
         ("cut.jpg", _truncated, "truncated"),
-        ("text.png", lambda path: path.write_text("no picture"), "cannot identify image"),
+        ("text.png", lambda path: path.write_text("no picture"), "not an image of a known format"),
         ("bomb.png", _bomb, "pixels"),
         ("frames.tif", _frames, "2 frames in one file; pick one with --frame 0 to 1"),
         ("none.dcm", _no_pixels, "a DICOM object without pixels"),
@@ -156,7 +156,7 @@ def _huge_dicom(path: Path) -> None:
         ("text.dcm", lambda path: path.write_text("no picture" * 50), "no DICOM file: the mark DICM is missing"),
         ("cut.dcm", lambda path: path.write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40), "DICOM"),
         ("film16.tif", lambda path: Image.fromarray(LEVELS).save(path), "same name as that of"),
-        ("nowhere.png", lambda path: path.symlink_to("not there"), "cannot open it (No such file or directory)"),
+        ("nowhere.png", lambda path: path.symlink_to("not there"), "a link to not there, which is not there"),
         ("out.png", lambda path: path.symlink_to("/etc/hostname"), "a link that leads out of --input"),
     ],
 )
@@ -308,3 +308,54 @@ def test_an_option_that_would_do_nothing_or_makes_no_sense_is_refused(originals:
 def test_a_missing_input_is_the_users_error(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder"):
         main(["--input", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+
+
+def test_the_limit_of_pixels_can_be_moved_and_a_second_run_takes_what_is_now_allowed(originals: Path):
+    Image.new("L", (1100, 1000)).save(originals / "large.png")
+    code, failed = _run(originals, "--max_image_megapixels", "1")
+    assert code == 1
+    assert "1100 x 1000 pixels are more than the limit of 1048576" in failed["large.png"]
+    assert "--max_image_megapixels" in failed["large.png"]
+    assert _run(originals, "--max_image_megapixels", "2") == (0, {})
+    assert _pictures(originals.parent / "out")["large.png"].size == (1100, 1000)
+
+
+@pytest.mark.parametrize("length", [240, 251, 255])
+def test_a_name_of_any_length_is_converted_or_listed(originals: Path, length: int):
+    name = "n" * (length - 4) + ".png"
+    Image.fromarray(LEVELS).save(originals / name)
+    (originals / name).rename(originals / (name := name.removesuffix(".png") + ".bmp"))
+    assert _run(originals) == (0, {})
+    long_dicom = "1." * 127 + "2"
+    make_dicom(LEVELS, 12).save_as(originals / long_dicom, enforce_file_format=True)
+    code, failed = _run(originals)
+    assert (code, list(failed)) == (1, [long_dicom])
+    assert failed[long_dicom] == "its name is too long for the disk of --out (259 bytes); shorten it"
+    assert not list((originals.parent / "out").rglob("*.partial"))
+
+
+def test_a_name_that_is_no_text_is_listed_when_it_fails(originals: Path):
+    path = os.fsencode(originals) + b"/\xff\xfe.png"
+    with open(path, "wb") as file:
+        file.write(b"no image")
+    code, failed = _run(originals)
+    assert (code, [os.fsencode(name) for name in failed]) == (1, [b"\xff\xfe.png"])
+
+
+def test_a_damaged_dicom_is_listed_by_a_worker_and_the_rest_is_done(originals: Path):
+    rle_dicom(originals / "panic.dcm", runs=33)
+    code, failed = _run(originals, "--workers", "2")
+    assert code == 1
+    assert list(failed) == ["panic.dcm"] and "the pixel data cannot be decoded" in failed["panic.dcm"]
+    assert len(_pictures(originals.parent / "out")) == 7
+
+
+def test_pipes_and_devices_are_listed_and_do_not_stop_the_run(originals: Path):
+    os.mkfifo(originals / "pipe.png")
+    (originals / "zero.png").symlink_to("/dev/zero")
+    code, failed = _run(originals, "--allow_outside")
+    assert code == 1
+    assert failed == {
+        "pipe.png": "a named pipe (FIFO), expected one image file; correct the path",
+        "zero.png": "a device, expected one image file; correct the path",
+    }

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,52 @@ def test_a_zip_is_read_whatever_its_root(tree: Tree, convert, zip_root: str):
     assert len(convert(root, reports="reports.zip")["train"]) == 1
 
 
+def _lie_about_the_size(path: Path) -> None:
+    """Let the zip say that its largest member has 300 bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data.replace((64 << 20).to_bytes(4, "little"), (300).to_bytes(4, "little")))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda path: None,
+            "files/p10/p10000001/s50000001.txt would unpack to 67,108,864 bytes, and a report has at most 4,194,304",
+        ),
+        (_lie_about_the_size, "cannot unpack files/p10/p10000001/s50000001.txt"),
+    ],
+)
+def test_a_report_in_the_zip_that_would_fill_the_memory_is_refused(tree: Tree, convert, change, reason: str):
+    root = tree.study(10000001, 50000001).write()
+    with zipfile.ZipFile(root / "reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("files/p10/p10000001/s50000001.txt", bytes(64 << 20))
+    change(root / "reports.zip")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=f"reports.zip: {reason}"):
+            convert(root, reports="reports.zip")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_pipes_and_huge_files_among_the_reports_and_tables_are_refused(tree: Tree, convert):
+    root = tree.study(10000001, 50000001).write()
+    report, table = root / "files/p10/p10000001/s50000001.txt", root / "mimic-cxr-2.0.0-split.csv"
+    os.truncate(report, 1 << 40)
+    with pytest.raises(UserError, match="s50000001.txt: 1,099,511,627,776 bytes are more than the 4,194,304"):
+        convert(root)
+    for path in (report, table):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(UserError, match=f"{path.name}: a named pipe"):
+            convert(root)
+    os.mkfifo(root / "pipe.zip")
+    with pytest.raises(UserError, match="pipe.zip: a named pipe"):
+        convert(root, reports="pipe.zip")
+
+
 def test_a_study_in_two_splits_is_dropped(tree: Tree, convert, tmp_path: Path):
     tree.study(10000001, 50000001, views="PA,AP").study(10000001, 50000002)
     tree.split_rows[1] = tree.split_rows[1].replace("train", "test")
@@ -447,3 +495,14 @@ def test_run_by_path_it_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--split_csv"], ["--labels", "chexpert", "--labels_csv"], ["--llava_rad"]])
+def test_an_input_in_the_output_folder_is_never_written_over(tree: Tree, tmp_path: Path, options: list[str]):
+    root, out = tree.study(10000001, 50000001).write(), tmp_path / "out"
+    out.mkdir()
+    (out / "mimic_train.json").write_text("[]")
+    command = ["--jpg_root", str(root), "--out", str(out), "--overwrite", *options, str(out / "mimic_train.json")]
+    with pytest.raises(UserError, match="mimic_train.json is what this command reads"):
+        main(command if "--llava_rad" in options else [*command, "--reports", str(root)])
+    assert (out / "mimic_train.json").read_text() == "[]"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from qwenvl.errors import UserError
+from qwenvl.tools.openi_files import unpack_films
 from qwenvl.tools.prepare_openi import main
 
 SECTIONS = {
@@ -102,6 +104,39 @@ def test_archives_give_the_same_as_folders_and_films_are_unpacked_once(openi: Pa
     assert {path.name: path.stat().st_mtime_ns for path in films.iterdir()} == times
 
 
+@pytest.mark.parametrize("packing", ["w:gz", "w", "w:bz2", "w:xz"])
+def test_an_archive_that_is_cut_anywhere_is_one_line(tmp_path: Path, packing: str):
+    with tarfile.open(tmp_path / "whole.tgz", packing) as archive:
+        for number in range(3):
+            member = tarfile.TarInfo(f"CXR{number}.png")
+            member.size = 700
+            archive.addfile(member, io.BytesIO(bytes(range(70)) * 10))
+    data = (tmp_path / "whole.tgz").read_bytes()
+    unpack_films(tmp_path / "whole.tgz", tmp_path / "whole")
+    assert len(list((tmp_path / "whole").iterdir())) == 3
+    # The zeros at the end of a plain tar are its padding, without which it is whole.
+    end = len(data.rstrip(b"\0")) + 300 if packing == "w" else len(data)
+    for length in {*range(0, end, 1 if packing != "w" else 100), end - 1}:
+        (tmp_path / "cut.tgz").write_bytes(data[:length])
+        with pytest.raises(
+            UserError, match="cut.tgz: (no whole tar archive .*complete|the file or folder is empty)"
+        ) as error:
+            unpack_films(tmp_path / "cut.tgz", tmp_path / "films")
+        assert "\n" not in str(error.value)
+        films = list((tmp_path / "films").iterdir()) if (tmp_path / "films").exists() else []
+        assert all(film.suffix == ".png" and film.stat().st_size == 700 for film in films)
+
+
+def test_a_pipe_among_the_downloads_is_refused(openi: Path):
+    os.mkfifo(openi / "pipe.tgz")
+    for wrong in ({"reports": "pipe.tgz"}, {"images": "pipe.tgz"}):
+        with pytest.raises(UserError, match="pipe.tgz: a named pipe"):
+            _convert(openi, **wrong)
+    os.mkfifo(openi / "reports" / "pipe.xml")
+    with pytest.raises(UserError, match="pipe.xml: a named pipe"):
+        _convert(openi)
+
+
 def test_a_member_that_points_outside_is_unpacked_inside(openi: Path):
     with tarfile.open(openi / "evil.tgz", "w:gz") as archive:
         for name in ("../../outside.png", "CXR1_1_IM-0001-3001.png"):
@@ -169,7 +204,7 @@ def test_wrong_input_is_the_users_error(openi: Path):
         (["--views", "frontal"], {}, "does not say which films are frontal"),
         (["--valid_percent", "60", "--test_percent", "40"], {}, "leave nothing to train on"),
         (["--projections", str(openi / "bad.csv")], {}, "no column filename, projection; found uid, file"),
-        (["--projections", str(openi / "none.csv")], {}, "cannot read it"),
+        (["--projections", str(openi / "none.csv")], {}, "no such table"),
     ]:
         with pytest.raises(UserError, match=message):
             _convert(openi, *options, **paths)
@@ -177,3 +212,12 @@ def test_wrong_input_is_the_users_error(openi: Path):
     (openi / "png" / "again" / "CXR1_1_IM-0001-3001.png").write_bytes(b"png")
     with pytest.raises(UserError, match="image CXR1_1_IM-0001-3001 is there twice"):
         _convert(openi)
+
+
+@pytest.mark.parametrize("option", ["--reports", "--images", "--projections"])
+def test_an_input_in_the_output_folder_is_never_written_over(openi: Path, option: str):
+    (openi / "out").mkdir()
+    (openi / "out" / "stats.json").write_text("uid,filename,projection")
+    with pytest.raises(UserError, match="stats.json is what this command reads"):
+        _convert(openi, option, str(openi / "out" / "stats.json"))
+    assert (openi / "out" / "stats.json").read_text() == "uid,filename,projection"

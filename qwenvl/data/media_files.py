@@ -1,0 +1,54 @@
+"""Refuse files by kind and size before a byte of them is read: pipes and devices would be read for ever."""
+
+import errno
+import os
+import stat
+
+# 16 bits of each of four channels: the most that a pixel takes in the formats that are read.
+_BYTES_PER_PIXEL = 8
+# Metadata beside the pixels.
+_SPARE_BYTES = 2**24
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Return how large a file of at most `max_pixels` pixels can reasonably be."""
+    return max_pixels * _BYTES_PER_PIXEL + _SPARE_BYTES
+
+
+def file_flaw(path: str, what: str, max_bytes: int | None = None, may_be_empty: bool = False) -> str | None:
+    """Say why `path` is no readable regular file of 1 to `max_bytes` bytes, with the remedy; None for one that is.
+
+    `what` names what is expected, such as "image file". The path itself is not part of the answer.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return _stat_flaw(path, what, error)
+    except ValueError:
+        return "the path holds a NUL character; correct the path"
+    kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
+    if kind is not None:
+        return f"{kind}, expected one {what}; correct the path"
+    if not status.st_size and not may_be_empty:
+        return f"the {what} is empty (0 bytes); replace it"
+    if max_bytes is not None and status.st_size > max_bytes:
+        return f"{status.st_size:,} bytes are more than the {max_bytes:,} that one {what} may have; replace it"
+    return None
+
+
+def _stat_flaw(path: str, what: str, error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if os.path.islink(path):
+            return f"a link to {os.readlink(path)}, which is not there; correct the link"
+        return f"no such {what}; correct the path"
+    if error.errno == errno.ELOOP:
+        return "a link that leads back to itself; give the file"
+    return f"cannot open the {what} ({error.strerror}); correct the path or its permissions"
