@@ -1,5 +1,6 @@
 """Owns the data of a run: from the names of its data sets to samples, batches and the order in which they come."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import Draw, PackSampler, plan_packs
 from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
+from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class DataConfig(PixelLimits, Protocol):
@@ -35,6 +39,7 @@ class DataConfig(PixelLimits, Protocol):
     bad_sample_policy: Literal["error", "skip"]
     max_bad_samples: int
     media_cache_dir: str | None
+    thinking_turns: Literal["each", "last"]
 
 
 class BatchConfig(Protocol):
@@ -211,6 +216,13 @@ class _DatasetReader:
                 f"{dataset_use} is a nested list, in which samples are packed already; expected --data_packing True: "
                 "set it, or give the list that the packs were made from"
             )
+        annotations, told = split_thinking_turns(annotations, self.encoder, self.data_args.thinking_turns)
+        if told is not None:
+            logger.info("%s: %s", dataset_use, told)
+        if self.encoder.opens_thoughts:
+            num_answers, num_thoughtless = count_thoughtless_answers(annotations.records)
+            if num_thoughtless:
+                logger.warning("%s: %s", dataset_use, tell_thoughtless_answers(num_answers, num_thoughtless))
         with self.training_args.main_process_first(desc="reading the headers of media"):
             sizes = read_media_sizes(annotations.records, self.data_args.media_cache_dir)
         counts = TokenCounter(self.encoder).count(annotations.records, sizes)
