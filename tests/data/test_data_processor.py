@@ -46,6 +46,7 @@ TRAINING_FLAGS = {
     "data_seed": None,
     "world_size": 1,
     "process_index": 0,
+    "local_process_index": 0,
 }
 
 
