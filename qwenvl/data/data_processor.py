@@ -1,9 +1,10 @@
 """Owns the data of a run: from the names of its data sets to samples, batches and the order in which they come."""
 
+import gc
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -294,7 +295,7 @@ class _DatasetReader:
         messages: list[tuple[int, str]] = []
         ledger = _RecordingLedger(self.ledger)
         stamps: list[MediaStamps] = []
-        with collect_messages(messages):
+        with collect_messages(messages), _without_garbage_collection():
             data = replace(self, ledger=ledger)._prepare(dataset_use, nullcontext(), stamps)
         data = replace(data, bad=ledger.samples, messages=messages)
         return (cache.load(check=False) if cache.save(data, stamps[0]) else None) or data
@@ -346,6 +347,18 @@ class _DatasetReader:
         if not packs:
             return planned
         return PackTable.of([*packs, *planned])
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Spare a third of the time of making millions of objects, none of which is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _RecordingLedger(BadSampleLedger):

@@ -50,7 +50,7 @@ class SpecialTokens:
 
 def _remedy(token: str) -> str:
     if re.search("box|quad|object_ref", token):
-        return "write boxes as JSON with bbox_2d (tools/process_bbox.py), as Qwen3-VL does"
+        return "write boxes as JSON with bbox_2d, as Qwen3-VL does (tools/process_bbox.ipynb shows how)"
     return "delete it"
 
 

@@ -94,7 +94,7 @@ def _replaced(annotations: Annotations, samples: dict[int, list[Record]]) -> Ann
             places = [new for place in pack for new in new_places[place]]
             # A record that the file puts into no pack brings samples that belong to none either.
             packs += [places] if len(pack) > 1 else [[place] for place in places]
-    return Annotations(records, packs)
+    return replace(annotations, records=records, packs=packs)
 
 
 def _told(samples: dict[int, list[Record]], records: Sequence[Record], mode: ThinkingTurns) -> str:
