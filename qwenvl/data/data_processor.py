@@ -298,7 +298,8 @@ class _DatasetReader:
         with collect_messages(messages), _without_garbage_collection():
             data = replace(self, ledger=ledger)._prepare(dataset_use, nullcontext(), stamps)
         data = replace(data, bad=ledger.samples, messages=messages)
-        return (cache.load(check=False) if cache.save(data, stamps[0]) else None) or data
+        is_kept = cache.save(data, stamps[0], replace=self.training_args.process_index == 0)
+        return (cache.load(check=False) if is_kept else None) or data
 
     def _prepare(
         self, dataset_use: str, first: AbstractContextManager[None], stamps: list[MediaStamps] | None = None

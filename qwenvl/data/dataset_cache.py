@@ -84,16 +84,21 @@ class DatasetCache:
             logger.warning("cannot use the prepared data in %s (%s): the data are read again", self.folder, error)
             return None
 
-    def save(self, data: PreparedData, stamps: "MediaStamps") -> bool:
-        """Keep prepared data, whole or not at all; return whether they are there now."""
+    def save(self, data: PreparedData, stamps: "MediaStamps", replace: bool = True) -> bool:
+        """Keep prepared data, whole or not at all; return whether they are there now.
+
+        Without `replace`, an entry that the first node has put into a shared folder meanwhile stays: it alone has told,
+        and so kept, all messages.
+        """
         partial = self._root / f"{self.folder.name}.{uuid.uuid4().hex}.unfinished"
         try:
             partial.mkdir(parents=True)
             try:
                 self._write(partial, data, stamps)
-                # An entry that another node put there meanwhile is as good; one that is out of date must go.
-                self.remove()
-                partial.replace(self.folder)
+                if replace:
+                    self.remove()
+                if not self.folder.exists():
+                    partial.replace(self.folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             self._remove_old()
