@@ -95,11 +95,46 @@ _CONTENT_MACRO = """\
 {%- endmacro -%}
 """
 
+# Tools stand at the head of the chat, calls and results in tags of their own, as in the real templates.
+_TOOLS_BLOCK = """\
+{%- if tools -%}
+    {{- '<|im_start|>system\\n' -}}
+    {%- if messages[0].role == 'system' -%}{{- render(messages[0].content) + '\\n\\n' -}}{%- endif -%}
+    {{- '# Tools\\n\\nCall them as JSON between <tool_call> and </tool_call>:\\n<tools>' -}}
+    {%- for tool in tools -%}{{- '\\n' + tool | tojson -}}{%- endfor -%}
+    {{- '\\n</tools><|im_end|>\\n' -}}
+{%- endif -%}
+"""
+
+# What a message becomes, apart from an answer's thought, which the loop around it puts into `text`.
+_MESSAGE_BLOCK = """\
+    {%- if message.role == 'tool' -%}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
+        {{- '\\n<tool_response>\\n' + text + '\\n</tool_response>' -}}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
+    {%- elif not (tools and loop.first and message.role == 'system') -%}
+        {{- '<|im_start|>' + message.role + '\\n' + text -}}
+        {%- for call in message.tool_calls or [] -%}
+            {%- set call = call.function or call -%}
+            {{- '\\n' if spoken or not loop.first else '' -}}
+            {{- '<tool_call>\\n{"name": "' + call.name + '", "arguments": ' -}}
+            {{- call.arguments if call.arguments is string else call.arguments | tojson -}}
+            {{- '}\\n</tool_call>' -}}
+        {%- endfor -%}
+        {{- '<|im_end|>\\n' -}}
+    {%- endif -%}
+"""
+
 INSTRUCT_TEMPLATE = (
     _CONTENT_MACRO
+    + _TOOLS_BLOCK
     + """\
 {%- for message in messages -%}
-    {{- '<|im_start|>' + message.role + '\\n' + render(message.content) + '<|im_end|>\\n' -}}
+    {%- set text = render(message.content) -%}
+    {%- set spoken = text -%}
+"""
+    + _MESSAGE_BLOCK
+    + """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n' -}}
@@ -110,6 +145,7 @@ INSTRUCT_TEMPLATE = (
 # Thoughts are kept only in answers after the last question; the last answer always has a (perhaps empty) thought.
 THINKING_TEMPLATE = (
     _CONTENT_MACRO
+    + _TOOLS_BLOCK
     + """\
 {%- set last = namespace(question=-1) -%}
 {%- for message in messages -%}
@@ -125,11 +161,14 @@ THINKING_TEMPLATE = (
             {%- set thought = text.split('</think>')[0].split('<think>')[-1] -%}
             {%- set text = text.split('</think>')[-1].lstrip('\\n') -%}
         {%- endif -%}
+        {%- set spoken = text -%}
         {%- if loop.index0 > last.question and (loop.last or thought.strip('\\n')) -%}
             {%- set text = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + text.lstrip('\\n') -%}
         {%- endif -%}
     {%- endif -%}
-    {{- '<|im_start|>' + message.role + '\\n' + text + '<|im_end|>\\n' -}}
+"""
+    + _MESSAGE_BLOCK
+    + """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n<think>\\n' -}}

@@ -1,8 +1,11 @@
 """Owns the data of a run: from the names of its data sets to samples, batches and the order in which they come."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import gc
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -10,19 +13,41 @@ import torch
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from qwenvl.data import load_datasets
+from qwenvl.data import data_list, load_datasets
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.collators import (
     DataCollatorForSupervisedDataset,
     FlattenedDataCollatorForSupervisedDataset,
     Sample,
 )
+from qwenvl.data.dataset_cache import (
+    WORTH_BYTES,
+    DatasetCache,
+    MediaStamps,
+    PreparedData,
+    annotation_bytes,
+    collect_messages,
+    digest_files,
+    digest_of,
+    digest_processor,
+)
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
-from qwenvl.data.packing import Draw, PackSampler, plan_packs
+from qwenvl.data.packing import Draw, PackSampler, PackTable, plan_packs
 from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
+from qwenvl.data.record_table import count_media
+from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Flags that change nothing of what is read and counted.
+_FLAGS_BESIDE_THE_DATA = frozenset(
+    ("dataset_use", "eval_dataset_use", "data_flatten", "bad_sample_policy", "max_bad_samples", "media_cache_dir")
+)
+# Samples of kept data that are made to see that their lengths are still right.
+_PROBES = 8
 
 
 class DataConfig(PixelLimits, Protocol):
@@ -36,6 +61,7 @@ class DataConfig(PixelLimits, Protocol):
     max_bad_samples: int
     media_cache_dir: str | None
     max_image_pixels: int
+    thinking_turns: Literal["each", "last"]
 
 
 class BatchConfig(Protocol):
@@ -48,6 +74,7 @@ class BatchConfig(Protocol):
     data_seed: int | None
     world_size: int
     process_index: int
+    local_process_index: int
 
     def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[None]:
         """Let the first process of each node do something before the others."""
@@ -73,7 +100,7 @@ class SupervisedDataset(Dataset):
     ) -> None:
         self.records = records
         self.counts = counts
-        self.packs = packs
+        self.packs = PackTable.of(packs)
         self.encoder = encoder
         self._bad_sample_policy = bad_sample_policy
 
@@ -84,9 +111,8 @@ class SupervisedDataset(Dataset):
 
     def media_kinds(self) -> set[str]:
         """Return which of "image" and "video" the records have."""
-        kinds = {"image": any(record.images for record in self.records)}
-        kinds["video"] = any(record.videos for record in self.records)
-        return {kind for kind, present in kinds.items() if present}
+        images, videos = count_media(self.records)
+        return {kind for kind, counts in (("image", images), ("video", videos)) if counts.any()}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -205,29 +231,120 @@ class _DatasetReader:
     training_args: BatchConfig
 
     def read(self, dataset_use: str) -> SupervisedDataset:
-        """Return the usable records of the named data sets with their packs, in which every record is exactly once."""
+        """Return the usable records of the named data sets with their packs, in which every record is exactly once.
+
+        Large data are read and counted by one process of a node; the others, and later starts, take what it has kept.
+        """
+        cache = self._cache(dataset_use)
+        if cache is None:
+            data = self._prepare(
+                dataset_use, self.training_args.main_process_first(desc="reading the headers of media")
+            )
+        else:
+            with self.training_args.main_process_first(desc="reading the data"):
+                data = self._kept(cache) or self._prepare_and_keep(dataset_use, cache)
+        packs = PackTable.singles(len(data.records)) if data.packs is None else data.packs
+        return SupervisedDataset(data.records, data.counts, packs, self.encoder, self.data_args.bad_sample_policy)
+
+    def _cache(self, dataset_use: str) -> DatasetCache | None:
+        """Return where the prepared data are kept; None for small data, and where their content cannot be told."""
+        specs = data_list(dataset_use)
+        files = sorted({spec.annotation_path for spec in specs})
+        try:
+            if annotation_bytes(files) < WORTH_BYTES:
+                return None
+            processor = digest_processor(self.encoder.processor)
+            if processor is None:
+                return None
+            flags = {key: value for key, value in vars(self.data_args).items() if key not in _FLAGS_BESIDE_THE_DATA}
+            limit, seed = self.training_args.model_max_length, _data_seed(self.training_args)
+            places = [(spec.annotation_path, os.path.abspath(spec.data_path), spec.percent) for spec in specs]
+            key = digest_of(processor, digest_files(files), places, flags, limit, seed)
+        except OSError:
+            return None
+        return DatasetCache(self.data_args.media_cache_dir, key)
+
+    def _kept(self, cache: DatasetCache) -> PreparedData | None:
+        """Return what was kept, after telling what was found then; the first process of a node has it checked."""
+        is_first = self.training_args.local_process_index == 0
+        data = cache.load(check=is_first)
+        if data is None:
+            return None
+        if is_first and not self._is_still_right(data):
+            cache.remove()
+            return None
+        logger.info("%d prepared records taken from %s", len(data.records), cache.folder)
+        for bad in data.bad:
+            self.ledger.report(bad)
+        for level, text in data.messages:
+            logger.log(level, "%s", text)
+        return data
+
+    def _is_still_right(self, data: PreparedData) -> bool:
+        """Whether a few samples have the lengths that were counted, should anything decide them that no key names."""
+        for index in np.linspace(0, len(data.records) - 1, _PROBES, dtype=int).tolist():
+            try:
+                sample = self.encoder.encode(data.records[index])
+            except (UserError, OSError):
+                return False
+            supervised = int((sample["labels"] != IGNORE_INDEX).sum())
+            if (len(sample["input_ids"]), supervised) != (data.counts.total[index], data.counts.supervised[index]):
+                return False
+        return True
+
+    def _prepare_and_keep(self, dataset_use: str, cache: DatasetCache) -> PreparedData:
+        messages: list[tuple[int, str]] = []
+        ledger = _RecordingLedger(self.ledger)
+        stamps: list[MediaStamps] = []
+        with collect_messages(messages):
+            data = replace(self, ledger=ledger)._prepare(dataset_use, nullcontext(), stamps)
+        data = replace(data, bad=ledger.samples, messages=messages)
+        if not cache.save(data, stamps[0], replace=self.training_args.process_index == 0):
+            return data
+        kept = cache.load(check=False)
+        if kept is None:
+            return data
+        # The counter and what it remembers refer to each other: without this they stay for a long time.
+        del data
+        gc.collect()
+        return kept
+
+    def _prepare(
+        self, dataset_use: str, first: AbstractContextManager[None], stamps: list[MediaStamps] | None = None
+    ) -> PreparedData:
+        """Read, check and count; media headers within `first`. The media's stamps from before that go to `stamps`."""
         annotations = load_datasets(dataset_use, _data_seed(self.training_args), self.ledger)
         if annotations.packs is not None and not self.data_args.data_packing:
             raise UserError(
                 f"{dataset_use} is a nested list, in which samples are packed already; expected --data_packing True: "
                 "set it, or give the list that the packs were made from"
             )
-        with self.training_args.main_process_first(desc="reading the headers of media"):
+        if stamps is not None:
+            stamps.append(MediaStamps(annotations.records, self.ledger.samples))
+        annotations, told = split_thinking_turns(annotations, self.encoder, self.data_args.thinking_turns)
+        if told is not None:
+            logger.info("%s: %s", dataset_use, told)
+        if self.encoder.opens_thoughts:
+            num_answers, num_thoughtless = count_thoughtless_answers(annotations.records)
+            if num_thoughtless:
+                logger.warning("%s: %s", dataset_use, tell_thoughtless_answers(num_answers, num_thoughtless))
+        with first:
             sizes = read_media_sizes(
                 annotations.records, self.data_args.media_cache_dir, self.data_args.max_image_pixels
             )
-        counts = TokenCounter(self.encoder).count(annotations.records, sizes)
+        with _out_of_garbage_collection():
+            counts = TokenCounter(self.encoder).count(annotations.records, sizes)
         kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.ledger)
         if not len(kept):
             raise UserError(f"{dataset_use}: none of the {len(annotations.records)} records is usable; see the log")
         records, counts = [annotations.records[index] for index in kept], counts.of(kept)
         packs = self._packs(records, counts.total, _renumbered(annotations.packs, kept))
-        return SupervisedDataset(records, counts, packs, self.encoder, self.data_args.bad_sample_policy)
+        return PreparedData(records, counts, packs)
 
-    def _packs(self, records: Sequence[Record], lengths: np.ndarray, given: list[list[int]] | None) -> list[list[int]]:
+    def _packs(self, records: Sequence[Record], lengths: np.ndarray, given: list[list[int]] | None) -> PackTable | None:
         """Return the packs that the file gives, with packs planned for the records that it leaves alone."""
         if not self.data_args.data_packing:
-            return [[index] for index in range(len(records))]
+            return None
         capacity = self.training_args.model_max_length
         packs = [pack for pack in given or [] if len(pack) > 1]
         for pack in packs:
@@ -237,8 +354,33 @@ class _DatasetReader:
                     f"--model_max_length {capacity}: raise it, or pack the file again with tools/pack_data.py"
                 )
         alone = np.setdiff1d(np.arange(len(records)), [index for pack in packs for index in pack])
-        planned = plan_packs(lengths[alone], capacity, _data_seed(self.training_args))
-        return packs + [alone[pack].tolist() for pack in planned]
+        planned = PackTable.of(plan_packs(lengths[alone], capacity, _data_seed(self.training_args)))
+        planned = PackTable(alone[planned.indices], planned.ends)
+        if not packs:
+            return planned
+        return PackTable.of([*packs, *planned])
+
+
+@contextmanager
+def _out_of_garbage_collection() -> Iterator[None]:
+    """Spare Python the search for garbage among the millions of objects that are there, a third of the time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _RecordingLedger(BadSampleLedger):
+    """Hands bad samples on to the ledger of the run and remembers them."""
+
+    def __init__(self, ledger: BadSampleLedger) -> None:
+        super().__init__(ledger.policy, ledger.max_bad_samples)
+        self._ledger = ledger
+
+    def report(self, bad: BadSample) -> None:
+        self.samples.append(bad)
+        self._ledger.report(bad)
 
 
 def _renumbered(packs: list[list[int]] | None, kept: np.ndarray) -> list[list[int]] | None:

@@ -1,10 +1,11 @@
-"""Owns the step from one record to one sample: chat template, pictures and frames, tokens, labels and positions."""
+"""Turn one record into one sample: chat template, pictures and frames, tokens, labels and positions."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
@@ -13,9 +14,11 @@ from qwenvl.data.annotations import Record
 from qwenvl.data.collators import MEDIA_KEYS, Sample
 from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels
-from qwenvl.data.messages import to_messages
+from qwenvl.data.messages import to_messages, tools_of
 from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
+from qwenvl.data.rendered_words import SpecialTokens, missing_words
 from qwenvl.data.videos import load_video
+from qwenvl.errors import UserError
 
 Video = tuple[torch.Tensor, VideoMetadata]
 # A picture, or its encoder features (rows, columns, D_vis) from a cache.
@@ -25,12 +28,24 @@ Picture = Image.Image | torch.Tensor
 _BLANK_SIDE = 32
 
 
+# What a chat template raises for roles, calls or tools that it does not know.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
+
+
+def supervised_answers(record: Record) -> list[bool]:
+    """Return for each answer of a record whether the loss covers it."""
+    return [turn.supervised for turn in record.turns if turn.role == "assistant"]
+
+
 class RecordEncoder:
     """Turns records into rendered text and into samples with one model's processor."""
 
     def __init__(self, processor: ProcessorMixin, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         self.processor = processor
         self.markers = AssistantMarkers.from_processor(processor)
+        tokenizer = processor.tokenizer
+        self._special_tokens = SpecialTokens(tokenizer)
+        self._answer_marks = (tokenizer.decode(self.markers.header), tokenizer.decode([self.markers.end]))
         self._load_image: Callable[[str], Picture] = partial(load_image, max_pixels=max_image_pixels)
         self._blank_picture: Picture = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
         self._media_tokens = MediaTokens(
@@ -42,9 +57,43 @@ class RecordEncoder:
         self._load_image = load_features
         self._blank_picture = self.processor.image_processor.blank_features(_BLANK_SIDE, _BLANK_SIDE)
 
+    @property
+    def opens_thoughts(self) -> bool:
+        """Whether this is a Thinking model, whose every answer begins with a thought."""
+        return bool(self.markers.thought)
+
     def render(self, records: Sequence[Record]) -> list[str]:
-        """Return each record's chat as text, with one placeholder for each medium."""
-        return self.processor.apply_chat_template([to_messages(record) for record in records])
+        """Return each record's chat as text, with one placeholder for each medium.
+
+        Raises what the chat template raises for a record that it cannot render.
+        """
+        chats = [to_messages(record) for record in records if record.tools is None]
+        texts = iter(self.processor.apply_chat_template(chats) if chats else [])
+        return [next(texts) if record.tools is None else self._render_with_tools(record) for record in records]
+
+    def render_checked(self, records: Sequence[Record]) -> list[str | UserError]:
+        """Return each record's chat as text, or why it cannot be used: nothing that it says may be lost."""
+        try:
+            texts: list[str | UserError] = [*self.render(records)]
+        except TEMPLATE_ERRORS:
+            texts = [self._render_alone(record) for record in records]
+        return [
+            text if isinstance(text, UserError) else self._checked(record, text)
+            for record, text in zip(records, texts, strict=True)
+        ]
+
+    def _render_with_tools(self, record: Record) -> str:
+        return self.processor.apply_chat_template(to_messages(record), tools=tools_of(record))
+
+    def _render_alone(self, record: Record) -> str | UserError:
+        try:
+            return self.render([record])[0]
+        except TEMPLATE_ERRORS as error:
+            return UserError(f"the model's chat template refuses this record: {' '.join(str(error).split())}")
+
+    def _checked(self, record: Record, text: str) -> str | UserError:
+        flaw = self._special_tokens.flaw(record) or missing_words(record, text, *self._answer_marks)
+        return text if flaw is None else UserError(flaw)
 
     def encode(self, record: Record) -> Sample:
         """Return the record's input_ids (L,), labels (L,), position_ids (3, L), and pixels and grids of its media.
@@ -54,8 +103,7 @@ class RecordEncoder:
         images = [self._load_image(path) for path in record.images]
         videos = [load_video(path, self.processor.video_processor) for path in record.videos]
         sample = self._process(self.render([record])[0], images, videos)
-        num_answers = sum(turn.role == "assistant" for turn in record.turns)
-        return sample | {"labels": make_labels(sample["input_ids"], self.markers, num_answers)}
+        return sample | {"labels": make_labels(sample["input_ids"], self.markers, supervised_answers(record))}
 
     def blank_samples(self) -> dict[str, Sample]:
         """Return the smallest sample of each kind ("text", "image", "video"), none of whose tokens is learnt."""

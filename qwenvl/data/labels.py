@@ -1,5 +1,6 @@
-"""Owns which tokens are learnt: token ids -> labels on the assistant's turns and on nothing else."""
+"""Decide which tokens the loss covers: token ids -> labels on the assistant's turns and on nothing else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,21 +52,23 @@ class AssistantMarkers:
         return cls(tuple(header_ids), tuple(thought_ids), end)
 
 
-def make_labels(input_ids: torch.Tensor, markers: AssistantMarkers, num_turns: int) -> torch.Tensor:
-    """Return labels (L,): the ids of each assistant turn after its header, end token included; -100 elsewhere.
+def make_labels(input_ids: torch.Tensor, markers: AssistantMarkers, supervised: Sequence[bool]) -> torch.Tensor:
+    """Return labels (L,): the ids of each supervised assistant turn after its header, end token included; else -100.
 
-    `input_ids` is (L,), one sample with `num_turns` assistant turns. Raises `ValueError` when another number is found.
+    `input_ids` is (L,), one sample; `supervised` has one entry for each of its assistant turns, in their order. Raises
+    `ValueError` when another number of turns is found.
     """
-    mask, turns = supervised_mask(np.asarray(input_ids), markers)
-    if len(turns) != num_turns:
-        raise ValueError(f"found {len(turns)} assistant turns among the tokens, expected {num_turns}")
+    mask, _ = supervised_mask(np.asarray(input_ids), markers, np.asarray(supervised, dtype=bool))
     return input_ids.masked_fill(torch.from_numpy(~mask), IGNORE_INDEX)
 
 
-def supervised_mask(ids: np.ndarray, markers: AssistantMarkers) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the ids (L,) are learnt, as bool (L,), and where each assistant turn's header starts.
+def supervised_mask(
+    ids: np.ndarray, markers: AssistantMarkers, supervised: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the ids (L,) the loss covers, as bool (L,), and where each assistant turn's header starts.
 
-    `ids` may hold several samples one after another. A turn that is never closed is not counted.
+    `ids` may hold several samples one after another. A turn that is never closed is not counted. `supervised`, bool,
+    says of each turn whether it is covered (None: all are); raises `ValueError` when it is for another number of turns.
     """
     ends = np.flatnonzero(ids == markers.end)
     headers = _occurrences(ids, markers.header)
@@ -74,6 +77,10 @@ def supervised_mask(ids: np.ndarray, markers: AssistantMarkers) -> tuple[np.ndar
     if markers.thought:
         # Counted in tokens: where a thought is empty, its line break may be one token together with the next one.
         starts = starts + len(markers.thought) * (ids[starts] == markers.thought[0])
+    if supervised is not None:
+        if len(headers) != len(supervised):
+            raise ValueError(f"found {len(headers)} assistant turns among the tokens, expected {len(supervised)}")
+        starts = starts[supervised]
     closed = ends[np.searchsorted(ends, starts)]
     edges = np.zeros(len(ids) + 1, dtype=np.int8)
     edges[starts] += 1

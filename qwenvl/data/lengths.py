@@ -1,4 +1,4 @@
-"""Owns the exact number of tokens that a record will take, counted from its text and from its media's headers."""
+"""Count the exact number of tokens that a record will take, counted from its text and from its media's headers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,12 @@ import torch
 
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
-from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.encoding import RecordEncoder, supervised_answers
 from qwenvl.data.images import MAX_IMAGE_PIXELS
 from qwenvl.data.labels import supervised_mask
 from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes, size_of
 from qwenvl.data.videos import VideoInfo, frames_metadata, sample_frame_indices
+from qwenvl.errors import UserError
 
 # Records whose tokens are held at a time.
 _CHUNK = 2048
@@ -26,7 +27,7 @@ _Counted = TypeVar("_Counted")
 class TokenCounts:
     """What each record takes, int64 (n,): tokens in all, supervised tokens, and patches of its media.
 
-    `bad` tells, by position, why a record's media cannot be read; such a record takes nothing.
+    `bad` tells, by position, why a record cannot be rendered or its media cannot be read; such a record takes nothing.
     """
 
     total: np.ndarray
@@ -77,8 +78,12 @@ class TokenCounter:
         return counts
 
     def _count_chunk(self, records: Sequence[Record], start: int, sizes: MediaSizes, counts: TokenCounts) -> None:
-        places, texts, media = [], [], []
-        for place, (record, text) in enumerate(zip(records, self._encoder.render(records), strict=True), start):
+        places, texts, media, supervised = [], [], [], []
+        rendered = self._encoder.render_checked(records)
+        for place, (record, text) in enumerate(zip(records, rendered, strict=True), start):
+            if isinstance(text, UserError):
+                counts.bad[place] = BadSample(record.where, None, str(text))
+                continue
             try:
                 text, record_media = self._shortened(record, text, sizes)
             except _FlawError as flaw:
@@ -87,10 +92,11 @@ class TokenCounter:
             places.append(place)
             texts.append(text)
             media.append(record_media)
+            supervised += supervised_answers(record)
         if not places:
             return
         ids, lengths = self._tokenize(texts)
-        mask, _ = supervised_mask(ids, self._encoder.markers)
+        mask, _ = supervised_mask(ids, self._encoder.markers, np.array(supervised, dtype=bool))
         hidden, counts.patches[places] = np.array(media).T
         counts.total[places] = lengths + hidden
         counts.supervised[places] = np.add.reduceat(mask, lengths.cumsum() - lengths, dtype=np.int64)

@@ -1,9 +1,10 @@
-"""Owns which samples are seen together and in what order: lengths -> packs -> the micro-batches of each process."""
+"""Plan which samples are seen together and in what order: lengths -> packs -> the micro-batches of each process."""
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -18,6 +19,49 @@ class Draw(NamedTuple):
 
     index: int
     filler: bool = False
+
+
+class PackTable(Sequence[list[int]]):
+    """Packs as two arrays, since a million lists take 100 MB: `indices` (n,), and where each pack ends in them (p,)."""
+
+    def __init__(self, indices: np.ndarray, ends: np.ndarray) -> None:
+        self.indices = indices
+        self.ends = ends
+
+    @classmethod
+    def of(cls, packs: Iterable[Sequence[int]]) -> "PackTable":
+        """Return the table of these packs."""
+        if isinstance(packs, cls):
+            return packs
+        packs = [*packs]
+        sizes = np.fromiter(map(len, packs), np.int64, len(packs))
+        return cls(np.fromiter(chain.from_iterable(packs), np.int64, sizes.sum()), sizes.cumsum())
+
+    @classmethod
+    def singles(cls, count: int) -> "PackTable":
+        """Return `count` packs of one sample each."""
+        return cls(np.arange(count), np.arange(1, count + 1))
+
+    @overload
+    def __getitem__(self, number: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[list[int]]: ...
+    def __getitem__(self, number: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        return self.indices[self.ends[number - 1] if number else 0 : self.ends[number]].tolist()
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __eq__(self, other: object) -> bool:
+        return [*self] == [*other] if isinstance(other, Sequence) else NotImplemented
+
+    def tokens(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the tokens of each pack, (p,), from those of each sample, (n,)."""
+        sums = np.concatenate([[0], lengths[self.indices].cumsum()])
+        return np.diff(sums[np.concatenate([[0], self.ends])])
 
 
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> list[list[int]]:
@@ -150,7 +194,7 @@ class PackSampler:
     ) -> None:
         if packs_per_batch < 1 or not 0 <= rank < num_replicas:
             raise ValueError(f"got {packs_per_batch=}, {rank=}, {num_replicas=}; expected 1 or more and rank below")
-        self.packs = packs
+        self.packs = PackTable.of(packs)
         self.packs_per_batch = packs_per_batch
         self.num_replicas = num_replicas
         self.rank = rank
@@ -158,7 +202,7 @@ class PackSampler:
         self.shuffle = shuffle
         self.epoch = 0
         lengths = np.asarray(lengths, dtype=np.int64)
-        self._pack_tokens = [int(lengths[list(pack)].sum()) for pack in packs]
+        self._pack_tokens = self.packs.tokens(lengths)
         self._filler = Draw(int(lengths.argmin()), filler=True) if len(lengths) else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -173,21 +217,22 @@ class PackSampler:
 
     def all_batches(self) -> Iterator[list[list[Draw]]]:
         """Yield each global micro-batch as the micro-batches of all processes, by rank."""
-        order = list(range(len(self.packs)))
+        order = np.arange(len(self.packs))
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(order)).tolist()
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(order))
         step = self.packs_per_batch * self.num_replicas
         for start in range(0, len(order), step):
-            hands = self._deal(order[start : start + step])
+            hands = self._deal(order[start : start + step].tolist())
             yield [[Draw(index) for pack in hand for index in self.packs[pack]] or [self._filler] for hand in hands]
 
     def _deal(self, packs: list[int]) -> list[list[int]]:
         """Give each pack, from the longest to the shortest, to the process with the fewest tokens and still room."""
         hands: list[list[int]] = [[] for _ in range(self.num_replicas)]
         waiting = [(0, rank) for rank in range(self.num_replicas)]
-        for pack in sorted(packs, key=lambda pack: -self._pack_tokens[pack]):
+        pack_tokens = dict(zip(packs, self._pack_tokens[packs].tolist(), strict=True))
+        for pack in sorted(packs, key=lambda pack: -pack_tokens[pack]):
             tokens, rank = heapq.heappop(waiting)
             hands[rank].append(pack)
             if len(hands[rank]) < self.packs_per_batch:
-                heapq.heappush(waiting, (tokens + self._pack_tokens[pack], rank))
+                heapq.heappush(waiting, (tokens + pack_tokens[pack], rank))
         return hands

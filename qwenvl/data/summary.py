@@ -1,4 +1,4 @@
-"""Owns what is known of a run's batches before the first of them is made."""
+"""Sum up what is known of a run's batches before the first of them is made."""
 
 from dataclasses import dataclass
 
@@ -30,9 +30,15 @@ class DataSummary:
 def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) -> DataSummary:
     """Go through the sampler's present epoch without loading a sample; `padded` says whether samples are rows."""
     counts = dataset.counts
-    batches = [batch for batches in sampler.all_batches() for batch in batches]
-    drawn = [[draw.index for draw in batch] for batch in batches]
-    computed = np.array([_computed_tokens(counts.total[indices], padded) for indices in drawn])
+    computed = most_tokens = most_supervised = most_patches = 0
+    # One batch at a time: those of a million samples would take hundreds of megabytes.
+    for batch in (batch for batches in sampler.all_batches() for batch in batches):
+        indices = [draw.index for draw in batch]
+        tokens = _computed_tokens(counts.total[indices], padded)
+        computed += tokens
+        most_tokens = max(most_tokens, tokens)
+        most_supervised = max(most_supervised, _supervised(batch, counts.supervised))
+        most_patches = max(most_patches, int(counts.patches[indices].sum()))
     tokens = int(counts.total.sum())
     return DataSummary(
         num_samples=len(dataset),
@@ -40,11 +46,11 @@ def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) ->
         num_supervised=int(counts.supervised.sum()),
         num_packs=len(sampler.packs),
         micro_batches=len(sampler),
-        padding_share=float(1 - tokens / computed.sum()),
+        padding_share=1 - tokens / computed,
         longest_sample=int(counts.total.max()),
-        most_tokens=int(computed.max()),
-        most_supervised=max(_supervised(batch, counts.supervised) for batch in batches),
-        most_patches=max(int(counts.patches[indices].sum()) for indices in drawn),
+        most_tokens=most_tokens,
+        most_supervised=most_supervised,
+        most_patches=most_patches,
     )
 
 

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -16,6 +16,7 @@ from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Rec
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.pixel_limits import set_pixel_limits
+from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.build import load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
@@ -33,13 +34,7 @@ from qwenvl.tools.check_report import (
 from qwenvl.tools.cli import WholeFiles, print_summary, refuse_inputs
 from qwenvl.tools.duplicates import find_duplicates, media_of, picture_ids
 from qwenvl.tools.raw_rows import iter_rows, write_sound_rows
-from qwenvl.tools.record_checks import (
-    find_outside,
-    find_special_tokens,
-    find_swapped_turns,
-    find_undecodable,
-    find_wrong_boxes,
-)
+from qwenvl.tools.record_checks import find_outside, find_swapped_turns, find_undecodable, find_wrong_boxes
 from qwenvl.tools.split_checks import find_leaks, find_shared_subjects
 from qwenvl.train.param_groups import format_table
 from qwenvl.vision import CustomVisionConfig, swap_processor
@@ -85,10 +80,9 @@ class DataCheck:
         if self.eval_specs:
             splits.append(self._split(self.flags.data.eval_dataset_use, self.eval_specs, "eval_clean"))
         options = self.flags.check
-        tokenizer, video_processor = self.encoder.processor.tokenizer, self.encoder.processor.video_processor
+        video_processor = self.encoder.processor.video_processor
         for split in splits:
             self.problems.add("turns", find_swapped_turns(split.records))
-            self.problems.add("special token", find_special_tokens(split.records, tokenizer))
             if options.decode == "full":
                 sound = self.problems.sound(split.records)
                 self.problems.add(
@@ -103,6 +97,9 @@ class DataCheck:
         ledger = _Collector()
         annotations = _load(dataset_use, self.flags.seed, ledger)
         self._add_by_path("record", ledger)
+        annotations, told = split_thinking_turns(annotations, self.encoder, self.flags.data.thinking_turns)
+        if told is not None:
+            logger.info("%s: %s", dataset_use, told)
         records = annotations.records
         if not self.flags.check.allow_outside:
             for spec in dict.fromkeys((spec.annotation_path, spec.data_path) for spec in specs):
@@ -111,8 +108,11 @@ class DataCheck:
         logger.info("looking at the headers of the media of %d records, and counting tokens", len(records))
         sizes = read_media_sizes(records, self.flags.data.media_cache_dir, self.flags.data.max_image_pixels)
         counts = TokenCounter(self.encoder).count(records, sizes)
+        # What training refuses for its text: special tokens, and words that the chat template leaves out.
+        self.problems.add("text", [bad for bad in counts.bad.values() if bad.path is None])
         ledger = _Collector()
         usable_places(records, counts, self.flags.training.model_max_length, ledger)
+        ledger.samples = [bad for bad in ledger.samples if bad not in counts.bad.values() or bad.path is not None]
         self._add_by_path("length", ledger)
         if self.flags.check.box_space != "none":
             self.problems.add("box", find_wrong_boxes(records, sizes, self.flags.check.box_space))
@@ -134,7 +134,7 @@ class DataCheck:
         ids = picture_ids((path for record in records for path in media_of(record)), options.same_picture == "content")
         if options.duplicates != "none":
             for split in splits:
-                sound = self.problems.sound(split.records)
+                sound = self.problems.sound(_whole(split.records))
                 self.problems.add("duplicate", find_duplicates(sound, ids, options.duplicates))
         for held_out in splits[1:]:
             sound = self.problems.sound(splits[0].records)
@@ -165,6 +165,11 @@ class DataCheck:
             packs = [pack for pack in packs if pack]
         records = [split.records[place] for place in sound]
         return SoundData(records, split.counts.of(np.array(sound, dtype=np.int64)), packs)
+
+
+def _whole(records: Iterable[Record]) -> list[Record]:
+    """Return each record once where it became several samples, of which the last has all its turns."""
+    return [*{record.where: record for record in records}.values()]
 
 
 def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig | None]:

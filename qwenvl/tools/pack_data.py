@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.json_rows import read_rows
-from qwenvl.data.lengths import TokenCounter, read_media_sizes, usable_places
+from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import plan_packs
 from qwenvl.data.pixel_limits import set_pixel_limits
+from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
 from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, print_summary, refuse_inputs
 from qwenvl.train.argument import DataArguments
+
+logger = logging.getLogger(__name__)
 
 # What decides how many tokens a sample has, with the same defaults as in training.
 _SHARED_FLAGS = (
@@ -33,6 +37,7 @@ _SHARED_FLAGS = (
     ("bad_sample_policy", str),
     ("max_bad_samples", int),
     ("media_cache_dir", str),
+    ("thinking_turns", str),
 )
 
 
@@ -47,14 +52,24 @@ def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tup
         raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
     processor = load_processor(options.model_name_or_path)
     set_pixel_limits(processor, options)
+    encoder = RecordEncoder(processor)
+    annotations, told = split_thinking_turns(annotations, encoder, options.thinking_turns)
+    if told is not None:
+        logger.info("%s: %s", options.dataset_use, told)
     sizes = read_media_sizes(annotations.records, options.media_cache_dir, max_image_pixels)
-    counts = TokenCounter(RecordEncoder(processor)).count(annotations.records, sizes)
-    kept = usable_places(annotations.records, counts, options.model_max_length, ledger)
+    counts = TokenCounter(encoder).count(annotations.records, sizes)
+    # A pack holds whole rows: the samples of one row are counted together.
+    first = _first_samples(annotations.records)
+    total = np.add.reduceat(counts.total, first)
+    bad = {int(np.searchsorted(first, place, "right")) - 1: why for place, why in counts.bad.items()}
+    records = [annotations.records[place] for place in first]
+    counts = TokenCounts(total, np.zeros_like(total), np.zeros_like(total), bad)
+    kept = usable_places(records, counts, options.model_max_length, ledger)
     if not len(kept):
-        raise UserError(f"{spec.annotation_path}: none of the {len(annotations.records)} records is usable")
+        raise UserError(f"{spec.annotation_path}: none of the {len(records)} records is usable")
     lengths = counts.total[kept]
     packs = [kept[pack] for pack in plan_packs(lengths, options.model_max_length, options.seed)]
-    _write_packs(output, packs, annotations.records, options.overwrite)
+    _write_packs(output, packs, records, options.overwrite)
     return [
         ("records", len(kept)),
         ("records left out", ledger.count),
@@ -64,6 +79,13 @@ def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tup
         ("packs are full to", f"{lengths.sum() / (len(packs) * options.model_max_length):.2%}"),
         ("written to", output),
     ]
+
+
+def _first_samples(records: list[Record]) -> np.ndarray:
+    """Return where the samples of each row begin, (rows,)."""
+    return np.array(
+        [place for place, record in enumerate(records) if not place or record.row != records[place - 1].row]
+    )
 
 
 def _one_dataset(dataset_use: str) -> DatasetSpec:

@@ -1,4 +1,4 @@
-"""Owns the checks of records that training itself does not make: where paths lead, boxes, special tokens, pixels."""
+"""Owns the checks of records that training itself does not make: where paths lead, boxes, pixels."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from transformers import BaseVideoProcessor, PreTrainedTokenizerBase
+from transformers import BaseVideoProcessor
 
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
@@ -79,19 +79,6 @@ def find_swapped_turns(records: Iterable[Record]) -> Iterator[BadSample]:
         if roles[0] == "assistant" and roles[-1] == "user":
             reason = "it begins with an answer and ends with a question: are the roles of its turns swapped?"
             yield BadSample(record.where, None, reason)
-
-
-def find_special_tokens(records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Iterator[BadSample]:
-    """Yield the records with a text that holds a special token of the model, which would be read as structure."""
-    words = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, words)))
-    for record in records if words else ():
-        for number, turn in enumerate(record.turns):
-            found = pattern.search(turn.text)
-            if found:
-                reason = f"turn {number} holds {found[0]}, a special token of the model: delete it"
-                yield BadSample(record.where, None, reason)
-                break
 
 
 def find_undecodable(

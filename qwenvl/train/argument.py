@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import transformers
 from transformers import HfArgumentParser
@@ -130,6 +130,13 @@ class DataArguments:
         default=False,
         metadata={"help": "Fill rows up to --model_max_length with whole samples, planned from image headers."},
     )
+    thinking_turns: Literal["each", "last"] = field(
+        default="each",
+        metadata={
+            "help": "For chats whose earlier answers hold thoughts, which a Thinking model's template leaves out: each "
+            "makes one sample for each question, last learns the answer to the last one alone."
+        },
+    )
     max_pixels: int | None = field(default=None, metadata={"help": "Most pixels of an image after resizing (451584)."})
     min_pixels: int | None = field(default=None, metadata={"help": "Fewest pixels of an image after resizing (12544)."})
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -163,6 +170,8 @@ class DataArguments:
             raise UserError(f"--bad_sample_policy {self.bad_sample_policy!r} is unknown; choose error or skip")
         if self.max_image_megapixels < 1:
             raise UserError(f"--max_image_megapixels {self.max_image_megapixels}: give 1 or more")
+        if self.thinking_turns not in ("each", "last"):
+            raise UserError(f"--thinking_turns {self.thinking_turns!r} is unknown; choose each or last")
         if self.max_bad_samples < 0:
             raise UserError(f"--max_bad_samples {self.max_bad_samples}: give 0 or more")
         if self.video_min_frames > self.video_max_frames:

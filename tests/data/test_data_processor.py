@@ -1,6 +1,8 @@
 """The data of a run: from annotation files to planned batches, with every unusable sample named."""
 
+import copy
 import json
+import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from qwenvl.data.summary import summarize
 from qwenvl.errors import UserError
 
 DATA_FLAGS = {
+    "thinking_turns": "each",
     "eval_dataset_use": "",
     "data_flatten": False,
     "data_packing": False,
@@ -45,6 +48,7 @@ TRAINING_FLAGS = {
     "data_seed": None,
     "world_size": 1,
     "process_index": 0,
+    "local_process_index": 0,
 }
 
 
@@ -69,11 +73,11 @@ def load(own_processor: ProcessorMixin, pictures: Path) -> Callable[..., DataMod
         path.write_text(json.dumps(rows if rows is not None else mixed_rows()))
         data_args = DATA_FLAGS | {"dataset_use": str(path), "media_cache_dir": str(pictures)}
         data_args = SimpleNamespace(**data_args | {key: flags.pop(key) for key in [*flags] if key in data_args})
-        varlen = flags.pop("varlen", False)
+        varlen, processor = flags.pop("varlen", False), flags.pop("processor", own_processor)
         training_args = SimpleNamespace(
             main_process_first=lambda local=True, desc="": nullcontext(), **TRAINING_FLAGS | flags
         )
-        return make_supervised_data_module(own_processor, data_args, training_args, varlen=varlen)
+        return make_supervised_data_module(processor, data_args, training_args, varlen=varlen)
 
     return make
 
@@ -211,6 +215,32 @@ def test_under_skip_unusable_samples_are_left_out_and_counted(
     assert [record.row for record in data.train_dataset.records] == [0, 1, 3, 5, 6, 7, 8, 9, 10, 11, 12]
     assert sorted(index for pack in data.train_dataset.packs for index in pack) == list(range(11))
     assert sum(batch["meta"].num_samples for batch in batches(data)) == 11
+
+
+def test_a_special_token_in_a_text_is_refused_before_training(load: Callable[..., DataModule]):
+    rows = mixed_rows()
+    rows[4] = conversation("<image>Where?", "<|box_start|>(1,2),(3,4)<|box_end|>", image="1.png")
+    with pytest.raises(
+        UserError, match=r"train.json row 4: turn 1 holds <\|box_start\|>, a special token of the model"
+    ):
+        load(rows)
+
+
+def test_thoughts_of_earlier_answers_become_samples_of_their_own(
+    load: Callable[..., DataModule], thinking_processor: ProcessorMixin, caplog: pytest.LogCaptureFixture
+):
+    rows = mixed_rows()
+    rows[9]["conversations"] = [
+        {"from": role, "value": text}
+        for number in (1, 2)
+        for role, text in (("human", f"Q{number}"), ("gpt", f"<think>R{number}</think>A{number}"))
+    ]
+    with caplog.at_level(logging.INFO, "qwenvl"):
+        data = load(rows, processor=copy.deepcopy(thinking_processor))
+    assert len(data.train_dataset) == 14 == sum(batch["meta"].num_samples for batch in batches(data))
+    assert "1 records hold thoughts in earlier answers" in caplog.text
+    assert "12 of 14 answers come without a thought" in caplog.text
+    assert len(load(rows, processor=copy.deepcopy(thinking_processor), thinking_turns="last").train_dataset) == 13
 
 
 def test_a_broken_picture_is_named_before_training(load: Callable[..., DataModule], pictures: Path):

@@ -1,5 +1,6 @@
 """Samples: what one record becomes with a model's processor."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from qwenvl.data.annotations import Record
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.images import load_image
 from qwenvl.data.labels import IGNORE_INDEX
+from qwenvl.data.videos import load_video
 from qwenvl.errors import UserError
 
 
@@ -42,6 +44,28 @@ def test_a_video_is_sampled_by_the_processors_rule_and_stamped_with_its_times(
     assert "<0.3 seconds>" in text and "<1.6 seconds>" in text and text.count(" seconds>") == 2
     assert sample["video_grid_thw"].tolist() == [[2, 4, 4]]
     assert "pixel_values" not in sample
+
+
+def test_a_video_has_the_markers_that_the_processor_writes_at_inference(
+    processor: ProcessorMixin, make_record: Callable[..., Record]
+):
+    """Transformers since 5.10 keeps the markers around a video and adds a pair around each of its time steps."""
+    record = make_record("<video>What happens?", "It moves.", videos=("clip.mp4",))
+    frames, metadata = load_video(record.videos[0], processor.video_processor)
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
+    prompt = processor(
+        text=[processor.apply_chat_template(chat, add_generation_prompt=True)],
+        videos=[frames],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )["input_ids"][0]
+    ids = RecordEncoder(processor).encode(record)["input_ids"]
+    assert torch.equal(ids[: len(prompt)], prompt)
+    text = re.sub(r"(<\|video_pad\|>)+", "*", processor.tokenizer.decode(prompt))
+    steps = text.count(" seconds>")
+    step = r"<\d+\.\d seconds><\|vision_start\|>\*<\|vision_end\|>"
+    assert re.search(rf"user\n<\|vision_start\|>({step}){{{steps}}}<\|vision_end\|>What happens\?", text), text
 
 
 def test_pixels_belong_to_the_pictures_in_their_order(processor: ProcessorMixin, make_record: Callable[..., Record]):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import ProcessorMixin
 
-from qwenvl.data.annotations import Record
+from qwenvl.data.annotations import Record, Turn
+from qwenvl.data.encoding import supervised_answers
 from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels, supervised_mask
 from qwenvl.data.messages import to_messages
 from qwenvl.errors import UserError
@@ -17,8 +18,8 @@ def learnt_text(processor: ProcessorMixin, record: Record) -> str:
     """Return the text of the tokens of a record without media that get a label."""
     text = processor.apply_chat_template(to_messages(record))
     input_ids = processor(text=[text], return_tensors="pt")["input_ids"][0]
-    num_turns = sum(turn.role == "assistant" for turn in record.turns)
-    labels = make_labels(input_ids, AssistantMarkers.from_processor(processor), num_turns)
+    supervised = supervised_answers(record)
+    labels = make_labels(input_ids, AssistantMarkers.from_processor(processor), supervised)
     learnt = labels != IGNORE_INDEX
     assert torch.equal(labels[learnt], input_ids[learnt])
     return processor.tokenizer.decode(input_ids[learnt])
@@ -29,6 +30,21 @@ def test_every_assistant_turn_is_learnt_with_its_end_token_and_nothing_else(
 ):
     record = make_record("First?", "The first.", "Second?", "The second.", system="You are an assistant\nAnswer.")
     assert learnt_text(processor, record) == "The first.<|im_end|>The second.<|im_end|>"
+
+
+def test_an_answer_that_is_not_supervised_is_context_alone(processor: ProcessorMixin):
+    turns = [Turn("user", "Q1"), Turn("assistant", "Not this.", supervised=False)]
+    turns += [Turn("user", "Q2"), Turn("assistant", "This."), Turn("user", "Q3"), Turn("assistant", "And this.")]
+    assert learnt_text(processor, Record("t.json", 0, tuple(turns))) == "This.<|im_end|>And this.<|im_end|>"
+
+
+def test_calls_are_learned_and_what_tools_return_is_not(processor: ProcessorMixin):
+    call = '[{"function": {"name": "zoom", "arguments": {}}}]'
+    turns = [Turn("user", "Q"), Turn("assistant", "Look.", tool_calls=call), Turn("tool", "spot"), Turn("tool", "two")]
+    record = Record("t.json", 0, (*turns, Turn("assistant", "A spot.")))
+    assert learnt_text(processor, record) == (
+        'Look.\n<tool_call>\n{"name": "zoom", "arguments": {}}\n</tool_call><|im_end|>A spot.<|im_end|>'
+    )
 
 
 def test_words_of_the_header_in_a_question_start_no_answer(
@@ -111,4 +127,4 @@ def test_turns_are_found_by_their_header_and_end(ids: list[int], learnt: list[in
 
 def test_another_number_of_turns_than_the_record_has_is_an_error():
     with pytest.raises(ValueError, match="found 1 assistant turns among the tokens, expected 2"):
-        make_labels(torch.tensor([1, 2, 3, 5, 9]), MARKERS, 2)
+        make_labels(torch.tensor([1, 2, 3, 5, 9]), MARKERS, [True, True])

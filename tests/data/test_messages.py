@@ -53,3 +53,22 @@ def test_the_chat_template_renders_a_written_sample_like_a_chat_with_a_picture(p
     chat = [{"role": "user", "content": [IMAGE, text("What is it?")]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
     assert processor.apply_chat_template(to_messages(record)).startswith(f"{prompt}A cat.")
+
+
+def test_a_thought_and_calls_are_named_as_chat_templates_name_them():
+    calls = (
+        '[{"id": "1", "function": {"name": "zoom", "arguments": "{\\"x\\": 1}"}}, {"name": "say", "arguments": "no"}]'
+    )
+    turns = (Turn("user", "Q"), Turn("assistant", "", thought="R", tool_calls=calls), Turn("tool", " <image> there"))
+    assert to_messages(Record("t.json", 0, turns))[1:] == [
+        {
+            "role": "assistant",
+            "content": [],
+            "reasoning_content": "R",
+            "tool_calls": [
+                {"id": "1", "function": {"name": "zoom", "arguments": {"x": 1}}},
+                {"name": "say", "arguments": "no"},
+            ],
+        },
+        {"role": "tool", "content": [IMAGE, text("there")]},
+    ]

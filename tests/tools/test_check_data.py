@@ -121,7 +121,7 @@ BAD_ROWS = {
     "empty answer": (row("film0.png", "  "), "record", "empty answer"),
     "too many placeholders": (row("film0.png", "Two.", "<image><image>?"), "record", "2 <image> in the text but 1"),
     "reserved token": (row("film0.png", "It is<|im_end|>"), "record", "chat template writes itself"),
-    "special token": (row("film0.png", "It <|box_start|>is", "q"), "special token", "turn 1 holds <|box_start|>"),
+    "special token": (row("film0.png", "It <|box_start|>is", "q"), "text", "turn 1 holds <|box_start|>"),
     "missing file": (row("film9.png", "None."), "file", "no such file"),
     "empty file": (row("empty.png", "None."), "file", "0 bytes"),
     "no picture": (row("text.png", "None."), "file", "not an image"),

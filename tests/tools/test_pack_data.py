@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 
+from demo.standin import build_standin
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.tools.pack_data import main
 
@@ -118,3 +121,23 @@ def test_the_tool_runs_by_path_and_a_mistake_is_one_line(tmp_path: Path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: the following arguments are required")
+
+
+def test_a_pack_holds_all_samples_of_a_chat_with_thoughts(tmp_path: Path):
+    model = build_standin(tmp_path / "thinking", thinking=True)
+    chat = [
+        {"from": role, "value": text}
+        for number in range(3)
+        for role, text in (("human", f"Q{number}"), ("gpt", f"<think>\nR{number}\n</think>\n\nA{number}"))
+    ]
+    plain = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "<think>\nR\n</think>\n\nA"}]
+    dataset = tmp_path / "train.json"
+    dataset.write_text(json.dumps([{"conversations": turns} for turns in (chat, plain, plain)]))
+    pack(dataset, model)
+    packed = json.loads((tmp_path / "train_packed_200.json").read_text())
+    assert sorted(len(row["conversations"]) for each in packed for row in each) == [2, 2, 6]
+    encoder = RecordEncoder(AutoProcessor.from_pretrained(model))
+    annotations = read_annotations(str(tmp_path / "train_packed_200.json"), str(tmp_path), BadSampleLedger())
+    annotations, _ = split_thinking_turns(annotations, encoder, "each")
+    lengths = [len(encoder.encode(record)["input_ids"]) for record in annotations.records]
+    assert len(lengths) == 5 and max(sum(lengths[index] for index in each) for each in annotations.packs) <= 200

@@ -1,0 +1,268 @@
+"""Keep what was read and counted of a large data set on disk, for the other processes and for the next start.
+
+An entry is a folder named by a digest of all that decides its content: the annotation files byte by byte, how they are
+read, the model's tokenizer, template and processors, and the code of this package. Of media, time and size are compared
+with those of the reading; a file that was changed, came or went makes the entry worthless.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+from transformers import ProcessorMixin
+
+from qwenvl.data.annotations import BadSample, Record
+from qwenvl.data.lengths import TokenCounts
+from qwenvl.data.media_sizes import DEFAULT_CACHE_DIR, scan_media_sizes
+from qwenvl.data.packing import PackTable
+from qwenvl.data.record_table import RecordTable, write_table
+
+logger = logging.getLogger(__name__)
+
+# Smaller data are read again in seconds.
+WORTH_BYTES = 8 * 2**20
+_DAYS_KEPT = 30
+_FOLDER, _META = "datasets", "meta.json"
+_COUNTS = ("total", "supervised", "patches")
+_STAMP_THREADS, _STAMP_CHUNK = 8, 4096
+_CODE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The usable records of a data set with their counts and packs (None: each by itself), and what is to be told.
+
+    `messages` are (level, text) pairs for the log.
+    """
+
+    records: Sequence[Record]
+    counts: TokenCounts
+    packs: PackTable | None = None
+    bad: list[BadSample] = field(default_factory=list)
+    messages: list[tuple[int, str]] = field(default_factory=list)
+
+
+class DatasetCache:
+    """One entry: the prepared data of one data set for one model and one set of flags."""
+
+    def __init__(self, media_cache_dir: str | None, key: str) -> None:
+        self._root = Path(media_cache_dir or DEFAULT_CACHE_DIR).expanduser() / _FOLDER
+        self.folder = self._root / key
+
+    def load(self, check: bool = True) -> PreparedData | None:
+        """Return what is kept, or None where nothing is or it cannot be read.
+
+        With `check`, an entry is removed of which a file is damaged or a medium has changed since.
+        """
+        try:
+            meta = json.loads((self.folder / _META).read_text())
+            if check and (flaw := self._flaw(meta)):
+                logger.info("%s, %s: the data are read again", self.folder, flaw)
+                self.remove()
+                return None
+            os.utime(self.folder / _META)
+            columns = {name: self._column(name) for name in _COUNTS}
+            packs = PackTable(self._column("pack_indices"), self._column("pack_ends")) if meta["packed"] else None
+            bad = [BadSample(*values) for values in meta["bad"]]
+            return PreparedData(RecordTable(self.folder), TokenCounts(**columns), packs, bad, meta["messages"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            logger.warning("cannot use the prepared data in %s (%s): the data are read again", self.folder, error)
+            return None
+
+    def save(self, data: PreparedData, stamps: "MediaStamps", replace: bool = True) -> bool:
+        """Keep prepared data, whole or not at all; return whether they are there now.
+
+        Without `replace`, an entry that the first node has put into a shared folder meanwhile stays: it alone has told,
+        and so kept, all messages.
+        """
+        partial = self._root / f"{self.folder.name}.{uuid.uuid4().hex}.unfinished"
+        try:
+            partial.mkdir(parents=True)
+            try:
+                self._write(partial, data, stamps)
+                if replace:
+                    self.remove()
+                if not self.folder.exists():
+                    partial.replace(self.folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            self._remove_old()
+        except OSError as error:
+            logger.warning("cannot keep the prepared data in %s (%s); each process reads them", self.folder, error)
+            return False
+        size = annotation_bytes([str(self.folder)]) / 2**20
+        logger.info("kept %d prepared records (%.0f MB) in %s", len(data.records), size, self.folder)
+        return True
+
+    def remove(self) -> None:
+        """Remove the entry, so that no process takes it any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, folder: Path, data: PreparedData, stamps: "MediaStamps") -> None:
+        write_table(folder, data.records)
+        for name in _COUNTS:
+            np.save(folder / f"{name}.npy", getattr(data.counts, name))
+        if data.packs is not None:
+            np.save(folder / "pack_indices.npy", data.packs.indices)
+            np.save(folder / "pack_ends.npy", data.packs.ends)
+        (folder / "media.txt").write_bytes(b"\0".join(stamps.paths))
+        np.save(folder / "stamps.npy", stamps.stamps)
+        meta = {
+            "bad": [*map(astuple, data.bad)],
+            "messages": data.messages,
+            "packed": data.packs is not None,
+            "digest": _digest_entry(folder),
+        }
+        (folder / _META).write_text(json.dumps(meta))
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def _flaw(self, meta: dict[str, Any]) -> str | None:
+        if meta["digest"] != _digest_entry(self.folder):
+            return "one of its files is damaged"
+        return None if self._media_are_as_kept() else "some media have changed since it was made"
+
+    def _media_are_as_kept(self) -> bool:
+        kept = np.load(self.folder / "stamps.npy")
+        joined = (self.folder / "media.txt").read_bytes()
+        paths = joined.split(b"\0") if joined else []
+        return len(paths) == len(kept) and np.array_equal(_stat_all(paths), kept)
+
+    def _remove_old(self) -> None:
+        """Remove entries that no run has used for a month, and what killed runs have left."""
+        for folder in self._root.iterdir():
+            meta = folder / _META
+            used = meta.stat().st_mtime if meta.exists() else folder.stat().st_mtime
+            if time.time() - used > _DAYS_KEPT * 86400:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class MediaStamps:
+    """When the media of records were last changed and how long they are; taken before they are read."""
+
+    def __init__(self, records: Iterable[Record], bad: Iterable[BadSample]) -> None:
+        paths = {path for record in records for path in _media_paths(record)}
+        paths |= {bad.path for bad in bad if bad.path and os.path.isabs(bad.path)}
+        self.paths = [*map(os.fsencode, sorted(paths))]
+        self.stamps = _stat_all(self.paths)
+
+
+def _media_paths(record: Record) -> Iterator[str]:
+    yield from filter(os.path.isabs, record.images)
+    for video in record.videos:
+        yield from filter(os.path.isabs, [video] if isinstance(video, str) else _strings(video))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all texts in a medium that is more than a path, such as a list of frames."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _strings(each)
+    elif is_dataclass(value):
+        for each in fields(value):
+            yield from _strings(getattr(value, each.name))
+
+
+def _stat_all(paths: Sequence[bytes]) -> np.ndarray:
+    """Return time (ns) and length of each file, int64 (n, 2); -1 where there is none."""
+
+    def stat(start: int) -> list[tuple[int, int]]:
+        return [_stamp(path) for path in paths[start : start + _STAMP_CHUNK]]
+
+    with ThreadPoolExecutor(_STAMP_THREADS) as pool:
+        parts = [np.array(part, np.int64) for part in pool.map(stat, range(0, len(paths), _STAMP_CHUNK))]
+    return np.concatenate([np.empty((0, 2), np.int64), *parts])
+
+
+def _stamp(path: bytes) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_mtime_ns, status.st_size
+
+
+def annotation_bytes(paths: Iterable[str]) -> int:
+    """Return how long the annotation files (or the files in these folders) are together."""
+    return sum(os.path.getsize(file) for path in set(paths) for file in _files(path))
+
+
+def _digest_entry(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir() if path.name != _META)
+    return digest_of([(name, _digest_file(str(folder / name))) for name in names])
+
+
+def digest_files(paths: Iterable[str]) -> str:
+    """Return a digest of the content of files, and of all files in folders, with their names."""
+    digest = hashlib.sha256()
+    for file in (file for path in paths for file in _files(path)):
+        digest.update(f"{file}\0{_digest_file(file)}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _digest_file(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+
+
+def digest_of(*parts: Any) -> str:
+    """Return a digest of values that JSON can write (others by their `repr`)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def digest_processor(processor: ProcessorMixin) -> str | None:
+    """Return a digest of all that decides what a processor makes of a record; None where that cannot be told."""
+    if not processor.tokenizer.is_fast:
+        return None
+    parts = [processor.tokenizer.backend_tokenizer.to_str(), processor.chat_template]
+    for part in (processor.image_processor, processor.video_processor):
+        parts.append([type(part).__qualname__, part.to_dict()])
+    versions = [transformers.__version__, tokenizers.__version__, np.__version__]
+    code = [str(path) for room in ("data", "vision") for path in sorted((_CODE / room).rglob("*.py"))]
+    return digest_of(*parts, processor.tokenizer.special_tokens_map, versions, digest_files(code))
+
+
+@contextmanager
+def collect_messages(messages: list[tuple[int, str]]) -> Iterator[None]:
+    """Add what is told of the data meanwhile to `messages`, so that a later start can tell it too.
+
+    Bad samples are kept by themselves, and what files were read or written is told by those that read and write.
+    """
+
+    def keep(entry: logging.LogRecord) -> None:
+        about_bad_sample = isinstance(entry.args, tuple) and any(isinstance(arg, BadSample) for arg in entry.args)
+        if not about_bad_sample and entry.name not in (__name__, scan_media_sizes.__module__):
+            messages.append((entry.levelno, entry.getMessage()))
+
+    handler = logging.Handler()
+    handler.emit = keep  # type: ignore[method-assign]
+    room = logging.getLogger("qwenvl.data")
+    room.addHandler(handler)
+    try:
+        yield
+    finally:
+        room.removeHandler(handler)
