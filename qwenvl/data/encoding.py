@@ -10,11 +10,11 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.annotations import Record
 from qwenvl.data.collators import MEDIA_KEYS, Sample
+from qwenvl.data.frames import load_clip
 from qwenvl.data.images import load_image
 from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels
 from qwenvl.data.messages import to_messages
 from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
-from qwenvl.data.videos import load_video
 
 Video = tuple[torch.Tensor, VideoMetadata]
 # A picture, or its encoder features (rows, columns, D_vis) from a cache.
@@ -51,7 +51,7 @@ class RecordEncoder:
         Raises `UserError` for a file that cannot be read.
         """
         images = [self._load_image(path) for path in record.images]
-        videos = [load_video(path, self.processor.video_processor) for path in record.videos]
+        videos = [load_clip(path, self.processor.video_processor) for path in record.videos]
         sample = self._process(self.render([record])[0], images, videos)
         num_answers = sum(turn.role == "assistant" for turn in record.turns)
         return sample | {"labels": make_labels(sample["input_ids"], self.markers, num_answers)}

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwenvl.data.frames import clip_info, clip_stamp, is_frame_list
 from qwenvl.data.images import image_size
-from qwenvl.data.videos import VideoInfo, video_info
+from qwenvl.data.media_store import DEFAULT_CACHE_DIR
+from qwenvl.data.videos import VideoInfo
 from qwenvl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CACHE_DIR = "~/.cache/qwenvl"
 CACHE_FILE = "media_sizes.json"
 # Reading headers waits for the disk, above all for one on the network, more than for the processor.
 _THREADS = 16
@@ -75,6 +76,8 @@ def _spread(pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: lis
 
 def _stamp(path: str) -> tuple[int, int] | None:
     try:
+        if is_frame_list(path):
+            return clip_stamp(path)
         status = os.stat(path)
     except OSError:
         return None
@@ -96,7 +99,7 @@ def _read_image(path: str) -> ImageSize | Unreadable:
 
 def _read_video(path: str) -> VideoInfo | Unreadable:
     try:
-        return video_info(path)
+        return clip_info(path)
     except UserError as error:
         return Unreadable(str(error).removeprefix(f"{path}: "))
 

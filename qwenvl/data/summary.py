@@ -25,6 +25,9 @@ class DataSummary:
     most_tokens: int
     most_supervised: int
     most_patches: int
+    num_with_images: int
+    num_with_videos: int
+    num_text_only: int
 
 
 def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) -> DataSummary:
@@ -45,6 +48,9 @@ def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) ->
         most_tokens=int(computed.max()),
         most_supervised=max(_supervised(batch, counts.supervised) for batch in batches),
         most_patches=max(int(counts.patches[indices].sum()) for indices in drawn),
+        num_with_images=sum(bool(record.images) for record in dataset.records),
+        num_with_videos=sum(bool(record.videos) for record in dataset.records),
+        num_text_only=sum(not record.images and not record.videos for record in dataset.records),
     )
 
 

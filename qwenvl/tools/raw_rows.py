@@ -1,11 +1,14 @@
 """Owns the second reading of an annotation file: its rows as they stand there, one at a time, and the sound ones."""
 
+import io
 import json
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, TextIO
 
-from qwenvl.data.json_rows import Row, read_rows
+from qwenvl.data.json_rows import Row, json_default, open_binary, whole_number
+from qwenvl.data.rows import read_rows
+from qwenvl.data.table_rows import is_table
 from qwenvl.tools.cli import JsonListWriter
 from qwenvl.tools.json_stream import iter_json_list
 
@@ -17,7 +20,7 @@ def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
     """
     if by_line:
         yield from _iter_lines(path)
-    elif _is_list(path):
+    elif not is_table(path) and not path.endswith(".gz") and _is_list(path):
         for index, value in iter_json_list(Path(path)):
             yield Row(f"row {index}", index, value)
     else:
@@ -48,11 +51,11 @@ def write_sound_rows(stream: TextIO, rows: Iterator[Row], sound: Set[str]) -> in
 
 def _iter_lines(path: str) -> Iterator[Row]:
     # As in `read_rows`, a line ends at a line feed alone: JSON strings may hold other separators.
-    with open(path, encoding="utf-8-sig", newline="\n") as stream:
+    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream:
         for index, line in enumerate(stream):
             try:
-                yield Row(f"line {index + 1}", index, json.loads(line))
-            except json.JSONDecodeError:
+                yield Row(f"line {index + 1}", index, json.loads(line, parse_int=whole_number))
+            except (json.JSONDecodeError, RecursionError):
                 continue
 
 
@@ -64,10 +67,10 @@ def _is_list(path: str) -> bool:
 
 
 def _encoded(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=json_default)
     try:
         text.encode()
     except UnicodeEncodeError:
         # Half of a surrogate pair, in a key that training does not read, can be written as an escape only.
-        return json.dumps(value)
+        return json.dumps(value, default=json_default)
     return text

@@ -10,9 +10,9 @@ from transformers import BaseVideoProcessor, PreTrainedTokenizerBase
 
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
+from qwenvl.data.frames import load_clip
 from qwenvl.data.images import load_image
 from qwenvl.data.media_sizes import MediaSizes, Unreadable
-from qwenvl.data.videos import load_video
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import in_parallel, progress
 from qwenvl.tools.duplicates import media_of
@@ -111,7 +111,7 @@ def decode_files(task: DecodeTask) -> dict[str, str]:
             if task.video_processor is None:
                 load_image(path)
             else:
-                load_video(path, task.video_processor)
+                load_clip(path, task.video_processor)
         except (UserError, OSError) as error:
             reasons[path] = str(error).removeprefix(f"{path}: ")
     return reasons

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.data.json_rows import Row, read_rows
+from qwenvl.data.json_rows import Row, read_json_rows
 from qwenvl.errors import UserError
 
 VALUES = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
@@ -18,7 +18,7 @@ def read(folder: Path, content: str | bytes, name: str) -> list[Row]:
     """Write `content` to a file and read its rows; a malformed line fails the test."""
     data = content.encode() if isinstance(content, str) else content
     (folder / name).write_bytes(data)
-    return read_rows(str(folder / name), lambda place, reason: pytest.fail(f"{place}: {reason}"))
+    return read_json_rows(str(folder / name), lambda place, reason: pytest.fail(f"{place}: {reason}"))
 
 
 @pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
@@ -78,13 +78,15 @@ def test_an_unusable_file_is_refused_with_its_path_and_place(
 def test_a_malformed_line_is_reported_and_the_others_are_read(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text('{"a": \n' + LINES + '{"b": [')
     bad = []
-    rows = read_rows(str(tmp_path / "t.jsonl"), lambda place, reason: bad.append((place, reason.partition(":")[0])))
+    rows = read_json_rows(
+        str(tmp_path / "t.jsonl"), lambda place, reason: bad.append((place, reason.partition(":")[0]))
+    )
     assert [row.value for row in rows] == VALUES
     assert bad == [("line 1", "malformed JSON at column 7"), ("line 5", "malformed JSON at column 8")]
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no such annotation file"):
-        read_rows(str(tmp_path / "no.json"), print)
+        read_json_rows(str(tmp_path / "no.json"), print)
     with pytest.raises(UserError, match="cannot read the annotation file"):
-        read_rows(str(tmp_path), print)
+        read_json_rows(str(tmp_path), print)
