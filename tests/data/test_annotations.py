@@ -219,7 +219,7 @@ def test_placeholders_that_are_there_stay_where_they_are(folder: Path):
         ("", {"image": "a\n.png"}, "holds a control character"),
         ("", {"image": "\ud83d.png"}, "half of a surrogate pair"),
         ("", {"image": "c.png"}, "c.png: no such file"),
-        ("", {"image": ["a.png", "."]}, ": no such file"),
+        ("", {"image": ["a.png", "."]}, ": not a file, but a folder"),
     ],
 )
 def test_media_that_do_not_fit_are_refused(folder: Path, question: str, given: dict[str, Any], expected: str):

@@ -42,6 +42,8 @@ def to_conversation(row: Any) -> Conversation:
     unread: list[str] = []
     in_parts = PartMedia()
     turns = [read_turn(turn, number, in_parts, unread) for number, turn in enumerate(form.turns(row))]
+    if len(turns) > 2:
+        turns = join_calls(turns)
     conversation = Conversation(turns, unread=unread)
     for kind in PLACEHOLDERS:
         own = _record_media(row, kind)
@@ -65,8 +67,6 @@ def _read_other_keys(row: dict[str, Any], read: frozenset[str], conversation: Co
     note_unread(row, read, "record", conversation.unread, shows=any(conversation.media.values()))
     conversation.tools = read_tools(row.get("tools"))
     _add_system(row.get("system"), conversation)
-    if any(turn.tool_calls for turn in conversation.turns):
-        conversation.turns = join_calls(conversation.turns)
     if not is_missing(row.get("objects")):
         if has_object_marks(conversation.turns):
             conversation.objects = row["objects"]

@@ -52,6 +52,8 @@ def join_calls(turns: list[Turn]) -> list[Turn]:
 
     ms-swift writes parallel calls as one turn each; the chat template wants them in one.
     """
+    if all(turn.tool_calls is None for turn in turns):
+        return turns
     joined: list[Turn] = []
     for number, turn in enumerate(turns):
         before = joined[-1] if joined else None
