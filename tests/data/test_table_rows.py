@@ -16,13 +16,13 @@ from qwenvl.errors import UserError
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
     """Return a table of 3 questions, each with an image of its own size as Hugging Face stores it."""
-    folder = tmp_path_factory.mktemp("images")
+    path = tmp_path_factory.mktemp("images") / "x.png"
+    images = []
     for number in range(3):
-        Image.new("RGB", (10 + number, 10)).save(folder / f"{number}.png")
+        Image.new("RGB", (10 + number, 10)).save(path)
+        images.append([{"path": f"{number}.png", "bytes": path.read_bytes()}])
     rows = {
-        "images": [
-            [{"path": f"{number}.png", "bytes": (folder / f"{number}.png").read_bytes()}] for number in range(3)
-        ],
+        "images": images,
         "messages": [
             [{"role": "user", "content": f"<image>{number}?"}, {"role": "assistant", "content": "A."}]
             for number in range(3)
