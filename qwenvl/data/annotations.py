@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # What qwen-vl-utils assumes of frames, too.
 _DEFAULT_FPS = 2.0
+MOST_NOTES = 20
 STAT_THREADS = 16
 STAT_CHUNK = 512
 
@@ -209,7 +210,10 @@ class _Reader:
 
     def report_notes(self) -> tuple[str, ...]:
         """Log once what was not read or assumed, and return it: "`view` is not read (23 of 24 records)"."""
-        notes = tuple(f"{what} ({count:,} of {self.num_records:,} records)" for what, count in self._notes.items())
+        counted = [(what, f"{count:,} of {self.num_records:,} records") for what, count in self._notes.most_common()]
+        notes = tuple(f"{what} ({share})" for what, share in counted[:MOST_NOTES])
+        if len(counted) > MOST_NOTES:
+            notes += (f"{len(counted) - MOST_NOTES:,} more such keys",)
         if notes:
             logger.info("%s: %s", self._source, "; ".join(notes))
         return notes

@@ -11,7 +11,7 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.images import image_size, load_image
 from qwenvl.data.media_store import FRAME_LIST_SUFFIX
-from qwenvl.data.videos import VideoError, VideoInfo, load_video, sample_frame_indices, video_info
+from qwenvl.data.videos import VideoError, VideoInfo, load_video, sample_frame_indices
 from qwenvl.errors import UserError
 
 
@@ -20,9 +20,13 @@ def is_frame_list(path: str) -> bool:
     return path.endswith(FRAME_LIST_SUFFIX)
 
 
-def clip_info(path: str) -> VideoInfo:
-    """Return number, rate and size of the frames of a video file or of a list of frames; raises `UserError`."""
-    return _frames_info(path) if is_frame_list(path) else video_info(path)
+def frames_info(path: str) -> VideoInfo:
+    """Return number, rate and size of the frames of a list; raises `UserError`."""
+    frames, fps = _read(path)
+    size = image_size(frames[0])
+    for frame in frames[1:]:
+        _check_size(frame, image_size(frame), size)
+    return VideoInfo(total_frames=len(frames), fps=fps, height=size[0], width=size[1])
 
 
 def load_clip(path: str, video_processor: BaseVideoProcessor) -> tuple[torch.Tensor, VideoMetadata]:
@@ -51,7 +55,7 @@ def load_clip(path: str, video_processor: BaseVideoProcessor) -> tuple[torch.Ten
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), metadata
 
 
-def clip_stamp(path: str) -> tuple[int, int]:
+def frames_stamp(path: str) -> tuple[int, int]:
     """Return what changes when one of the frames does: the newest time and the bytes of all; raises `OSError`."""
     try:
         frames, _ = _read(path)
@@ -59,14 +63,6 @@ def clip_stamp(path: str) -> tuple[int, int]:
         raise OSError(str(error)) from None
     stats = [os.stat(frame) for frame in frames]
     return max(stat.st_mtime_ns for stat in stats), sum(stat.st_size for stat in stats)
-
-
-def _frames_info(path: str) -> VideoInfo:
-    frames, fps = _read(path)
-    size = image_size(frames[0])
-    for frame in frames[1:]:
-        _check_size(frame, image_size(frame), size)
-    return VideoInfo(total_frames=len(frames), fps=fps, height=size[0], width=size[1])
 
 
 def _read(path: str) -> tuple[list[str], float]:

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenvl.data.frames import clip_info, clip_stamp, is_frame_list
+from qwenvl.data.frames import frames_info, frames_stamp, is_frame_list
 from qwenvl.data.images import image_size
 from qwenvl.data.media_store import DEFAULT_CACHE_DIR
-from qwenvl.data.videos import VideoInfo
+from qwenvl.data.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _spread(pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: lis
 def _stamp(path: str) -> tuple[int, int] | None:
     try:
         if is_frame_list(path):
-            return clip_stamp(path)
+            return frames_stamp(path)
         status = os.stat(path)
     except OSError:
         return None
@@ -99,7 +99,7 @@ def _read_image(path: str) -> ImageSize | Unreadable:
 
 def _read_video(path: str) -> VideoInfo | Unreadable:
     try:
-        return clip_info(path)
+        return frames_info(path) if is_frame_list(path) else video_info(path)
     except UserError as error:
         return Unreadable(str(error).removeprefix(f"{path}: "))
 

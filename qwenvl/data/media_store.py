@@ -24,6 +24,7 @@ _MAGIC = (
     (b"MM\x00*", ".tif"),
     (b"\x1a\x45\xdf\xa3", ".mkv"),
 )
+_KEPT = re.compile(rf"{os.sep}{_FOLDER}{os.sep}[0-9a-f]{{2}}{os.sep}[0-9a-f]{{64}}[^{os.sep}]*$")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
@@ -55,6 +56,11 @@ class MediaStore:
     def keep_frames(self, frames: Sequence[str], fps: float) -> str:
         """Return the path of a file that lists a video's frames (absolute paths) and how many make a second."""
         return self.keep(json.dumps({"fps": fps, "frames": list(frames)}).encode(), FRAME_LIST_SUFFIX)
+
+
+def is_kept(path: str) -> bool:
+    """Return whether a path is that of a file which a `MediaStore` wrote, and no record names."""
+    return _KEPT.search(path) is not None
 
 
 def frames_in_folder(folder: str) -> list[str]:

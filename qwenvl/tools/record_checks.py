@@ -13,6 +13,7 @@ from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
 from qwenvl.data.frames import load_clip
 from qwenvl.data.images import load_image
 from qwenvl.data.media_sizes import MediaSizes, Unreadable
+from qwenvl.data.media_store import is_kept
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import in_parallel, progress
 from qwenvl.tools.duplicates import media_of
@@ -41,7 +42,7 @@ def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSampl
     folders: dict[str, str] = {}
     climbing: dict[str, tuple[Record, list[str]]] = {}
     for record in records:
-        outside = [path for path in media_of(record) if not path.startswith(root)]
+        outside = [path for path in media_of(record) if not path.startswith(root) and not is_kept(path)]
         if outside:
             climbing[record.place or ""] = (record, outside)
         linked = next(

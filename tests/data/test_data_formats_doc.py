@@ -63,6 +63,7 @@ def test_boxes_are_filled_in_as_qwen3_vl_counts_them(folder: Path):
 def test_media_of_every_form_are_files(folder: Path):
     embedded, listed, part, in_folder = (read(folder, example) for example in EXAMPLES["Images and videos"])
     with Image.open(embedded.images[0]) as image:
+        image.load()
         assert image.size == (1, 1)
     for record, names, fps in (
         (listed, ["1.png", "2.png", "3.png"], 4),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,17 @@ def test_a_part_that_says_too_much_or_nothing_readable_is_refused(folder: Path, 
     assert expected in refusal(folder, messages=user(part, {"type": "text", "text": "Q?"}))
 
 
+def test_what_is_no_file_is_no_image(folder: Path):
+    os.mkfifo(folder / "pipe.png")
+    for path in ("pipe.png", "/dev/zero", "."):
+        assert "not a file, but a folder, a pipe or a device" in refusal(folder, messages=TALK, image=path)
+
+
+def test_dashscope_parts_may_hold_frames(folder: Path):
+    record = only(folder, messages=user({"video": ["a.png", "a.png"], "fps": 2}, {"text": "Q?"}))
+    assert record.turns[0].text == "<video>Q?" and record.videos[0].endswith(".frames.json")
+
+
 def test_a_path_with_backslashes_is_refused_with_the_path_that_is_there(folder: Path):
     (folder / "sub").mkdir()
     (folder / "sub/c.png").write_bytes(b"x")
@@ -231,6 +243,7 @@ def test_nothing_in_the_place_of_an_image_is_none(folder: Path, nothing: Any):
     "row",
     [
         {"image_path": "b"},
+        {"image\n2": "b.png"},
         {"Image": "b.png"},
         {"IMAGES": ["b"]},
         {"imagePaths": ["b"]},
@@ -243,7 +256,8 @@ def test_nothing_in_the_place_of_an_image_is_none(folder: Path, nothing: Any):
 def test_a_medium_under_a_key_that_is_not_read_is_refused(folder: Path, row: dict[str, Any]):
     (key,) = row
     for rest in ({}, {"image": "a.png"}):
-        assert f"`{key}` of the record holds" in refusal(folder, messages=TALK, **rest, **row)
+        line = refusal(folder, messages=TALK, **rest, **row)
+        assert repr(key).strip("'") in line and " of the record holds " in line
 
 
 @pytest.mark.parametrize("key", ["image", "images", "video", "image_path"])

@@ -9,7 +9,7 @@ from transformers import ProcessorMixin
 
 from qwenvl.data.annotations import BadSampleLedger, Record, Turn, read_annotations
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.frames import clip_info, clip_stamp, load_clip
+from qwenvl.data.frames import frames_info, frames_stamp, load_clip
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
 from qwenvl.data.media_store import MediaStore, frames_in_folder
 from qwenvl.errors import UserError
@@ -56,15 +56,15 @@ def test_a_sample_of_frames_has_as_many_tokens_as_were_counted(
 
 def test_frames_of_different_sizes_are_refused_by_name(frames: list[str], clip: str, own_processor: ProcessorMixin):
     Image.new("L", (48, 64)).save(frames[11])
-    for look in (clip_info, lambda path: load_clip(path, own_processor.video_processor)):
+    for look in (frames_info, lambda path: load_clip(path, own_processor.video_processor)):
         with pytest.raises(UserError, match=r"11.png: a frame of 48 x 64 pixels in a video that begins with 64 x 48"):
             look(clip)
 
 
 def test_a_changed_frame_is_looked_at_again(tmp_path: Path, frames: list[str], clip: str):
-    before = clip_stamp(clip)
+    before = frames_stamp(clip)
     Image.new("L", (64, 48), 3).save(frames[5])
-    assert clip_stamp(clip) != before
+    assert frames_stamp(clip) != before
     record = Record("t.json", 0, (), videos=(clip,))
     assert read_media_sizes([record], str(tmp_path / "cache"))[clip].height == 48
     for path in frames:
@@ -90,7 +90,7 @@ def test_equal_frames_are_one_file_and_the_rate_belongs_to_it(tmp_path: Path, fr
     assert read(tmp_path, '"video": ["0.png", "1.png"]').videos == listed
     assert read(tmp_path, '"video": {"frames": ["0.png", "1.png"], "fps": 2}').videos == listed
     assert read(tmp_path, '"video": ["0.png", "1.png"], "fps": [3]').videos != listed
-    assert clip_info(listed[0]).fps == 2.0
+    assert frames_info(listed[0]).fps == 2.0
 
 
 @pytest.mark.parametrize(

@@ -27,17 +27,17 @@ def note_unread(value: Mapping[str, Any], read: Set[str], level: str, unread: li
     no medium may name a file.
     """
     for key in value.keys() - read:
-        held = value[key]
+        held, name = value[key], f"`{key[:60]}`" if key.isprintable() else shown(key)
         if is_missing(held):
             continue
         if _holds_medium(key, held, shows):
             raise UnreadMediumError(
                 key,
-                f"`{key}` of the {level} holds {shown(held)} and is not read: name it `image` or `images` (`video` or "
+                f"{name} of the {level} holds {shown(held)} and is not read: name it `image` or `images` (`video` or "
                 "`videos`) in the record, or delete it",
             )
         if key not in _NAMES:
-            unread.append(f"`{key[:60]}`" if level == "record" else f"`{key[:60]}` of {level}")
+            unread.append(name if level == "record" else f"{name} of {level}")
 
 
 def _holds_medium(key: str, held: Any, shows: bool) -> bool:
