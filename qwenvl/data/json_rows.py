@@ -1,4 +1,4 @@
-"""Owns the reading of a JSON or JSONL file into rows, each with the place in the file where it stands."""
+"""Read a JSON or JSONL file into rows, each with the place in the file where it stands."""
 
 import base64
 import gzip

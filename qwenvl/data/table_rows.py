@@ -1,4 +1,4 @@
-"""Read rows of tables: parquet files, a folder from `datasets.save_to_disk`, and a data set on the Hugging Face hub.
+"""Read rows of tables: parquet files, a folder from `datasets.save_to_disk`, and a dataset on the Hugging Face hub.
 
 Images and videos come as they are stored, `{"bytes", "path"}`; nothing is decoded.
 """
@@ -56,7 +56,7 @@ def _batches(source: str) -> Iterator[list[dict[str, Any]]]:
         if os.path.isfile(os.path.join(source, "dataset_dict.json")):
             splits = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
             names = " or ".join(os.path.join(source, split) for split in splits)
-            raise UserError(f"{source}: a data set of several splits; name one of them: {names}")
+            raise UserError(f"{source}: a dataset of several splits; name one of them: {names}")
     return _parquet_batches(source, _parquet_files(source))
 
 
@@ -112,7 +112,7 @@ def _opened(source: str, function: Any, *args: str) -> Any:
     # Networks, hubs, Arrow and the library's own checks each have errors of their own.
     except Exception as error:
         raise UserError(
-            f"{source}: cannot read the data set ({_one_line(error)}); correct the path or the name"
+            f"{source}: cannot read the dataset ({_one_line(error)}); correct the path or the name"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Tests of what is counted of a data set before its first batch."""
+"""Tests of what is counted of a dataset before its first batch."""
 
 from collections.abc import Callable
 

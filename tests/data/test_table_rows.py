@@ -1,4 +1,4 @@
-"""Tests of reading parquet files, saved data sets and data sets of the hub, with images inside; all offline."""
+"""Tests of reading parquet files, saved datasets and datasets of the hub, with images inside; all offline."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def test_relative_paths_in_a_table_count_from_its_folder(tmp_path: Path):
         assert load_datasets(name, 0, BadSampleLedger()).records[0].images == (str(tmp_path / "x.png"),)
 
 
-def test_a_saved_data_set_is_read_from_its_folder(table: datasets.Dataset, tmp_path: Path):
+def test_a_saved_dataset_is_read_from_its_folder(table: datasets.Dataset, tmp_path: Path):
     table.select([2, 0]).save_to_disk(tmp_path / "saved")
     assert load(str(tmp_path / "saved"), tmp_path / "cache") == [EXPECTED[2], EXPECTED[0]]
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "both")
@@ -94,7 +94,7 @@ def test_a_saved_data_set_is_read_from_its_folder(table: datasets.Dataset, tmp_p
         ("hf:org/name:small:test%50", ("org/name", "small"), ["train", "test"]),
     ],
 )
-def test_a_data_set_of_the_hub_is_named_with_its_split_and_its_configuration(
+def test_a_dataset_of_the_hub_is_named_with_its_split_and_its_configuration(
     table: datasets.Dataset, monkeypatch: pytest.MonkeyPatch, name: str, called: tuple, splits: list[str]
 ):
     calls = []
@@ -109,12 +109,12 @@ def test_a_data_set_of_the_hub_is_named_with_its_split_and_its_configuration(
     assert calls == [called] and spec.percent == (50 if name.endswith("%50") else 100)
 
 
-def test_a_data_set_of_the_hub_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_a_dataset_of_the_hub_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch):
     def load_dataset(*args: Any) -> datasets.DatasetDict:
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"hf:org/name: cannot read the data set \(no network\)"):
+    with pytest.raises(UserError, match=r"hf:org/name: cannot read the dataset \(no network\)"):
         read_rows("hf:org/name", print)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: datasets.DatasetDict(a=None, b=None))
     with pytest.raises(UserError, match="name one of its splits, as in hf:org/name:SPLIT: a, b"):
@@ -127,7 +127,7 @@ def test_a_table_that_is_none_is_one_line(tmp_path: Path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "empty").mkdir()
     for name, expected in (
-        ("t.parquet", "cannot read the data set"),
+        ("t.parquet", "cannot read the dataset"),
         ("no.parquet", "no such annotation file"),
         ("no-*.parquet", "no such parquet files"),
         ("empty", "a folder without parquet files"),

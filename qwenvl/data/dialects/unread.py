@@ -16,7 +16,7 @@ _FILE = re.compile(
     r"|m4v|mpe?g|wav|mp3|flac|ogg|m4a))",
     re.I | re.S,
 )
-# The sample's own name, which many data sets make of the file's.
+# The sample's own name, which many datasets make of the file's.
 _NAMES = frozenset(("id", "uid", "uuid"))
 
 
