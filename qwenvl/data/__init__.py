@@ -2,7 +2,7 @@
 
 To add your own, add an entry to `data_dict`: the annotation file, and the folder that its media paths are relative to.
 A path may hold `${NAME}` or `${NAME:-default}` from the environment; a relative one is looked for in the current folder
-and then in the repository's. A `.json` or `.jsonl` file can also be named by its path, without an entry.
+and then in the repository's. A file can also be named by its path, without an entry: see `docs/data_formats.md`.
 """
 
 import difflib
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwenvl.data.annotations import Annotations, BadSampleLedger, Record, read_annotations
+from qwenvl.data.rows import JSON_SUFFIXES
+from qwenvl.data.table_rows import HUB_PREFIX, PARQUET
 from qwenvl.errors import UserError
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -43,22 +45,25 @@ def data_list(dataset_use: str | Sequence[str]) -> list[DatasetSpec]:
     entries = dataset_use.split(",") if isinstance(dataset_use, str) else list(dataset_use)
     specs = [_spec(entry.strip()) for entry in entries if entry.strip()]
     if not specs:
-        raise UserError(f"no data set named in {dataset_use!r}; give --dataset_use {_known()}, or a .json/.jsonl file")
+        raise UserError(f"no data set named in {dataset_use!r}; give --dataset_use {_known()}, or a file's path")
     return specs
 
 
-def load_datasets(dataset_use: str, seed: int, ledger: BadSampleLedger) -> Annotations:
+def load_datasets(
+    dataset_use: str, seed: int, ledger: BadSampleLedger, media_cache_dir: str | None = None
+) -> Annotations:
     """Read all data sets named in `dataset_use` one after another, each sampled down to its percentage.
 
     The sample of round(n * percent / 100) records (or whole packs) depends on `seed` and the file alone, so every rank
-    draws the same. If any file is packed, each record of the others becomes a pack of its own.
+    draws the same. If any file is packed, each record of the others becomes a pack of its own. Media that records hold
+    themselves are written to `media_cache_dir`.
     """
     read: dict[tuple[str, str], Annotations] = {}
     parts = []
     for spec in data_list(dataset_use):
         files = (spec.annotation_path, spec.data_path)
         if files not in read:
-            read[files] = read_annotations(*files, ledger)
+            read[files] = read_annotations(*files, ledger, media_cache_dir)
         parts.append(_sample(spec, read[files], seed))
     packed = any(part.packs is not None for part in parts)
     records: list[Record] = []
@@ -66,7 +71,8 @@ def load_datasets(dataset_use: str, seed: int, ledger: BadSampleLedger) -> Annot
     for part in parts:
         packs += [[len(records) + index for index in pack] for pack in _units(part)]
         records += part.records
-    return Annotations(records, packs if packed else None)
+    notes = tuple(note for annotations in read.values() for note in annotations.notes)
+    return Annotations(records, packs if packed else None, notes)
 
 
 def _units(annotations: Annotations) -> list[list[int]]:
@@ -95,20 +101,23 @@ def _sample(spec: DatasetSpec, annotations: Annotations, seed: int) -> Annotatio
 
 def _spec(entry: str) -> DatasetSpec:
     name, percent = entry, 100.0
-    if entry not in data_dict and not os.path.isfile(_located(entry)):
+    if entry not in data_dict and not os.path.exists(_located(entry)):
         name, mark, share = entry.rpartition("%")
         name, percent = (name, _percent(entry, share)) if mark else (entry, 100.0)
     if name in data_dict:
         files = data_dict[name]
         return DatasetSpec(name, _located(files["annotation_path"]), _located(files["data_path"]), percent)
-    if name.endswith((".json", ".jsonl")):
-        path = _located(name)
-        return DatasetSpec(name, path, os.path.dirname(path), percent)
+    if name.startswith(HUB_PREFIX):
+        return DatasetSpec(name, name, "", percent)
+    path = _located(name)
+    if name.endswith((*JSON_SUFFIXES, PARQUET)) or os.path.isdir(path):
+        return DatasetSpec(name, path, path if os.path.isdir(path) else os.path.dirname(path), percent)
     near = difflib.get_close_matches(name, data_dict, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
         f"unknown data set {name!r}; {hint}known: {_known()}. Add it to data_dict in qwenvl/data/__init__.py, "
-        "or give the path of a .json or .jsonl file"
+        f"or give the path of a {', '.join(JSON_SUFFIXES)} or {PARQUET} file or of a folder, or {HUB_PREFIX}org/name "
+        "from the Hugging Face hub"
     )
 
 

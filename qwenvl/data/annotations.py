@@ -1,77 +1,61 @@
 """Owns the step from an annotation file to checked records, and the account of the samples that could not be used."""
 
+import gc
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlparse
 
-from qwenvl.data.json_rows import Row, read_rows
+from qwenvl.data.boxes import Size
+from qwenvl.data.dialects import InvalidRecordError, UnreadMediumError, to_conversation
+from qwenvl.data.dialects.media import decode_data_url
+from qwenvl.data.dialects.neutral import PLACEHOLDERS, Conversation, EmbeddedFile, FrameList, Medium, shown
+from qwenvl.data.dialects.objects import fill_objects
+from qwenvl.data.json_rows import Row
+from qwenvl.data.media_store import MediaStore, frames_in_folder
+from qwenvl.data.records import Record, Turn
+from qwenvl.data.rows import read_rows
+from qwenvl.data.turn_checks import RESERVED_TOKENS, add_placeholders, check_roles, check_texts, check_unicode
 from qwenvl.errors import UserError
+
+__all__ = [
+    "PLACEHOLDERS",
+    "RESERVED_TOKENS",
+    "Annotations",
+    "BadSample",
+    "BadSampleLedger",
+    "Record",
+    "Turn",
+    "read_annotations",
+]
 
 logger = logging.getLogger(__name__)
 
-PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-# Words that the chat template and the processor write themselves; in a text they would pass for structure.
-RESERVED_TOKENS = re.compile(r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|image_pad|video_pad)\|>")
-# Options that qwen-vl-utils reads from a part of a message. Here such settings belong to the run.
-PART_OPTIONS = frozenset(
-    ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
-    + ("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end")
-)
+# Control characters, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+# What qwen-vl-utils assumes of frames, too.
+_DEFAULT_FPS = 2.0
+MOST_NOTES = 20
 STAT_THREADS = 16
 STAT_CHUNK = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one speaker says; `text` holds one `<image>` or `<video>` for each medium of the turn.
-
-    `thought` is reasoning that the record gives apart from the text. A turn that is not `supervised` is context only.
-    `tool_calls` is a JSON list in the OpenAI form.
-    """
-
-    role: Literal["system", "user", "assistant", "tool"]
-    text: str
-    thought: str | None = None
-    supervised: bool = True
-    tool_calls: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One training sample: `images` and `videos` are absolute paths in the order of their placeholders.
-
-    `tools` is the JSON list of functions that the model may call. `row` counts rows (or JSONL lines, or the items of a
-    pack) from 0; `place` says it as a reader of the file counts.
-    """
-
-    source: str
-    row: int
-    turns: tuple[Turn, ...]
-    images: tuple[str, ...] = ()
-    videos: tuple[str, ...] = ()
-    place: str | None = None
-    tools: str | None = None
-
-    @property
-    def where(self) -> str:
-        """File and place of this record, such as "train.json row 12" or "train.jsonl line 13"."""
-        place = f"row {self.row}" if self.place is None else self.place
-        return f"{self.source} {place}"
-
-
 @dataclass(frozen=True)
 class Annotations:
-    """The checked records of one or several files; `packs` lists indices into `records` when the file had packs."""
+    """The checked records of one or several files; `packs` lists indices into `records` when the file had packs.
+
+    `notes` tells which keys were not read and what was assumed, each with the number of records.
+    """
 
     records: list[Record]
     packs: list[list[int]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,46 +98,183 @@ class BadSampleLedger:
             )
 
 
-class _FlawError(Exception):
-    """Why a record cannot be used, and the medium it is about."""
-
-    def __init__(self, reason: str, path: str | None = None):
-        super().__init__(reason)
-        self.path = path
-
-
-def read_annotations(annotation_path: str, media_root: str, ledger: BadSampleLedger) -> Annotations:
-    """Read a JSON or JSONL file into checked records; media are looked for (not decoded) under `media_root`.
+def read_annotations(
+    annotation_path: str, media_root: str, ledger: BadSampleLedger, media_cache_dir: str | None = None
+) -> Annotations:
+    """Read an annotation file into checked records; media are looked for (not decoded) under `media_root`.
 
     A list among the rows is a pack of records. A bad record goes to `ledger`, and under "skip" it is missing from the
-    result and from its pack. Raises `UserError` for a file that cannot be used at all or that leaves no record.
+    result and from its pack. Media that the records themselves hold are written to `media_cache_dir`. Raises
+    `UserError` for a file that cannot be used at all or that leaves no record.
     """
-    source = str(annotation_path)
+    with _collection_paused():
+        return _read(str(annotation_path), media_root, ledger, MediaStore(media_cache_dir))
+
+
+def _read(source: str, media_root: str, ledger: BadSampleLedger, store: MediaStore) -> Annotations:
     rows = read_rows(source, lambda place, reason: ledger.report(BadSample(f"{source} {place}", None, reason)))
-    packed = any(isinstance(row.value, list) for row in rows)
-    root = os.path.abspath(media_root)
-    drafts: list[tuple[int, Record]] = []
-    for pack, row in enumerate(rows):
-        for item in _items(row):
-            try:
-                drafts.append((pack, _record(source, item, root)))
-            except _FlawError as flaw:
-                ledger.report(BadSample(f"{source} {item.place}", flaw.path, str(flaw)))
-    missing = _missing_files({path for _, record in drafts for path in (*record.images, *record.videos)})
+    # Rows that are not held at once are those of tables, which have no packs.
+    packed = isinstance(rows, list) and any(isinstance(row.value, list) for row in rows)
+    reader = _Reader(source, media_root, ledger, store)
+    drafts = reader.drafts(rows)
+    missing = _that_are_not((path for draft in drafts for path in draft.files), os.path.isfile)
+    folders = {path for draft in drafts for path in draft.record.videos if path in missing and os.path.isdir(path)}
     records: list[Record] = []
     packs: dict[int, list[int]] = {}
-    for pack, record in drafts:
-        lost = next((path for path in (*record.images, *record.videos) if path in missing), None)
-        if lost is not None:
-            ledger.report(
-                BadSample(record.where, lost, f"no such file (data_path is {media_root!r}): correct the path")
-            )
+    for draft in drafts:
+        try:
+            record = reader.finish(draft, missing, folders) if missing else draft.record
+        except InvalidRecordError as error:
+            ledger.report(BadSample(draft.record.where, error.path, str(error)))
             continue
-        packs.setdefault(pack, []).append(len(records))
+        packs.setdefault(draft.pack, []).append(len(records))
         records.append(record)
     if not records:
-        raise UserError(f"{source}: no usable record among {len(rows)} rows; give at least one")
-    return Annotations(records, list(packs.values()) if packed else None)
+        num_rows = len(rows) if isinstance(rows, list) else reader.num_records
+        raise UserError(f"{source}: no usable record among {num_rows} rows; give at least one")
+    return Annotations(records, list(packs.values()) if packed else None, reader.report_notes())
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keep Python from looking for reference cycles among millions of new objects, none of which is in one.
+
+    Half of the time of reading went there.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class _Draft(NamedTuple):
+    """A record before its files were looked for: its pack, the frames of its videos, and their frames per second."""
+
+    pack: int
+    record: Record
+    frames: tuple[str, ...] = ()
+    fps: Sequence[float | None] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that the record needs."""
+        return (*self.record.images, *self.record.videos, *self.frames)
+
+
+class _Reader:
+    """Makes the records of one file; counts what they have that is not read, and what is assumed of them."""
+
+    def __init__(self, source: str, media_root: str, ledger: BadSampleLedger, store: MediaStore) -> None:
+        self._source, self._media_root, self._ledger, self._store = source, media_root, ledger, store
+        self._root = os.path.abspath(media_root)
+        self._notes: Counter[str] = Counter()
+        self.num_records = 0
+
+    def drafts(self, rows: Iterable[Row]) -> list[_Draft]:
+        """Return what the rows become; a bad one goes to the ledger."""
+        drafts = []
+        for pack, row in enumerate(rows):
+            for item in _items(row):
+                self.num_records += 1
+                try:
+                    drafts.append(self._draft(pack, item))
+                except UnreadMediumError as error:
+                    self._report(item, f"{error}{_share(rows, error.key)}")
+                except InvalidRecordError as error:
+                    self._report(item, str(error), error.path)
+                except RecursionError:
+                    self._report(item, "nested too deeply: give a record of lists and objects as documented")
+        return drafts
+
+    def finish(self, draft: _Draft, missing: Set[str], folders: Set[str]) -> Record:
+        """Return the record, with a list of frames for each video that is a folder of them.
+
+        Raises `InvalidRecordError` where one of its files is missing.
+        """
+        record = draft.record
+        needed = (*record.images, *(path for path in record.videos if path not in folders), *draft.frames)
+        lost = next((path for path in needed if path in missing), None)
+        if lost is not None:
+            what = "no such file" if not os.path.exists(lost) else "not a file, but a folder, a pipe or a device"
+            reason = f"{what} (data_path is {self._media_root!r}): correct the path"
+            raise InvalidRecordError(reason + self._backslash_hint(lost), lost)
+        if not any(path in folders for path in record.videos):
+            return record
+        videos = []
+        for path, fps in zip(record.videos, draft.fps, strict=True):
+            videos.append(self._keep_frames(_frames(path), fps) if path in folders else path)
+        return replace(record, videos=tuple(videos))
+
+    def report_notes(self) -> tuple[str, ...]:
+        """Log once what was not read or assumed, and return it: "`view` is not read (23 of 24 records)"."""
+        counted = [(what, f"{count:,} of {self.num_records:,} records") for what, count in self._notes.most_common()]
+        notes = tuple(f"{what} ({share})" for what, share in counted[:MOST_NOTES])
+        if len(counted) > MOST_NOTES:
+            notes += (f"{len(counted) - MOST_NOTES:,} more such keys",)
+        if notes:
+            logger.info("%s: %s", self._source, "; ".join(notes))
+        return notes
+
+    def _report(self, row: Row, reason: str, path: str | None = None) -> None:
+        self._ledger.report(BadSample(f"{self._source} {row.place}", path, reason))
+
+    def _draft(self, pack: int, row: Row) -> _Draft:
+        conversation = to_conversation(row.value)
+        turns, media = conversation.turns, conversation.media
+        check_roles(turns)
+        images = tuple([self._path(medium) for medium in media["image"]])
+        if conversation.objects is not None:
+            turns = fill_objects(turns, conversation.objects, lambda number: _image_size(images, number))
+        check_texts(turns)
+        if conversation.tools is not None:
+            check_unicode(conversation.tools, "`tools`")
+        turns = add_placeholders(turns, media)
+        videos, frames, fps = self._videos(conversation) if media["video"] else ((), (), ())
+        if conversation.unread:
+            self._notes.update({f"{key} is not read" for key in conversation.unread})
+        if conversation.fps is not None and not media["video"]:
+            self._notes["`fps` is not read"] += 1
+        record = Record(self._source, row.index, tuple(turns), images, videos, row.place, conversation.tools)
+        return _Draft(pack, record, frames, fps)
+
+    def _videos(self, conversation: Conversation) -> tuple[tuple[str, ...], tuple[str, ...], Sequence[float | None]]:
+        """Return the paths of the videos, of the frames of those given as frames, and their frames per second."""
+        videos = conversation.media["video"]
+        rates = conversation.fps if isinstance(conversation.fps, list) else [conversation.fps] * len(videos)
+        if len(rates) != len(videos):
+            raise InvalidRecordError(f"{len(rates)} `fps` for {len(videos)} video(s): give one, or one for each")
+        paths: list[str] = []
+        frames: list[str] = []
+        for video, rate in zip(videos, rates, strict=True):
+            if isinstance(video, FrameList):
+                own = [self._path(frame) for frame in video.frames]
+                frames += own
+                paths.append(self._keep_frames(own, video.fps or rate))
+            else:
+                paths.append(self._path(video))
+        return tuple(paths), tuple(frames), rates
+
+    def _keep_frames(self, frames: Sequence[str], fps: float | None) -> str:
+        if fps is None:
+            self._notes[f"`fps` is missing for the frames of a video, {_DEFAULT_FPS:g} is assumed"] += 1
+        return self._store.keep_frames(frames, fps or _DEFAULT_FPS)
+
+    def _path(self, medium: Medium) -> str:
+        if isinstance(medium, str) and medium.startswith("data:"):
+            medium = decode_data_url(medium)
+        if isinstance(medium, EmbeddedFile):
+            return self._store.keep_file(medium.data, medium.name)
+        return _absolute(medium, self._root)
+
+    def _backslash_hint(self, lost: str) -> str:
+        if "\\" not in lost:
+            return ""
+        written = lost.removeprefix(os.path.join(self._root, "")).replace("\\", "/")
+        meant = os.path.normpath(os.path.join(self._root, written))
+        return "; folders are parted by / here, not by \\" + (f": {meant} is there" if os.path.isfile(meant) else "")
 
 
 def _items(row: Row) -> Iterator[Row]:
@@ -164,145 +285,61 @@ def _items(row: Row) -> Iterator[Row]:
         yield Row(f"{row.place} item {index}", index, value)
 
 
-def _missing_files(paths: Iterable[str]) -> set[str]:
-    """Return the paths that are no files; threads, because on a network drive each question takes a round trip."""
-    ordered = sorted(paths)
+def _share(rows: Iterable[Row], key: str) -> str:
+    """Return in how many records a key stands, where all rows are at hand: a slip mostly goes through a whole file."""
+    if not isinstance(rows, list):
+        return ""
+    values = [item.value for row in rows for item in _items(row)]
+    count = sum(isinstance(value, dict) and key in value for value in values)
+    return f" (in {count:,} of {len(values):,} records)" if count else ""
+
+
+def _that_are_not(paths: Iterable[str], kind: Callable[[str], bool]) -> set[str]:
+    """Return the paths that are not of a kind; threads, because on a network drive each question takes a round trip."""
+    ordered = sorted(set(paths))
     chunks = [ordered[start : start + STAT_CHUNK] for start in range(0, len(ordered), STAT_CHUNK)]
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        found = pool.map(lambda chunk: [path for path in chunk if not os.path.isfile(path)], chunks)
+        found = pool.map(lambda chunk: [path for path in chunk if not kind(path)], chunks)
         return {path for part in found for path in part}
 
 
-def _record(source: str, row: Row, media_root: str) -> Record:
-    if not isinstance(row.value, dict):
-        raise _FlawError(f"got a {type(row.value).__name__}, expected an object with `conversations` or `messages`")
-    media = {kind: _listed_media(row.value, kind) for kind in PLACEHOLDERS}
-    in_parts: dict[str, list[str]] = {kind: [] for kind in PLACEHOLDERS}
-    turns = [_turn(turn, number, in_parts) for number, turn in enumerate(_raw_turns(row.value))]
-    for kind, paths in in_parts.items():
-        if paths and media[kind]:
-            raise _FlawError(f"{kind}s given both in the record and in the parts of its messages: keep one of the two")
-        media[kind] += paths
-    _check_turns(turns)
-    turns = _with_placeholders(turns, media)
-    images, videos = (tuple(_absolute(path, media_root) for path in media[kind]) for kind in ("image", "video"))
-    return Record(source, row.index, tuple(turns), images, videos, row.place)
-
-
-def _listed_media(value: dict[str, Any], kind: str) -> list[str]:
-    """Return the media under `image` or `images` (`video` or `videos`): a path, a list of paths, or nothing."""
-    given = [value[key] for key in (kind, f"{kind}s") if value.get(key)]
-    if len(given) > 1:
-        raise _FlawError(f"both `{kind}` and `{kind}s` are given: keep one of the two")
-    paths = given[0] if given else []
-    paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise _FlawError(f"`{kind}` is {_shown(given[0])}, expected a path or a list of paths")
-    return list(paths)
-
-
-def _raw_turns(value: dict[str, Any]) -> list[Any]:
-    given = [key for key in ("conversations", "messages") if key in value]
-    if len(given) != 1:
-        found = "both" if given else f"only {_shown(sorted(value))}"
-        raise _FlawError(f"expected either `conversations` or `messages`, got {found}")
-    turns = value[given[0]]
-    if not isinstance(turns, list) or not turns:
-        raise _FlawError(f"`{given[0]}` is {_shown(turns)}, expected a list of turns with at least one answer")
-    return turns
-
-
-def _turn(raw: Any, number: int, in_parts: dict[str, list[str]]) -> Turn:
-    """Check one turn and add the media that its parts bring to `in_parts`."""
-    if not isinstance(raw, dict):
-        raise _FlawError(f"turn {number} is {_shown(raw)}, expected an object with `from` and `value`")
-    role = raw.get("from", raw.get("role"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise _FlawError(f"turn {number} has the role {_shown(role)}, expected one of {', '.join(ROLES)}")
-    content = raw.get("value", raw.get("content"))
-    if isinstance(content, list):
-        content = "".join(_part_text(part, number, in_parts) for part in content)
-    if not isinstance(content, str):
-        raise _FlawError(f"turn {number} has the content {_shown(content)}, expected a text")
-    return Turn(ROLES[role], content.strip() if ROLES[role] == "assistant" else content)
-
-
-def _part_text(part: Any, number: int, in_parts: dict[str, list[str]]) -> str:
-    """Return a part's text, or the placeholder of its medium, whose path (if it has one) is added to `in_parts`."""
-    part_type = part.get("type") if isinstance(part, dict) else None
-    if part_type == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    kind = part_type.removesuffix("_url") if isinstance(part_type, str) else None
-    if kind not in PLACEHOLDERS:
-        raise _FlawError(f"turn {number} has the part {_shown(part)}, expected type text, image, image_url or video")
-    options = sorted(key for key in PART_OPTIONS if part.get(key) is not None)
-    if options:
-        raise _FlawError(f"turn {number} sets {', '.join(options)} on one part; set it for the run, by its flag")
-    medium = next((part[key] for key in (part_type, kind, "path", "url") if part.get(key)), None)
-    if isinstance(medium, dict):
-        medium = medium.get("url", medium.get("path"))
-    if isinstance(medium, str):
-        in_parts[kind].append(medium)
-    elif medium is not None:
-        raise _FlawError(f"turn {number} has the {kind} {_shown(medium)}, expected a path")
-    return PLACEHOLDERS[kind]
-
-
-def _check_turns(turns: list[Turn]) -> None:
-    roles = Counter(turn.role for turn in turns)
-    if not roles["assistant"]:
-        raise _FlawError("no assistant turn, so there is nothing to learn: add a turn from gpt (or assistant)")
-    if not roles["user"]:
-        raise _FlawError("no user turn: add one from human (or user) before the answer")
-    for number, turn in enumerate(turns):
-        if turn.role == "system" and number > 0:
-            raise _FlawError(f"turn {number} is a system turn, but only the first turn may be one")
-        if turn.role == "assistant" and not turn.text:
-            raise _FlawError(f"turn {number} is an empty answer: write it or delete the record")
-        found = next((mark for mark in PLACEHOLDERS.values() if mark in turn.text and turn.role != "user"), None)
-        if found:
-            kind = "an answer" if turn.role == "assistant" else "the system prompt"
-            raise _FlawError(f"turn {number}, {kind}, holds the placeholder {found}: only user turns may show media")
-        if not _is_unicode(turn.text):
-            raise _FlawError(
-                f"turn {number} holds half of a surrogate pair, which no tokenizer takes: correct the text"
-            )
-        reserved = RESERVED_TOKENS.search(turn.text)
-        if reserved:
-            raise _FlawError(f"turn {number} holds {reserved[0]}, which the chat template writes itself: delete it")
-
-
-def _is_unicode(text: str) -> bool:
+def _frames(folder: str) -> list[str]:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        frames = frames_in_folder(folder)
+    except OSError as error:
+        raise InvalidRecordError(f"cannot read the folder ({error.strerror})", folder) from None
+    if len(frames) < 2:
+        raise InvalidRecordError(f"a folder with {len(frames)} image(s), expected the frames of a video", folder)
+    return frames
 
 
-def _with_placeholders(turns: list[Turn], media: dict[str, list[str]]) -> list[Turn]:
-    """Return the turns with a placeholder for each medium: where a kind has none, all go before the first user text."""
-    missing = ""
-    for kind, mark in PLACEHOLDERS.items():
-        marks = sum(turn.text.count(mark) for turn in turns)
-        if marks == 0:
-            missing += mark * len(media[kind])
-        elif marks != len(media[kind]):
-            raise _FlawError(f"{marks} {mark} in the text but {len(media[kind])} {kind} file(s): make them equal")
-    if not missing:
-        return turns
-    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
-    return [*turns[:first], Turn("user", missing + turns[first].text), *turns[first + 1 :]]
+def _image_size(images: Sequence[str], number: int) -> Size:
+    # Here, not above: few records need it.
+    from qwenvl.data.images import image_size
+
+    if number >= len(images):
+        raise InvalidRecordError(f"`objects` names the image {number} (from 0), but there are {len(images)}")
+    try:
+        return Size(*image_size(images[number]))
+    except UserError as error:
+        reason = str(error).removeprefix(f"{images[number]}: ")
+        raise InvalidRecordError(f"{reason} (its size is needed for `objects`)", images[number]) from None
 
 
 def _absolute(path: str, media_root: str) -> str:
-    if path.startswith("file://"):
-        path = unquote(urlparse(path).path)
-    elif "://" in path or path.startswith("data:"):
-        raise _FlawError("media are read from files only: download it and give the path of the file", path[:80])
+    if "://" in path or path.startswith("data:"):
+        if not path.startswith("file://"):
+            raise InvalidRecordError(
+                "media are read from files only: download it and give the path of the file", _one_line(path[:80])
+            )
+        try:
+            path = unquote(urlparse(path).path)
+        except ValueError as error:
+            raise InvalidRecordError(f"{shown(path)} is no address of a file ({error}): give its path") from None
+    if _UNPRINTABLE.search(path):
+        raise InvalidRecordError(f"the path {shown(path)} holds a control character or half of a surrogate pair")
     return os.path.normpath(os.path.join(media_root, path))
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _one_line(text: str) -> str:
+    return _UNPRINTABLE.sub("?", text)

@@ -313,7 +313,8 @@ class _DatasetReader:
         self, dataset_use: str, first: AbstractContextManager[None], stamps: list[MediaStamps] | None = None
     ) -> PreparedData:
         """Read, check and count; media headers within `first`. The media's stamps from before that go to `stamps`."""
-        annotations = load_datasets(dataset_use, _data_seed(self.training_args), self.ledger)
+        seed, cache_dir = _data_seed(self.training_args), self.data_args.media_cache_dir
+        annotations = load_datasets(dataset_use, seed, self.ledger, cache_dir)
         if annotations.packs is not None and not self.data_args.data_packing:
             raise UserError(
                 f"{dataset_use} is a nested list, in which samples are packed already; expected --data_packing True: "

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, fields, is_dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ import transformers
 from transformers import ProcessorMixin
 
 from qwenvl.data.annotations import BadSample, Record
+from qwenvl.data.frames import frame_paths, is_frame_list
 from qwenvl.data.lengths import TokenCounts
-from qwenvl.data.media_sizes import DEFAULT_CACHE_DIR, scan_media_sizes
+from qwenvl.data.media_sizes import scan_media_sizes
+from qwenvl.data.media_store import DEFAULT_CACHE_DIR
 from qwenvl.data.packing import PackTable
 from qwenvl.data.record_table import RecordTable, write_table
 
@@ -165,20 +167,10 @@ class MediaStamps:
 
 def _media_paths(record: Record) -> Iterator[str]:
     yield from filter(os.path.isabs, record.images)
-    for video in record.videos:
-        yield from filter(os.path.isabs, [video] if isinstance(video, str) else _strings(video))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield all texts in a medium that is more than a path, such as a list of frames."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _strings(each)
-    elif is_dataclass(value):
-        for each in fields(value):
-            yield from _strings(getattr(value, each.name))
+    for video in filter(os.path.isabs, record.videos):
+        yield video
+        if is_frame_list(video):
+            yield from frame_paths(video)
 
 
 def _stat_all(paths: Sequence[bytes]) -> np.ndarray:

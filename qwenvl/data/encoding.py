@@ -12,12 +12,12 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.annotations import Record
 from qwenvl.data.collators import MEDIA_KEYS, Sample
+from qwenvl.data.frames import load_clip
 from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels
 from qwenvl.data.messages import to_messages, tools_of
 from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
 from qwenvl.data.rendered_words import SpecialTokens, missing_words
-from qwenvl.data.videos import load_video
 from qwenvl.errors import UserError
 
 Video = tuple[torch.Tensor, VideoMetadata]
@@ -101,7 +101,7 @@ class RecordEncoder:
         Raises `UserError` for a file that cannot be read.
         """
         images = [self._load_image(path) for path in record.images]
-        videos = [load_video(path, self.processor.video_processor) for path in record.videos]
+        videos = [load_clip(path, self.processor.video_processor) for path in record.videos]
         sample = self._process(self.render([record])[0], images, videos)
         return sample | {"labels": make_labels(sample["input_ids"], self.markers, supervised_answers(record))}
 

@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwenvl.data.frames import frames_info, frames_stamp, is_frame_list
 from qwenvl.data.images import MAX_IMAGE_PIXELS, image_size
+from qwenvl.data.media_store import DEFAULT_CACHE_DIR
 from qwenvl.data.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
 from qwenvl.utils.whole_files import remove_abandoned, written_whole
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CACHE_DIR = "~/.cache/qwenvl"
 CACHE_FILE = "media_sizes.json"
 # Reading headers waits for the disk, above all for one on the network, more than for the processor.
 _THREADS = 16
@@ -103,6 +104,8 @@ def _spread(pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: lis
 
 def _stamp(path: str) -> tuple[int, int] | None:
     try:
+        if is_frame_list(path):
+            return frames_stamp(path)
         status = os.stat(path)
     except OSError:
         return None
@@ -141,7 +144,7 @@ def _read_image(path: str, max_pixels: int) -> ImageSize | Unreadable:
 
 def _read_video(path: str) -> VideoInfo | Unreadable:
     try:
-        return video_info(path)
+        return frames_info(path) if is_frame_list(path) else video_info(path)
     except UserError as error:
         return Unreadable(str(error).removeprefix(f"{path}: "))
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.data.packing import Draw, PackSampler
+from qwenvl.data.record_table import count_media
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class DataSummary:
     most_tokens: int
     most_supervised: int
     most_patches: int
+    num_with_images: int
+    num_with_videos: int
+    num_text_only: int
 
 
 def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) -> DataSummary:
@@ -40,6 +44,7 @@ def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) ->
         most_supervised = max(most_supervised, _supervised(batch, counts.supervised))
         most_patches = max(most_patches, int(counts.patches[indices].sum()))
     tokens = int(counts.total.sum())
+    num_images, num_videos = count_media(dataset.records)
     return DataSummary(
         num_samples=len(dataset),
         num_tokens=tokens,
@@ -51,6 +56,9 @@ def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) ->
         most_tokens=most_tokens,
         most_supervised=most_supervised,
         most_patches=most_patches,
+        num_with_images=int((num_images > 0).sum()),
+        num_with_videos=int((num_videos > 0).sum()),
+        num_text_only=int(((num_images == 0) & (num_videos == 0)).sum()),
     )
 
 

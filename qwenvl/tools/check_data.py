@@ -95,7 +95,7 @@ class DataCheck:
     def _split(self, dataset_use: str, specs: Sequence[DatasetSpec], name: str) -> _Split:
         logger.info("reading %s", dataset_use)
         ledger = _Collector()
-        annotations = _load(dataset_use, self.flags.seed, ledger)
+        annotations = _load(dataset_use, self.flags, ledger)
         self._add_by_path("record", ledger)
         annotations, told = split_thinking_turns(annotations, self.encoder, self.flags.data.thinking_turns)
         if told is not None:
@@ -183,24 +183,26 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
     return RecordEncoder(processor, flags.data.max_image_pixels), vision_config
 
 
-def _load(dataset_use: str, seed: int, ledger: BadSampleLedger) -> Annotations:
+def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annotations:
     """Read the data sets; one without a single usable record is left out, with all its rows in the ledger."""
     attempt = _Collector()
     try:
-        annotations = load_datasets(dataset_use, seed, attempt)
+        annotations = load_datasets(dataset_use, flags.seed, attempt, flags.data.media_cache_dir)
     except UserError:
         if not attempt.count:
             raise
-        usable = [entry for entry in dataset_use.split(",") if entry.strip() and _has_records(entry, seed, ledger)]
-        return load_datasets(",".join(usable), seed, _Collector()) if usable else Annotations([])
+        usable = [entry for entry in dataset_use.split(",") if entry.strip() and _has_records(entry, flags, ledger)]
+        if not usable:
+            return Annotations([])
+        return load_datasets(",".join(usable), flags.seed, _Collector(), flags.data.media_cache_dir)
     ledger.samples += attempt.samples
     return annotations
 
 
-def _has_records(entry: str, seed: int, ledger: BadSampleLedger) -> bool:
+def _has_records(entry: str, flags: CheckFlags, ledger: BadSampleLedger) -> bool:
     attempt = _Collector()
     try:
-        load_datasets(entry, seed, attempt)
+        load_datasets(entry, flags.seed, attempt, flags.data.media_cache_dir)
     except UserError as error:
         if not attempt.count:
             raise

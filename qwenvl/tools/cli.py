@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from qwenvl.data.json_rows import json_default
 from qwenvl.errors import UserError
 
 Task = TypeVar("Task")
@@ -195,12 +196,12 @@ def write_json(stream: TextIO, value: Any) -> None:
 
 def encoded_json(value: Any) -> str:
     """Return `value` as JSON that can be written as UTF-8."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=json_default)
     try:
         text.encode()
     except UnicodeEncodeError:
         # Half of a surrogate pair, or a file's name that is no UTF-8, can be written as an escape only.
-        return json.dumps(value)
+        return json.dumps(value, default=json_default)
     return text
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from qwenvl.data.json_rows import whole_number
 from qwenvl.errors import UserError
 
 _CHUNK = 1 << 20
@@ -31,7 +32,7 @@ class _Items:
     def __init__(self, path: Path, stream: TextIO):
         self._path, self._stream = path, stream
         self._text, self._at, self._ended = "", 0, False
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(parse_int=whole_number)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         index = 0

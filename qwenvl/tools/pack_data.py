@@ -12,10 +12,11 @@ import numpy as np
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.json_rows import read_rows
+from qwenvl.data.json_rows import json_default
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import plan_packs
 from qwenvl.data.pixel_limits import set_pixel_limits
+from qwenvl.data.rows import read_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
@@ -47,7 +48,7 @@ def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tup
     output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
     refuse_inputs([output], [spec.annotation_path])
     ledger = BadSampleLedger(options.bad_sample_policy, options.max_bad_samples)
-    annotations = load_datasets(options.dataset_use, options.seed, ledger)
+    annotations = load_datasets(options.dataset_use, options.seed, ledger, options.media_cache_dir)
     if annotations.packs is not None:
         raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
     processor = load_processor(options.model_name_or_path)
@@ -107,7 +108,8 @@ def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], o
     with WholeFiles(output.parent, [output.name], overwrite, inputs) as streams:
         writer = JsonListWriter(streams[output.name])
         for pack in packs:
-            writer.write(json.dumps([rows[records[place].row] for place in pack], ensure_ascii=False))
+            items = [rows[records[place].row] for place in pack]
+            writer.write(json.dumps(items, ensure_ascii=False, default=json_default))
         writer.close()
 
 

@@ -1,5 +1,6 @@
 """Read an annotation file once more: its rows as they stand there, one at a time, and write the sound ones."""
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qwenvl.data.annotations import Record
-from qwenvl.data.json_rows import Row, read_rows
+from qwenvl.data.json_rows import Row, open_binary, whole_number
+from qwenvl.data.rows import read_rows
+from qwenvl.data.table_rows import is_table
 from qwenvl.tools.cli import JsonListWriter, encoded_json
 from qwenvl.tools.json_stream import iter_json_list
 
@@ -22,7 +25,7 @@ def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
     """
     if by_line:
         yield from _iter_lines(path)
-    elif _is_list(path):
+    elif not is_table(path) and not path.endswith(".gz") and _is_list(path):
         for index, value in iter_json_list(Path(path)):
             yield Row(f"row {index}", index, value)
     else:
@@ -82,11 +85,11 @@ def _joined(folder: str, path: str) -> str:
 
 def _iter_lines(path: str) -> Iterator[Row]:
     # As in `read_rows`, a line ends at a line feed alone: JSON strings may hold other separators.
-    with open(path, encoding="utf-8-sig", newline="\n") as stream:
+    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream:
         for index, line in enumerate(stream):
             try:
-                yield Row(f"line {index + 1}", index, json.loads(line))
-            except json.JSONDecodeError:
+                yield Row(f"line {index + 1}", index, json.loads(line, parse_int=whole_number))
+            except (json.JSONDecodeError, RecursionError):
                 continue
 
 

@@ -10,9 +10,10 @@ from transformers import BaseVideoProcessor
 
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
+from qwenvl.data.frames import load_clip
 from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.media_sizes import MediaSizes, Unreadable, size_of
-from qwenvl.data.videos import load_video
+from qwenvl.data.media_store import is_kept
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import in_parallel, progress
 from qwenvl.tools.duplicates import media_of
@@ -42,7 +43,7 @@ def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSampl
     folders: dict[str, str] = {}
     climbing: dict[str, tuple[Record, list[str]]] = {}
     for record in records:
-        outside = [path for path in media_of(record) if not path.startswith(root)]
+        outside = [path for path in media_of(record) if not path.startswith(root) and not is_kept(path)]
         if outside:
             climbing[record.place or ""] = (record, outside)
         linked = next(
@@ -113,7 +114,7 @@ def decode_files(task: DecodeTask) -> dict[tuple[str, str], str]:
             if task.video_processor is None:
                 load_image(path, task.max_image_pixels)
             else:
-                load_video(path, task.video_processor)
+                load_clip(path, task.video_processor)
         except (UserError, OSError) as error:
             reasons[kind, path] = str(error).removeprefix(f"{path}: ")
     return reasons

@@ -95,6 +95,9 @@ def _plan_table(summary: DataSummary, data: DataModule, training_args: TrainingA
     steps_per_epoch, steps = count_steps(summary.micro_batches, training_args)
     rows = {
         "samples": f"{summary.num_samples:,}",
+        "  with images": f"{summary.num_with_images:,}",
+        "  with videos": f"{summary.num_with_videos:,}",
+        "  with neither": f"{summary.num_text_only:,}",
         "samples left out": f"{data.bad_samples.count:,}",
         "samples for evaluation": f"{len(data.eval_dataset) if data.eval_dataset is not None else 0:,}",
         "tokens": f"{summary.num_tokens:,}",

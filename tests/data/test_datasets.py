@@ -1,5 +1,6 @@
 """Tests of naming, finding and sampling data sets."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -151,3 +152,18 @@ def test_packs_are_sampled_whole_and_their_indices_fit_the_joined_records(regist
 
 def test_without_packed_files_there_are_no_packs(registered: Path):
     assert load_datasets("a,b%50", 0, BadSampleLedger()).packs is None
+
+
+def test_other_kinds_of_files_are_named_by_their_path(tmp_path: Path):
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows("t", 4))).encode()))
+    assert len(load_datasets(f"{tmp_path}/t.jsonl.gz%50", 0, BadSampleLedger()).records) == 2
+    (spec,) = data_list(f"{tmp_path}%50")
+    assert spec == DatasetSpec(str(tmp_path), str(tmp_path), str(tmp_path), 50)
+    assert data_list("hf:org/name:train%5") == [DatasetSpec("hf:org/name:train", "hf:org/name:train", "", 5)]
+    with pytest.raises(UserError, match="unknown data set 'org/name'.* hf:org/name from the Hugging Face hub"):
+        data_list("org/name")
+
+
+def test_notes_of_all_files_are_kept_once(registered: Path):
+    (registered / "b.json").write_text(json.dumps([row | {"view": "PA"} for row in rows("b", 10)]))
+    assert load_datasets("a,b,b%50", 0, BadSampleLedger()).notes == ("`view` is not read (10 of 10 records)",)

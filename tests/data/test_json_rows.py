@@ -1,11 +1,14 @@
 """Tests of telling JSON lists, JSONL and single records apart, and of naming what is malformed."""
 
+import gzip
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from qwenvl.data.json_rows import Row, read_rows
+from qwenvl.data.json_rows import Row, read_json_rows
 from qwenvl.errors import UserError
 
 VALUES = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
@@ -18,7 +21,7 @@ def read(folder: Path, content: str | bytes, name: str) -> list[Row]:
     """Write `content` to a file and read its rows; a malformed line fails the test."""
     data = content.encode() if isinstance(content, str) else content
     (folder / name).write_bytes(data)
-    return read_rows(str(folder / name), lambda place, reason: pytest.fail(f"{place}: {reason}"))
+    return read_json_rows(str(folder / name), lambda place, reason: pytest.fail(f"{place}: {reason}"))
 
 
 @pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
@@ -62,7 +65,16 @@ def test_one_single_record_is_one_row(tmp_path: Path, name: str, indent: int | N
         ("no json", "t.jsonl", "malformed JSON at line 1 column 1"),
         ('"text"', "t.json", "got a JSON str, expected a list of records"),
         (b'[{"text": "caf\xe9"}]', "t.json", "byte 14 is not UTF-8"),
-        (INDENTED.encode("utf-16"), "t.json", "byte 0 is not UTF-8"),
+        (
+            INDENTED.encode("utf-16"),
+            "t.json",
+            "byte 0 is not UTF-8 text (it looks like UTF-16); save",
+        ),
+        ('[{"a": 1},\n]', "t.json", "(is the comma before it one too many?)"),
+        ("[" * 100_000, "t.json", "nested too deeply"),
+        ('[{"a": ' + "[" * 5000 + "]" * 5000 + "}]", "t.json", "nested too deeply"),
+        (gzip.compress(INDENTED.encode())[:30], "t.json.gz", "cannot read the annotation file"),
+        (b"no gzip", "t.json.gz", "cannot read the annotation file (Not a gzipped file"),
     ],
 )
 def test_an_unusable_file_is_refused_with_its_path_and_place(
@@ -78,13 +90,78 @@ def test_an_unusable_file_is_refused_with_its_path_and_place(
 def test_a_malformed_line_is_reported_and_the_others_are_read(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text('{"a": \n' + LINES + '{"b": [')
     bad = []
-    rows = read_rows(str(tmp_path / "t.jsonl"), lambda place, reason: bad.append((place, reason.partition(":")[0])))
+    rows = read_json_rows(
+        str(tmp_path / "t.jsonl"), lambda place, reason: bad.append((place, reason.partition(":")[0]))
+    )
     assert [row.value for row in rows] == VALUES
     assert bad == [("line 1", "malformed JSON at column 7"), ("line 5", "malformed JSON at column 8")]
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no such annotation file"):
-        read_rows(str(tmp_path / "no.json"), print)
+        read_json_rows(str(tmp_path / "no.json"), print)
     with pytest.raises(UserError, match="cannot read the annotation file"):
-        read_rows(str(tmp_path), print)
+        read_json_rows(str(tmp_path), print)
+
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' stands twice in one object"),
+        ('{"a": [{"b": [{"c": 1, "c": 2}]}]}', "the key 'c' stands twice in one object"),
+        (f'{{"a": [[{LONG}]]}}', "a whole number of too many digits"),
+        (LONG, "a whole number of too many digits"),
+    ],
+)
+def test_a_row_that_would_not_be_read_as_it_is_meant_is_reported_and_the_others_are_read(
+    tmp_path: Path, bad: str, expected: str
+):
+    rows = [json.dumps(VALUES[0]), bad, json.dumps(VALUES[1])]
+    (tmp_path / "t.json").write_text(f"[{','.join(rows)}]")
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    reported: list[tuple[str, str]] = []
+    for name in ("t.json", "t.jsonl"):
+        read = read_json_rows(str(tmp_path / name), lambda *args: reported.append(args))
+        assert [(row.index, row.value) for row in read] == [(0, VALUES[0]), (2, VALUES[1])]
+    assert [place for place, _ in reported] == ["row 1", "line 2"]
+    assert all(expected in reason for _, reason in reported)
+
+
+def test_a_line_that_is_nested_too_deeply_is_reported(tmp_path: Path):
+    (tmp_path / "t.jsonl").write_text(LINES + '{"a": ' + "[" * 5000 + "]" * 5000 + "}")
+    reported = []
+    assert len(read_json_rows(str(tmp_path / "t.jsonl"), lambda *args: reported.append(args))) == 3
+    assert reported == [("line 4", "a record is nested too deeply to be read: make it flat, or delete it")]
+
+
+@pytest.mark.parametrize("name", ["t.json.gz", "t.jsonl.gz"])
+@pytest.mark.parametrize("text", [INDENTED, LINES])
+def test_compressed_files_are_read(tmp_path: Path, name: str, text: str):
+    assert [row.value for row in read(tmp_path, gzip.compress(text.encode()), name)] == VALUES
+
+
+def test_what_is_no_file_is_refused_before_it_is_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.json"))
+        for path, kind in (
+            ("/dev/zero", "a device"),
+            (tmp_path / "pipe.json", "a pipe"),
+            (tmp_path / "s.json", "a socket"),
+        ):
+            with pytest.raises(UserError, match=f"cannot read the annotation file .it is {kind}"):
+                read_json_rows(str(path), print)
+
+
+def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with open(tmp_path / "t.json", "wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(UserError, match="t.json: 8,192 GiB are more than this machine's memory"):
+        read_json_rows(str(tmp_path / "t.json"), print)
+    (tmp_path / "t.json.gz").write_bytes(gzip.compress(bytes(1 << 16)))
+    monkeypatch.setattr("qwenvl.data.json_rows.memory_bytes", lambda: 1 << 15)
+    with pytest.raises(UserError, match="unpacked it is larger than this machine's memory"):
+        read_json_rows(str(tmp_path / "t.json.gz"), print)

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
-from qwenvl.data.json_rows import read_rows
+from qwenvl.data.rows import read_rows
 from qwenvl.errors import UserError
 from qwenvl.tools import prepare_mimic_cxr
 from qwenvl.tools.check_arguments import parse_check_arguments

@@ -1,0 +1,117 @@
+"""Turn a row of any known dialect into one neutral form: `to_conversation`.
+
+A dialect is a form of records (`forms`); its turns (`turns`, `parts`), media (`media`) and functions (`tools`) are
+read alike in all of them. What nothing reads is accounted for (`unread`).
+"""
+
+from typing import Any
+
+from qwenvl.data.dialects.forms import find_form
+from qwenvl.data.dialects.media import listed_media, read_fps
+from qwenvl.data.dialects.neutral import (
+    PLACEHOLDERS,
+    Conversation,
+    InvalidRecordError,
+    Medium,
+    UnreadMediumError,
+    is_missing,
+    shown,
+)
+from qwenvl.data.dialects.objects import has_object_marks
+from qwenvl.data.dialects.parts import PartMedia
+from qwenvl.data.dialects.tools import read_tools
+from qwenvl.data.dialects.turns import ROLES, join_calls, read_turn
+from qwenvl.data.dialects.unread import note_unread
+from qwenvl.data.records import Turn
+
+__all__ = ["PLACEHOLDERS", "ROLES", "Conversation", "InvalidRecordError", "UnreadMediumError", "to_conversation"]
+
+_AUDIO_KEYS = ("audio", "audios")
+_PREFERENCE_KEYS = ("chosen", "rejected")
+
+
+def to_conversation(row: Any) -> Conversation:
+    """Return what a row says in the neutral form; raises `InvalidRecordError` for a row of no known form.
+
+    Texts, and whether media and placeholders fit, are not checked here.
+    """
+    if not isinstance(row, dict):
+        expected = "an object with `conversations` or `messages`"
+        raise InvalidRecordError(f"got a {type(row).__name__}, expected {expected}")
+    form = find_form(row)
+    unread: list[str] = []
+    in_parts = PartMedia()
+    turns = [read_turn(turn, number, in_parts, unread) for number, turn in enumerate(form.turns(row))]
+    if len(turns) > 2:
+        turns = join_calls(turns)
+    conversation = Conversation(turns, unread=unread)
+    for kind in PLACEHOLDERS:
+        own = _record_media(row, kind)
+        conversation.media[kind] = _merged(own, in_parts.slots[kind], kind) if in_parts.slots[kind] else own
+    if row.keys() - form.keys - {"image", "id"}:
+        _read_other_keys(row, form.read, conversation)
+    return conversation
+
+
+def _read_other_keys(row: dict[str, Any], read: frozenset[str], conversation: Conversation) -> None:
+    for key in _AUDIO_KEYS:
+        if not is_missing(row.get(key)):
+            raise InvalidRecordError(
+                f"`{key}` is given, but the model hears nothing: delete it, or leave the record out"
+            )
+    for key in _PREFERENCE_KEYS:
+        if not is_missing(row.get(key)):
+            raise InvalidRecordError(
+                f"`{key}` is given: preferences are not learned here; keep the chosen answer alone"
+            )
+    note_unread(row, read, "record", conversation.unread, shows=any(conversation.media.values()))
+    conversation.tools = read_tools(row.get("tools"))
+    _add_system(row.get("system"), conversation)
+    if not is_missing(row.get("objects")):
+        if has_object_marks(conversation.turns):
+            conversation.objects = row["objects"]
+        else:
+            conversation.unread.append("`objects`")
+    fps = row.get("fps")
+    conversation.fps = [read_fps(each) for each in fps] if isinstance(fps, list) else read_fps(fps)
+
+
+def _record_media(row: dict[str, Any], kind: str) -> list[Medium]:
+    given = [key for key in (kind, f"{kind}s") if key in row and not is_missing(row[key])]
+    if not given:
+        return []
+    if len(given) > 1:
+        raise InvalidRecordError(f"both `{kind}` and `{kind}s` are given: keep one of the two")
+    return listed_media(row[given[0]], kind)
+
+
+def _merged(own: list[Medium], slots: list[Medium | int | None], kind: str) -> list[Medium]:
+    """Return the media in the order of the parts, which have them, give the index of one, or take the next."""
+    numbers = [slot for slot in slots if isinstance(slot, int)]
+    if len(numbers) == len(slots):
+        if max(numbers) >= len(own):
+            raise InvalidRecordError(f"a part shows the {kind} with index {max(numbers)}, but there are {len(own)}")
+        unused = sorted(set(range(len(own))) - set(numbers))
+        if unused:
+            raise InvalidRecordError(f"no part shows the {kind} with index {unused[0]}: add one, or delete the {kind}")
+        return [own[number] for number in numbers]
+    given = [slot for slot in slots if slot is not None]
+    if numbers or (given and len(given) < len(slots)):
+        raise InvalidRecordError(f"some parts say which {kind} they show and others do not: say it in all or in none")
+    if given and own:
+        raise InvalidRecordError(
+            f"{kind}s given both in the record and in the parts of its messages: keep one of the two"
+        )
+    return given or own
+
+
+def _add_system(system: Any, conversation: Conversation) -> None:
+    if is_missing(system):
+        return
+    if not isinstance(system, str):
+        raise InvalidRecordError(f"`system` is {shown(system)}, expected a text")
+    first = conversation.turns[0]
+    if first.role == "system" and first.text != system:
+        raise InvalidRecordError("a system prompt is given both in `system` and as the first turn: keep one of the two")
+    if first.role != "system":
+        conversation.turns.insert(0, Turn("system", system))

@@ -1,0 +1,95 @@
+"""Keep media that have no file of their own: bytes from a record, and lists of frames, each under its SHA-256."""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwenvl.data.dialects.media import IMAGE_SUFFIXES
+from qwenvl.errors import UserError
+
+DEFAULT_CACHE_DIR = "~/.cache/qwenvl"
+FRAME_LIST_SUFFIX = ".frames.json"
+_FOLDER = "media"
+# How files of the usual formats begin. Readers go by content; the suffix is for people, and for DICOM.
+_MAGIC = (
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\x00", ".tif"),
+    (b"MM\x00*", ".tif"),
+    (b"\x1a\x45\xdf\xa3", ".mkv"),
+)
+_KEPT = re.compile(rf"{os.sep}{_FOLDER}{os.sep}[0-9a-f]{{2}}{os.sep}[0-9a-f]{{64}}[^{os.sep}]*$")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
+
+
+class MediaStore:
+    """A folder of the media cache; what is in it is named by what it holds, and never changes."""
+
+    def __init__(self, cache_dir: str | None = None) -> None:
+        self._folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser().absolute() / _FOLDER
+
+    def keep(self, data: bytes, suffix: str) -> str:
+        """Return the path of a file with these bytes, writing it if it is not there; raises `UserError`."""
+        digest = hashlib.sha256(data).hexdigest()
+        path = self._folder / digest[:2] / f"{digest}{suffix}"
+        try:
+            if not path.is_file() or path.stat().st_size != len(data):
+                _write(path, data)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"{path}: cannot keep a medium of {len(data):,} bytes that a record holds ({reason}); make room, or "
+                "name another folder with --media_cache_dir"
+            ) from None
+        return str(path)
+
+    def keep_file(self, data: bytes, name: str | None) -> str:
+        """Return the path of a file with these bytes, whose suffix says their format, or is that of `name`."""
+        return self.keep(data, _suffix(data, name))
+
+    def keep_frames(self, frames: Sequence[str], fps: float) -> str:
+        """Return the path of a file that lists a video's frames (absolute paths) and how many make a second."""
+        return self.keep(json.dumps({"fps": fps, "frames": list(frames)}).encode(), FRAME_LIST_SUFFIX)
+
+
+def is_kept(path: str) -> bool:
+    """Return whether a path is that of a file which a `MediaStore` wrote, and no record names."""
+    return _KEPT.search(path) is not None
+
+
+def frames_in_folder(folder: str) -> list[str]:
+    """Return the paths of the images in a folder in the order of the numbers in their names."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+    return [os.path.join(folder, name) for name in sorted(names, key=_natural)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _suffix(data: bytes, name: str | None) -> str:
+    if data[:4] == b"RIFF":
+        return ".webp" if data[8:12] == b"WEBP" else ".avi"
+    if data[4:8] == b"ftyp":
+        return ".mp4"
+    if data[128:132] == b"DICM":
+        return ".dcm"
+    known = next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), None)
+    suffix = os.path.splitext(name or "")[1].lower()
+    return known or (suffix if _SUFFIX.fullmatch(suffix) else "")

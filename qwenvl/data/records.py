@@ -1,0 +1,43 @@
+"""The data model of one training sample: a record and its turns."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one speaker says; `text` holds one `<image>` or `<video>` for each medium of the turn.
+
+    `thought` is reasoning that the record gives apart from the text. A turn that is not `supervised` is context only.
+    `tool_calls` is a JSON list in the OpenAI form.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str
+    thought: str | None = None
+    supervised: bool = True
+    tool_calls: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One training sample: `images` and `videos` are absolute paths in the order of their placeholders.
+
+    A video may be a list of frames, which is a file as well (see `qwenvl.data.frames`). `tools` is the JSON list of
+    functions that the model may call. `row` counts rows (or JSONL lines, or the items of a pack) from 0; `place` says
+    it as a reader of the file counts.
+    """
+
+    source: str
+    row: int
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    place: str | None = None
+    tools: str | None = None
+
+    @property
+    def where(self) -> str:
+        """File and place of this record, such as "train.json row 12" or "train.jsonl line 13"."""
+        place = f"row {self.row}" if self.place is None else self.place
+        return f"{self.source} {place}"
