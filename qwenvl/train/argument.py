@@ -229,8 +229,13 @@ class TrainingArguments(transformers.TrainingArguments):
             if not 0 <= self.warmup_ratio < 1:
                 raise UserError(f"--warmup_ratio {self.warmup_ratio}: expected a share from 0 to below 1")
             self.warmup_steps = self.warmup_ratio
-        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        # The official repository's name; Transformers 5.23 warns of each use of it. Can go when it drops the old name.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = {"use_reentrant": False}
         # A loss that is not finite must stop the run; Transformers would average it away in the log.
         self.logging_nan_inf_filter = False
         self.remove_unused_columns = False

@@ -3,6 +3,7 @@
 import copy
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -12,10 +13,18 @@ from pathlib import Path
 if not __package__:  # run by path, as torchrun does: Python has put this folder on its path, not the repository's
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from qwenvl.errors import UserError, exit_on_user_error, exit_unless_installed
+
+if __name__ == "__main__":  # PyTorch takes seconds: until main can say more, Ctrl-C ends the program without a word
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    exit_unless_installed("torch", "transformers", "peft")
+
+import huggingface_hub
 import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
-from transformers import ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from qwenvl.checkpoint.resume import check_encoder, find_resume_checkpoint
@@ -28,16 +37,17 @@ from qwenvl.checkpoint.save import (
     run_arguments,
 )
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
-from qwenvl.errors import UserError, exit_on_user_error
+from qwenvl.data.workers import explain_dead_workers
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
-from qwenvl.train.callbacks import ProgressLines, StopOnSigterm
+from qwenvl.train.callbacks import LogLines, ProgressLines, StopOnSigterm
 from qwenvl.train.distributed import barrier
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import report_plan
+from qwenvl.train.signals import SIGNAL_EXIT_CODE, handle, watch_launcher
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.vision import swap_processor
 
@@ -111,13 +121,18 @@ def check_media(model_args: ModelArguments, data: DataModule) -> None:
 def configure_logging(training_args: TrainingArguments) -> None:
     """Let the main process tell what it does, and the others only what goes wrong."""
     main = training_args.process_index == 0
+    in_terminal = sys.stderr.isatty()
     # What Transformers and PEFT will rename is no concern of the user.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("qwenvl").setLevel(logging.INFO if main else logging.ERROR)
+    # It has a handler of its own, and would hand each line to the root's as well.
+    huggingface_hub.logging.disable_propagation()
     if not main:
         transformers.logging.set_verbosity_error()
+    if not main or not in_terminal:
         transformers.logging.disable_progress_bar()
+        huggingface_hub.utils.disable_progress_bars()
 
 
 def build_trainer(
@@ -152,29 +167,34 @@ def build_trainer(
         run_arguments=arguments,
         callbacks=callbacks,
     )
-    if not training_args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressLines())
+    for replaced in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(replaced)
+    with_bar = sys.stderr.isatty() and not training_args.disable_tqdm
+    trainer.add_callback(ProgressLines() if with_bar else LogLines())
     return trainer
 
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
     """Train, evaluate what the last step made, and put the model into the output folder."""
     try:
-        trainer.train(resume_from_checkpoint=resume_from)
+        with explain_dead_workers(trainer.args.dataloader_num_workers):
+            trainer.train(resume_from_checkpoint=resume_from)
     except BaseException:
         end_data_workers()
         raise
-    if trainer.pop_callback(StopOnSigterm).stopped:
+    stop = trainer.pop_callback(StopOnSigterm)
+    if stop.stopped:
         logger.info(
-            "stopped by SIGTERM after step %d; the checkpoint is saved: go on with the same command and "
+            "stopped by %s after step %d; the checkpoint is saved: go on with the same command and "
             "--resume_from_checkpoint auto",
+            stop.signal_name,
             trainer.state.global_step,
         )
         return
     last_evaluated = max((entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry), default=-1)
     if trainer.eval_dataset is not None and last_evaluated != trainer.state.global_step:
-        trainer.evaluate()
+        with explain_dead_workers(trainer.args.dataloader_num_workers):
+            trainer.evaluate()
     finished = Path(trainer.args.output_dir) / "final"
     trainer.save_model(str(finished))
     barrier()
@@ -185,21 +205,28 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
 
 
 def end_data_workers() -> None:
-    """Let a run that fails end: Python waits at its exit for the data workers, which outlive a SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Let a program end: Python waits at its exit for the data workers, which outlive a SIGTERM."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with PyTorch's handler, each worker's end would be another error
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
 def main() -> None:
-    """Run as a program: a user's mistake ends in one line and exit code 2."""
+    """Run as a program: a user's mistake ends in one line and exit code 2, Ctrl-C in one line and 130."""
+    handle(signal.SIGINT, signal.default_int_handler)
+    watch_launcher()
     with exit_on_user_error():
         try:
             train()
         except KeyboardInterrupt:
-            sys.stderr.write("stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n")
-            raise SystemExit(128 + signal.SIGINT) from None
+            handle(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait for what Python does at its exit
+            if os.environ.get("RANK", "0") == "0":
+                sys.stderr.write(
+                    "stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n"
+                )
+            raise SystemExit(SIGNAL_EXIT_CODE + signal.SIGINT) from None
+        finally:
+            end_data_workers()
 
 
 if __name__ == "__main__":
