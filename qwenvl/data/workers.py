@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from qwenvl.errors import UserError
 # Both forms of PyTorch's message: from its handler of SIGCHLD, and from the queue that stays empty.
 # https://github.com/pytorch/pytorch/blob/v2.11.0/torch/csrc/DataLoader.cpp#L140-L190
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
+_SECONDS_FOR_A_SIGNAL = 2
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _OUT_OF_MEMORY = (
     "most often because memory ran out: lower --dataloader_num_workers{given} or --dataloader_prefetch_factor"
@@ -46,7 +48,7 @@ def explain_dead_workers(num_workers: int, go_on: str = _GO_ON) -> Iterator[None
     except UserError:
         raise
     except Exception as error:
-        death = _find_death(error)
+        death = _find_death(error) or _await_death(error)
         if death is None:
             raise
         raise UserError(_explain(death, num_workers, _processes_killed_for_memory() > killed_before, go_on)) from None
@@ -66,6 +68,20 @@ def _find_death(error: BaseException | None) -> re.Match[str] | None:
             found = match
         error = error.__cause__ or error.__context__
     return found
+
+
+def _await_death(error: Exception) -> re.Match[str] | None:
+    """Return what PyTorch says of a worker's death a moment after the connection to it has broken, if that is `error`.
+
+    A process lets go of its connections before its parent is told that it is dead.
+    """
+    if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return None
+    try:
+        time.sleep(_SECONDS_FOR_A_SIGNAL)
+    except RuntimeError as death:  # from PyTorch's handler of SIGCHLD
+        return _find_death(death)
+    return None
 
 
 def _explain(death: re.Match[str], num_workers: int, memory_limit_hit: bool, go_on: str) -> str:

@@ -17,32 +17,44 @@ logger = logging.getLogger(__name__)
 class StopOnSigterm(TrainerCallback):
     """Finish the step, save and stop when any process of the run gets SIGTERM, as clusters send before they preempt.
 
-    SIGHUP, which a terminal sends that is closed, does the same, unless it was ignored from the start (nohup).
+    SIGHUP, which a terminal sends that is closed, does the same, unless it was ignored from the start (nohup). Ctrl-C
+    ends the run at once, or at the end of the step where Python could not raise its `KeyboardInterrupt`.
     """
 
     def __init__(self) -> None:
         self.stopped = False
         self.signal_name = signal.SIGTERM.name
         self._signalled = False
+        self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._previous = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+        self._previous = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGINT)}
         for each in STOP_SIGNALS:
             handle(each, self._remember)
+        handle(signal.SIGINT, self._interrupt)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         for each, previous in self._previous.items():
             # A run that was told to stop has saved and is about to end: a second signal must not make that a failure.
-            signal.signal(each, signal.SIG_IGN if self.stopped else previous or signal.SIG_DFL)
+            ignored = self.stopped and each in STOP_SIGNALS
+            signal.signal(each, signal.SIG_IGN if ignored else previous or signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
         if any_process(self._signalled, args.device):
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        # In a callback around a fork, as at each start of data workers, or in a finalizer, Python prints what is raised
+        # and goes on: https://docs.python.org/3.11/library/sys.html#sys.unraisablehook
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self._signalled = True

@@ -54,6 +54,8 @@ from qwenvl.vision import swap_processor
 # Not __name__, which is __main__ when the file is run by path.
 logger = logging.getLogger("qwenvl.train.train_qwen")
 
+SECONDS_FOR_THE_LAUNCHER = 10
+
 
 def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     """Train a model as the command line says, and return its trainer (None after a dry run)."""
@@ -205,7 +207,8 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
 
 
 def end_data_workers() -> None:
-    """Let a program end: Python waits at its exit for the data workers, which outlive a SIGTERM."""
+    """Let a run that fails end: Python waits at its exit for the data workers, which outlive a SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with PyTorch's handler, each worker's end would be another error
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -219,14 +222,24 @@ def main() -> None:
         try:
             train()
         except KeyboardInterrupt:
+            end_data_workers()
             handle(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait for what Python does at its exit
             if os.environ.get("RANK", "0") == "0":
                 sys.stderr.write(
                     "stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n"
                 )
             raise SystemExit(SIGNAL_EXIT_CODE + signal.SIGINT) from None
-        finally:
+        except BaseException as error:
             end_data_workers()
+            if is_loss_of_another_process(error):
+                time.sleep(SECONDS_FOR_THE_LAUNCHER)  # it ends this process, too; the other one has told why
+            raise
+
+
+def is_loss_of_another_process(error: BaseException) -> bool:
+    """Whether an error only says that another process of the run has gone away in the middle of an exchange."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and "gloo" in text and ("closed by peer" in text or "reset by peer" in text)
 
 
 if __name__ == "__main__":
