@@ -3,7 +3,8 @@
 #
 # Each setting of the table below is an environment variable; set it to nothing to leave its flag out. Flags after the
 # script's name go to qwenvl/train/train_qwen.py and win. Further variables:
-#   MM_PROJECTOR_LR   learning rate of the merger (default: 1e-5 if it is trained)
+#   MM_PROJECTOR_LR   learning rate of the merger (default, if it is trained: 1e-5, or 2e-5 with an ENCODER, whose
+#                     merger is fresh)
 #   NUM_WORKERS       processes that prepare data, for each training process (default: one a core, 8 at most)
 #   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps
 #   NPROC_PER_NODE    processes on this machine (default: one for each GPU, or one)
@@ -100,8 +101,21 @@ cores=$(($(nproc) > processes ? $(nproc) / processes : 1)) # of each process
 if [[ -z ${DATASETS-} ]] && ! given dataset_use "$@" >/dev/null; then
     fail "no data set: DATASETS=path/to/train.json bash $0 (or a name registered in qwenvl/data/__init__.py)"
 fi
-if [[ $(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP:-True}") =~ ^([Tt]rue|TRUE|1|[Yy]es|[Yy]|[Tt])$ ]]; then
-    : "${MM_PROJECTOR_LR=1e-5}"
+if is_true "$(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP-True}")"; then
+    # A fresh linear layer has to learn everything: see docs/custom_encoder.md on its learning rate.
+    encoder=$(given custom_vision_encoder "$@" || echo "${ENCODER-}")
+    : "${MM_PROJECTOR_LR=$([[ -n $encoder ]] && echo 2e-5 || echo 1e-5)}"
+fi
+# A default that a flag or another setting has made pointless is left out, because the program would refuse it.
+if ! is_true "$(given lora_enable "$@" || echo "${LORA_ENABLE-True}")"; then
+    : "${LORA_R=}" "${LORA_ALPHA=}" "${LORA_DROPOUT=}"
+fi
+scheduler=$(given lr_scheduler_type "$@" || echo "${LR_SCHEDULER-}")
+if given warmup_steps "$@" >/dev/null || [[ $scheduler == constant ]]; then
+    : "${WARMUP_RATIO=}"
+fi
+if [[ $(given save_strategy "$@" || echo steps) != steps ]]; then
+    : "${SAVE_STEPS=}"
 fi
 : "${NUM_WORKERS=$((cores > 8 ? 8 : cores))}"
 
@@ -116,10 +130,10 @@ done <<<"$SETTINGS"
 if [[ -n ${EVAL_DATASETS-} ]]; then
     arguments+=(--eval_dataset_use "$EVAL_DATASETS" --eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
 fi
-if ((gpus > 0)); then
+if ((gpus > 0)) && ! is_true "$(given fp16 "$@" || true)" && ! is_true "$(given use_cpu "$@" || true)"; then
     arguments+=(--bf16 "${BF16:-$has_bf16}")
 fi
-if [[ -z ${DEEPSPEED-} ]] && ((gpus > 0)) && [[ $processes != 1 || $nodes != 1 ]]; then
+if [[ -z ${DEEPSPEED-} ]] && ((gpus > 0)) && ! is_true "$(given use_cpu "$@" || true)" && [[ $processes != 1 || $nodes != 1 ]]; then
     DEEPSPEED=zero2.json
 fi
 if [[ -n ${DEEPSPEED-} && $DEEPSPEED != none ]]; then

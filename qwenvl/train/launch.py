@@ -58,16 +58,17 @@ class _SignalsPassedOn:
     """Sends signals on to the direct children only: data loading workers must live until their trainer is done."""
 
     def __init__(self) -> None:
+        import psutil  # not in the handler: the next signal could meet it half imported
+
+        self._psutil = psutil
         self.interrupted = False
         for each in _PASSED_ON:
             handle(each, self._pass_on)
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
-        import psutil
-
         if signum == signal.SIGHUP:
             leave_dead_terminal()
-        children = psutil.Process().children()
+        children = self._psutil.Process().children()
         if not children:
             if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
                 return  # they were there and are done: the exit code is theirs
@@ -75,7 +76,7 @@ class _SignalsPassedOn:
         is_second = signum == signal.SIGINT and self.interrupted
         self.interrupted |= signum == signal.SIGINT
         for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(self._psutil.NoSuchProcess):
                 child.send_signal(signal.SIGKILL if is_second else signum)
 
 
