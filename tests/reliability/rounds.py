@@ -60,18 +60,24 @@ class LostError(Exception):
 
 
 class KillRounds:
-    """Runs of one small training; `play` kills and resumes one of them."""
+    """Runs of one small training; `play` kills and resumes one of them.
 
-    def __init__(self, folder: Path, server: ForkServer, seed: int, tally: Tally, launcher: bool = True) -> None:
+    `launcher` lets some starts go through the real launcher, `faults` breaks files and fills disks now and then.
+    """
+
+    def __init__(
+        self, folder: Path, server: ForkServer, seed: int, tally: Tally, launcher: bool = True, faults: bool = True
+    ) -> None:
         self._folder = folder
         self._server = server
         self._random = random.Random(seed)
-        self._launcher = launcher
+        self._launcher_share = LAUNCHER_SHARE if launcher else 0.0
+        self._broken_share, self._full_disk_share = (BROKEN_SHARE, FULL_DISK_SHARE) if faults else (0.0, 0.0)
         self.tally = tally
         self._broken: set[int] = set()  # inodes of checkpoints that we have broken: a new one of that name is another
         self._flags = _write_inputs(folder)
-        self._reference = folder / "reference"
-        ending = server.start(self._arguments(self._reference))
+        self.reference = folder / "reference"
+        ending = server.start(self._arguments(self.reference))
         if not ending.is_finished:
             raise RuntimeError(f"the undisturbed run has failed: {ending.output[-3000:]}")
         self._durations = _durations(server.marks)
@@ -84,7 +90,7 @@ class KillRounds:
         name = f"run-{self.tally.runs:03}"
         kills = kills or self._random.randint(1, MOST_KILLS_A_RUN)
         disk = None
-        if self._random.random() < FULL_DISK_SHARE:
+        if self._random.random() < self._full_disk_share:
             disk = SmallDisk.mount(self._folder / name, mib=self._random.uniform(2, 12))
             self.tally.small_disks += disk is not None
             self.tally.disks_refused += disk is None
@@ -118,12 +124,12 @@ class KillRounds:
                 raise LostError(f"it ends with {ending.code} and is not finished; {' > '.join(history)}")
             self.tally.resumes += 1
             self._break_something(output_dir, history)
-        if flaw := self._compare(output_dir):
+        if flaw := self.compare(output_dir):
             self.tally.wrong.append(f"{output_dir.parent.name}: {flaw}; {' > '.join(history)}")
 
     def _start(self, output_dir: Path, kill: Kill | None) -> Ending:
         arguments = self._arguments(output_dir)
-        if not (self._launcher and kill is not None and self._random.random() < LAUNCHER_SHARE):
+        if kill is None or self._random.random() >= self._launcher_share:
             ending = self._server.start(arguments, kill)
         else:
             phase = "start" if kill.phase == "start" else "step"
@@ -158,7 +164,7 @@ class KillRounds:
     def _break_something(self, output_dir: Path, history: list[str]) -> None:
         """Now and then, break a file of the newest of several checkpoints: the run goes on from the one before."""
         checkpoints = _checkpoints(output_dir)
-        if len(checkpoints) < 2 or self._random.random() >= BROKEN_SHARE:
+        if len(checkpoints) < 2 or self._random.random() >= self._broken_share:
             return
         what = break_file(checkpoints[-1], self._random)
         self.tally.broken_files += 1
@@ -181,13 +187,13 @@ class KillRounds:
         delay = self._random.uniform(0, self._durations[phase])
         return Kill(self._random.choice(SIGNALS), phase, occurrence, delay)
 
-    def _compare(self, output_dir: Path) -> str | None:
+    def compare(self, output_dir: Path) -> str | None:
         """Return how a finished run differs from the undisturbed one: its weights, or the steps that it trained."""
-        steps, expected = (_steps(folder) for folder in (output_dir, self._reference))
+        steps, expected = (_steps(folder) for folder in (output_dir, self.reference))
         if steps != expected:
             return f"trained the steps {steps}, expected {expected}"
         weights, reference = (
-            load_file(folder / "adapter_model.safetensors") for folder in (output_dir, self._reference)
+            load_file(folder / "adapter_model.safetensors") for folder in (output_dir, self.reference)
         )
         if weights.keys() != reference.keys():
             return "holds other weights"
@@ -256,5 +262,5 @@ def _describe(kill: Kill | None, ending: Ending) -> str:
 def play_rounds(rounds: KillRounds, kills: int) -> Iterator[Tally]:
     """Play runs until there were so many kills; yield the tally after each."""
     while rounds.tally.total < kills:
-        rounds.play(min(kills - rounds.tally.total, MOST_KILLS_A_RUN) if kills < MOST_KILLS_A_RUN else None)
+        rounds.play()
         yield rounds.tally
