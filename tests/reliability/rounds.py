@@ -110,7 +110,7 @@ class KillRounds:
             may_be_killed = bool(planned)
             kill = planned.pop(0) if planned else None
             saved = self._newest_step(output_dir)
-            ending = self._start(output_dir, kill)
+            ending, kill = self._start(output_dir, kill)
             history.append(_describe(kill, ending))
             self.tally.tracebacks += "Traceback" in ending.output
             if disk is not None and disk.is_small and ending.code == 2:
@@ -127,7 +127,8 @@ class KillRounds:
         if flaw := self.compare(output_dir):
             self.tally.wrong.append(f"{output_dir.parent.name}: {flaw}; {' > '.join(history)}")
 
-    def _start(self, output_dir: Path, kill: Kill | None) -> Ending:
+    def _start(self, output_dir: Path, kill: Kill | None) -> tuple[Ending, Kill | None]:
+        """Train with a planned kill, through the launcher with one at another moment; return the kill that it was."""
         arguments = self._arguments(output_dir)
         if kill is None or self._random.random() >= self._launcher_share:
             ending = self._server.start(arguments, kill)
@@ -143,7 +144,7 @@ class KillRounds:
                 raise LostError(f"{kill.signal.name} to the launcher in {phase} leaves processes behind")
         if ending.killed:
             self.tally.kills[kill.signal.name, kill.phase] += 1
-        return ending
+        return ending, kill
 
     def _check(self, ending: Ending, kill: Kill | None, saved: int, output_dir: Path, history: list[str]) -> None:
         """Raise `LostError` for an exit code that the signal does not explain, and for what was saved and is gone."""

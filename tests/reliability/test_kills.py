@@ -12,7 +12,6 @@ from tests.reliability.rounds import KillRounds, Tally
 from tests.reliability.starts import Ending, ForkServer
 from tests.reliability.table import BEGIN, END, format_tally, write_table
 
-
 SEED = 1636  # SIGKILL in an evaluation, SIGTERM at the start, SIGINT in a step, SIGKILL in a save
 
 
