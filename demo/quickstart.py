@@ -15,6 +15,11 @@ from pathlib import Path
 if not __package__:  # run by path: Python has put this folder on its path, not the repository's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from qwenvl.errors import UserError, exit_on_user_error, exit_unless_installed
+
+if __name__ == "__main__":
+    exit_unless_installed("torch", "matplotlib", "sklearn")
+
 import matplotlib.figure
 import numpy as np
 import torch
@@ -27,7 +32,6 @@ from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
 from qwenvl.data.images import load_image
 from qwenvl.data.messages import to_messages
-from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.train.param_groups import format_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]

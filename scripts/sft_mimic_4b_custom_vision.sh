@@ -8,6 +8,4 @@ source "$ROOT/scripts/mimic.sh"
 export MODEL_PATH="${MODEL_PATH:-Qwen/Qwen3-VL-4B-Instruct}"
 export ENCODER="${ENCODER:-rad_dino}"
 export OUTPUT_DIR="${OUTPUT_DIR:-output/mimic_4b_${ENCODER//[^a-zA-Z0-9_.-]/_}}"
-# A fresh linear layer has to learn everything: see docs/custom_encoder.md on its learning rate.
-export MM_PROJECTOR_LR="${MM_PROJECTOR_LR-2e-5}"
 exec bash "$ROOT/scripts/train.sh" "$@"

@@ -11,6 +11,10 @@ export OUTPUT_DIR="${OUTPUT_DIR:-output/mimic_4b_${ENCODER//[^a-zA-Z0-9_.-]/_}_t
 one_stage=$ROOT/scripts/sft_mimic_4b_custom_vision.sh
 stage1=$OUTPUT_DIR/stage1
 
+if given output_dir "$@" >/dev/null; then
+    fail "--output_dir would be that of both stages; set OUTPUT_DIR, which gets the folders stage1 and stage2"
+fi
+
 # without_lora FLAGS: set `flags` to the flags but those of LoRA, which stage 1 would refuse.
 without_lora() {
     flags=()
@@ -24,12 +28,41 @@ without_lora() {
     done
 }
 
+# Train the merger alone, and end with the training's own code if it fails. Signals go on to it: bash would end at once
+# on SIGTERM and leave it running. Under job control (set -m) it has a process group of its own and does not ignore
+# Ctrl-C, as other background commands of a script do.
+train_stage1() {
+    local flags code=0 name signalled=true
+    without_lora "$@"
+    set -m
+    OUTPUT_DIR=$stage1 TUNE_MM_LLM=False LORA_ENABLE=False LORA_R='' LORA_ALPHA='' LORA_DROPOUT='' \
+        LORA_TARGET_MODULES='' MM_PROJECTOR_LR="${STAGE1_MM_PROJECTOR_LR-1e-3}" EPOCHS="${STAGE1_EPOCHS:-1}" \
+        bash "$one_stage" ${flags[@]+"${flags[@]}"} &
+    local training=$!
+    set +m
+    for name in TERM HUP INT; do
+        # shellcheck disable=SC2064 # the process id of now
+        trap "signalled=true; kill -$name $training 2>/dev/null || true" "$name"
+    done
+    while $signalled; do # a signal ends `wait`, not the training
+        signalled=false code=0
+        wait "$training" || code=$?
+    done
+    trap - TERM HUP INT
+    ((code == 0)) || exit "$code"
+}
+
 if [[ -f $stage1/adapter_config.json ]]; then
     echo "stage 1 is finished: $stage1"
 else
-    without_lora "$@"
-    LORA_R='' LORA_ALPHA='' LORA_DROPOUT='' LORA_TARGET_MODULES='' \
-        OUTPUT_DIR=$stage1 TUNE_MM_LLM=False LORA_ENABLE=False MM_PROJECTOR_LR="${STAGE1_MM_PROJECTOR_LR-1e-3}" \
-        EPOCHS="${STAGE1_EPOCHS:-1}" bash "$one_stage" "${flags[@]}"
+    train_stage1 "$@"
+    if is_true "$(given dry_run "$@" || true)"; then
+        echo "a dry run: stage 2 can be planned when stage 1 is trained"
+        exit
+    elif [[ ! -f $stage1/adapter_config.json ]]; then
+        echo "stage 1 was stopped and has saved, and stage 2 is not started: go on with the same command and" \
+            "--resume_from_checkpoint auto"
+        exit
+    fi
 fi
 OUTPUT_DIR=$OUTPUT_DIR/stage2 VISION_MERGER_PATH=$stage1 exec bash "$one_stage" "$@"

@@ -3,9 +3,11 @@
 #
 # Each setting of the table below is an environment variable; set it to nothing to leave its flag out. Flags after the
 # script's name go to qwenvl/train/train_qwen.py and win. Further variables:
-#   MM_PROJECTOR_LR   learning rate of the merger (default: 1e-5 if it is trained)
+#   MM_PROJECTOR_LR   learning rate of the merger (default, if it is trained: 1e-5, or 2e-5 with an ENCODER, whose
+#                     merger is fresh)
 #   LORA_R LORA_ALPHA LORA_DROPOUT    rank, scale and dropout of LoRA (default: 8, 16 and 0.0 if LORA_ENABLE is True)
 #   WARMUP_RATIO      share of the steps over which the rates rise (default: 0.03 if the schedule has a warmup)
+#   SAVE_STEPS        save every so many steps (default: 500, unless --save_strategy is another one)
 #   LOGGING_STEPS     log every so many steps (default: 10, unless --logging_strategy is given)
 #   NUM_WORKERS       processes that prepare data, for each training process (default: one a core, 8 at most)
 #   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps unless --eval_strategy is given
@@ -68,7 +70,7 @@ ATTENTION               attn_implementation
 GRADIENT_CHECKPOINTING  gradient_checkpointing          True
 TORCH_COMPILE           torch_compile
 NUM_WORKERS             dataloader_num_workers
-SAVE_STEPS              save_steps                      500
+SAVE_STEPS              save_steps
 SAVE_TOTAL_LIMIT        save_total_limit                3
 LOGGING_STEPS           logging_steps
 REPORT_TO               report_to
@@ -103,13 +105,12 @@ cores=$(($(nproc) > processes ? $(nproc) / processes : 1)) # of each process
 if [[ -z ${DATASETS-} ]] && ! given dataset_use "$@" >/dev/null; then
     fail "no data set: DATASETS=path/to/train.json bash $0 (or a name registered in qwenvl/data/__init__.py)"
 fi
-is_true() {
-    [[ $1 =~ ^([Tt]rue|TRUE|1|[Yy]es|[Yy]|[Tt])$ ]]
-}
 
 # A flag that would do nothing is refused: these defaults go with what they are for.
 if is_true "$(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP-True}")"; then
-    : "${MM_PROJECTOR_LR=1e-5}"
+    # A fresh linear layer has to learn everything: see docs/custom_encoder.md on its learning rate.
+    encoder=$(given custom_vision_encoder "$@" || echo "${ENCODER-}")
+    : "${MM_PROJECTOR_LR=$([[ -n $encoder ]] && echo 2e-5 || echo 1e-5)}"
 fi
 if is_true "$(given lora_enable "$@" || echo "${LORA_ENABLE-True}")"; then
     : "${LORA_R=8}" "${LORA_ALPHA=16}" "${LORA_DROPOUT=0.0}"
@@ -120,6 +121,9 @@ if [[ ! $schedule =~ ^(constant|reduce_lr_on_plateau|greedy)$ ]] && ! given warm
 fi
 if ! given logging_strategy "$@" >/dev/null; then
     : "${LOGGING_STEPS=10}"
+fi
+if [[ $(given save_strategy "$@" || echo steps) == steps ]]; then
+    : "${SAVE_STEPS=500}"
 fi
 : "${NUM_WORKERS=$((cores > 8 ? 8 : cores))}"
 
@@ -137,10 +141,11 @@ if [[ -n ${EVAL_DATASETS-} ]]; then
         arguments+=(--eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
     fi
 fi
-if ((gpus > 0)); then
+if ((gpus > 0)) && ! is_true "$(given fp16 "$@" || true)" && ! is_true "$(given use_cpu "$@" || true)"; then
     arguments+=(--bf16 "${BF16:-$has_bf16}")
 fi
-if [[ -z ${DEEPSPEED-} ]] && ((gpus > 0)) && [[ $processes != 1 || $nodes != 1 ]]; then
+if [[ -z ${DEEPSPEED-} && ($processes != 1 || $nodes != 1) ]] && ((gpus > 0)) &&
+    ! is_true "$(given use_cpu "$@" || true)"; then
     DEEPSPEED=zero2.json
 fi
 if [[ -n ${DEEPSPEED-} && $DEEPSPEED != none ]]; then

@@ -2,22 +2,43 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from qwenvl.tools.check_env import MIN_PYTHON
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "scripts"
+TWO_STAGE = "sft_mimic_4b_custom_vision_two_stage.sh"
+PATH = f"{sys.base_prefix}/bin:{os.environ['PATH']}"
 PRESETS = sorted(path.name for path in SCRIPTS.glob("sft_*.sh"))
-SETTINGS_OF_OTHERS = ("MIMIC_DIR", "DATASETS", "NNODES", "MASTER_ADDR", "MASTER_PORT", "DEEPSPEED", "NPROC_PER_NODE")
+SETTINGS_OF_OTHERS = (
+    "MIMIC_DIR",
+    "ENCODER",
+    "DATASETS",
+    "NNODES",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "DEEPSPEED",
+    "NPROC_PER_NODE",
+)
 
 # Stands in Python's place: tells the number of GPUs when asked, and else shows the command that it would run.
 FAKE_PYTHON = """#!/usr/bin/env bash
-if [[ $1 == -c ]]; then echo "${FAKE_GPUS:-0} True"; else printf '%s\\n' "$@"; fi
+if [[ $1 == -c ]]; then echo "${FAKE_GPUS:-0} True"; exit; fi
+printf '%s\\n' "$@"
+while (($#)); do
+    if [[ $1 == --output_dir && -n ${FAKE_TRAINS-} ]]; then mkdir -p "$2"; touch "$2/adapter_config.json"; fi
+    shift
+done
 """
 
 
@@ -94,7 +115,7 @@ def test_a_number_of_processes_that_is_none_is_named(python: str):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_the_documented_defaults(python: str, preset: str):
-    words = command(python, preset, DATASETS="x.json")
+    words = command(python, preset, DATASETS="x.json", FAKE_TRAINS="1")
     assert value(words, "model_name_or_path") == f"Qwen/Qwen3-VL-{'8B' if '8b' in preset else '4B'}-Instruct"
     assert values(words, "lora_enable", "lora_r", "lora_alpha", "lora_dropout") == ["True", "8", "16", "0.0"]
     assert values(words, "tune_mm_llm", "tune_mm_mlp", "tune_mm_vision") == ["True", "True", "False"]
@@ -107,18 +128,134 @@ def test_presets_have_the_documented_defaults(python: str, preset: str):
 
 
 def test_two_stages_train_the_merger_alone_at_its_own_rate_and_go_on_from_it(python: str, tmp_path: Path):
-    words = command(python, "sft_mimic_4b_custom_vision_two_stage.sh", DATASETS="x.json", OUTPUT_DIR="out")
+    words = command(
+        python, TWO_STAGE, "--lora_r", "4", "--seed", "1", DATASETS="x.json", OUTPUT_DIR="out", FAKE_TRAINS="1"
+    )
     second = words.index("-m", words.index("-m") + 1)
     stage_one, stage_two = words[:second], words[second:]
     switches = ("tune_mm_llm", "lora_enable", "tune_mm_mlp", "mm_projector_lr", "vision_merger_path", "output_dir")
     assert values(stage_one, *switches) == ["False", "False", "True", "1e-3", None, "out/stage1"]
     assert values(stage_two, *switches) == ["True", "True", "True", "2e-5", "out/stage1", "out/stage2"]
+    assert values(stage_one, "lora_r", "lora_alpha", "seed") == [None, None, "1"]  # it has no LoRA to set
+    assert values(stage_two, "lora_r", "lora_alpha", "seed") == ["4", "16", "1"]
 
-    (tmp_path / "out/stage1").mkdir(parents=True)
-    (tmp_path / "out/stage1/adapter_config.json").touch()
-    words = command(python, "sft_mimic_4b_custom_vision_two_stage.sh", DATASETS="x.json", OUTPUT_DIR="out")
+    words = command(python, TWO_STAGE, DATASETS="x.json", OUTPUT_DIR="out")
     assert "stage 1 is finished: out/stage1" in words
     assert words.count("-m") == 1
+
+
+def test_two_stages_stop_after_a_stage_one_that_was_stopped_and_say_how_to_go_on(python: str):
+    stopped = start(python, TWO_STAGE, DATASETS="x.json", OUTPUT_DIR="out")
+    assert stopped.returncode == 0
+    assert stopped.stdout.count("train_qwen.py") == 1
+    assert "go on with the same command and --resume_from_checkpoint auto" in stopped.stdout.splitlines()[-1]
+
+    words = command(
+        python, TWO_STAGE, "--resume_from_checkpoint", "auto", DATASETS="x.json", OUTPUT_DIR="out", FAKE_TRAINS="1"
+    )
+    assert words.count("out/stage1") == 2 and value(words, "output_dir") == "out/stage2"
+
+
+def test_two_stages_pass_sigterm_on_to_stage_one_and_wait_for_it(tmp_path: Path):
+    path = tmp_path / "python"
+    path.write_text(
+        "#!/usr/bin/env bash\nif [[ $1 == -c ]]; then echo 0 True; exit; fi\n"
+        f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM\ntouch {tmp_path}/ready\n"
+        "while true; do sleep 0.05; done\n"
+    )
+    path.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(path), "DATASETS": "x", "OUTPUT_DIR": str(tmp_path / "out")}
+    script = subprocess.Popen(["bash", str(SCRIPTS / TWO_STAGE)], env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    script.send_signal(signal.SIGTERM)
+    told, _ = script.communicate(timeout=30)
+    assert script.returncode == 0
+    assert (tmp_path / "saved").exists()
+    assert "stage 2 is not started" in told
+
+
+def test_two_stages_end_with_the_code_of_a_stage_one_that_fails(tmp_path: Path):
+    path = tmp_path / "python"
+    path.write_text("#!/usr/bin/env bash\nif [[ $1 == -c ]]; then echo 0 True; exit; fi\necho trained; exit 7\n")
+    path.chmod(0o755)
+    result = start(str(path), TWO_STAGE, DATASETS="x", OUTPUT_DIR="out")
+    assert (result.returncode, result.stdout) == (7, "trained\n")
+
+
+def test_two_stages_refuse_one_output_folder_for_both(python: str):
+    assert "set OUTPUT_DIR" in start(python, TWO_STAGE, "--output_dir", "x", DATASETS="x").stderr
+
+
+def test_a_dry_run_of_two_stages_ends_after_the_first(python: str):
+    result = start(python, TWO_STAGE, "--dry_run", DATASETS="x", OUTPUT_DIR="out")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1].startswith("a dry run: stage 2")
+
+
+@pytest.mark.parametrize("preset", ["sft_mimic_4b.sh", "sft_mimic_8b.sh"])
+def test_an_exported_encoder_is_refused_by_a_preset_of_the_native_one(python: str, preset: str):
+    result = start(python, preset, DATASETS="x", ENCODER="rad_dino")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "ENCODER=rad_dino is set" in result.stderr and "unset ENCODER" in result.stderr
+    assert value(command(python, preset, DATASETS="x", ENCODER=""), "custom_vision_encoder") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "rate"),
+    [
+        ([], {"ENCODER": "rad_dino"}, "2e-5"),
+        (["--custom-vision-encoder", "dinov2"], {}, "2e-5"),
+        ([], {}, "1e-5"),
+        ([], {"ENCODER": "rad_dino", "MM_PROJECTOR_LR": "3e-4"}, "3e-4"),
+        (["--tune_mm_mlp", "no"], {"ENCODER": "rad_dino"}, None),
+    ],
+)
+def test_the_merger_of_another_encoder_is_fresh_and_gets_a_higher_rate(
+    python: str, flags: list[str], settings: dict[str, str], rate: str | None
+):
+    assert value(command(python, "sft_qwen3_4b.sh", *flags, DATASETS="x", **settings), "mm_projector_lr") == rate
+
+
+@pytest.mark.parametrize(
+    ("flags", "dropped"),
+    [
+        (["--lora_enable", "False"], ["lora_r", "lora_alpha", "lora_dropout"]),
+        (["--warmup_steps", "5"], ["warmup_ratio"]),
+        (["--lr_scheduler_type=constant"], ["warmup_ratio"]),
+        (["--save_strategy", "epoch"], ["save_steps"]),
+        (["--fp16"], ["bf16"]),
+        (["--use_cpu"], ["bf16", "deepspeed"]),
+    ],
+)
+def test_defaults_that_a_flag_makes_pointless_are_left_out(python: str, flags: list[str], dropped: list[str]):
+    assert None not in values(command(python, "train.sh", DATASETS="x", FAKE_GPUS="2"), *dropped)
+    assert values(command(python, "train.sh", *flags, DATASETS="x", FAKE_GPUS="2"), *dropped) == [None] * len(dropped)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--tune_mm_mlp False", "False"),
+        ("--tune-mm-mlp=0", "0"),
+        ("--tune_mm_mlp False --tune-mm-mlp yes", "yes"),
+        ("--tune_mm_mlp --seed 1", "True"),
+        ("--tune_mm_mlp", "True"),
+        ("--tune_mm_mlp=a=b", "a=b"),
+        ("--not_tune_mm_mlp 1", "none"),
+    ],
+)
+def test_flags_are_read_as_the_program_reads_them(arguments: str, expected: str):
+    script = f"source {SCRIPTS}/setup.sh; given tune_mm_mlp {arguments} || echo none"
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.strip() == expected
+
+
+@pytest.mark.parametrize("value", ["True", "TRUE", "tRue", "1", "yes", "Y", "t", "False", "0", "no", "n", "f", "", "x"])
+def test_true_is_what_the_program_takes_for_true(value: str):
+    script = f"source {SCRIPTS}/setup.sh; is_true '{value}'"
+    is_true = subprocess.run(["bash", "-c", script]).returncode == 0
+    assert is_true == (value.lower() in ("yes", "true", "t", "y", "1"))  # transformers.hf_argparser.string_to_bool
 
 
 @pytest.mark.parametrize(("gpus", "deepspeed"), [("1", None), ("4", str(SCRIPTS / "zero2.json"))])
@@ -249,6 +386,38 @@ def make_repository(tmp_path: Path) -> Path:
     for name in ("scripts/setup.sh", "requirements.txt", "pyproject.toml"):
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
     return tmp_path
+
+
+def find_python(repository: Path, **environment: str) -> str:
+    script = f"source {repository}/scripts/setup.sh; find_python; echo $PYTHON"
+    answer = subprocess.run(["bash", "-c", script], env=environment | {"PATH": PATH}, capture_output=True, text=True)
+    return answer.stdout.strip()
+
+
+def test_condas_base_is_never_installed_into_and_a_named_environment_is(tmp_path: Path):
+    repository = make_repository(tmp_path)
+    system = find_python(repository)
+    (tmp_path / "conda/condabin").mkdir(parents=True)
+    assert find_python(repository, CONDA_PREFIX=str(tmp_path / "conda"), CONDA_DEFAULT_ENV="base") == system
+    assert find_python(repository, CONDA_PREFIX=str(tmp_path / "conda")) == system
+    named = tmp_path / "conda/envs/xray"
+    assert find_python(repository, CONDA_PREFIX=str(named), CONDA_DEFAULT_ENV="xray") == f"{named}/bin/python"
+    assert (
+        find_python(repository, VIRTUAL_ENV="/v", CONDA_PREFIX=str(named), CONDA_DEFAULT_ENV="xray") == "/v/bin/python"
+    )
+
+
+def test_the_oldest_python_is_the_same_wherever_it_is_named():
+    declared = re.search(r'requires-python = ">=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())[1]
+    assert f'target-version = "py{declared.replace(".", "")}"' in (REPOSITORY / "pyproject.toml").read_text()
+    setup = (SCRIPTS / "setup.sh").read_text()
+    assert f"sys.version_info < ({declared.replace('.', ', ')})" in setup
+    assert set(re.findall(r"not (?:is|of)? ?Python (3\.\d+)|no Python (3\.\d+)", setup)) <= {
+        (declared, ""),
+        ("", declared),
+    }
+    assert tuple(map(int, declared.split("."))) == MIN_PYTHON
+    assert f"Python {declared}" in (REPOSITORY / "README.md").read_text()
 
 
 def test_setup_makes_an_environment_once_and_installs_again_only_when_the_requirements_change(tmp_path: Path):

@@ -5,7 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from qwenvl.tools.check_env import main  # noqa: E402
+from qwenvl.errors import exit_on_user_error  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_user_error():
+        from qwenvl.tools.check_env import main
+
+        sys.exit(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MIN_PYTHON = (3, 10)
+MIN_PYTHON = (3, 11)
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 MIN_DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 INSTALL = "pip install -r requirements.txt"

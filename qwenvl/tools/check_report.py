@@ -145,7 +145,7 @@ def memory_table(
     memory = estimate_memory(
         model,
         BatchShape(summary.most_tokens, summary.most_supervised, summary.most_patches),
-        gradient_checkpointing=flags.training.gradient_checkpointing,
+        gradient_checkpointing=bool(flags.training.activation_checkpointing),
         sharding=flags.sharding,
     )
     return [("GPU memory of a process", "GiB"), *((name, f"{gib:.2f}") for name, gib in memory.items())]

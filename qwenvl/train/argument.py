@@ -251,8 +251,13 @@ class TrainingArguments(transformers.TrainingArguments):
                 raise UserError("give --warmup_ratio or --warmup_steps, not both")
             self.warmup_steps = self.warmup_ratio
         self.report_to = _tracker_names(self.report_to)
-        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        # The official repository's name; Transformers 5.23 warns of each use of it. Can go when it drops the old name.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = {"use_reentrant": False}
         self.label_names = ["labels"]
         if is_one_of_several_without_gpu():
             # Left to itself, Accelerate joins processes by their GPUs, and without any they would all train alone.

@@ -1,4 +1,4 @@
-"""Owns what happens around the steps of a run: stopping on SIGTERM, and the progress bar with its lines."""
+"""Act around the steps of a run: stop on SIGTERM or SIGHUP, and tell how far it is."""
 
 import logging
 import signal
@@ -10,27 +10,42 @@ from transformers.trainer_utils import SaveStrategy
 
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.distributed import any_process
+from qwenvl.train.signals import STOP_SIGNALS, handle, leave_dead_terminal
 
 logger = logging.getLogger(__name__)
 
 
 class StopOnSigterm(TrainerCallback):
-    """Finish the step, save and stop when any process of the run gets SIGTERM, as clusters send before they preempt."""
+    """Finish the step, save and stop when any process of the run gets SIGTERM, as clusters send before they preempt.
+
+    SIGHUP, which a terminal sends that is closed, does the same, unless it was ignored from the start (nohup). Ctrl-C
+    ends the run at once, or at the end of the step where Python could not raise its `KeyboardInterrupt`.
+    """
 
     def __init__(self) -> None:
         self.stopped = False
+        self.signal_name = signal.SIGTERM.name
         self._signalled = False
-        self._previous: Any = None
+        self._interrupted = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._previous = signal.signal(signal.SIGTERM, self._remember)
+        self._previous = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGINT)}
+        for each in STOP_SIGNALS:
+            handle(each, self._remember)
+        handle(signal.SIGINT, self._interrupt)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        for each, previous in self._previous.items():
+            # A run that was told to stop has saved and is about to end: a second signal must not make that a failure.
+            ignored = self.stopped and each in STOP_SIGNALS
+            signal.signal(each, signal.SIG_IGN if ignored else previous or signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
         if any_process(self._signalled, args.device) and state.global_step < state.max_steps:  # else it ends by itself
             self.stopped = True
             control.should_save = True
@@ -43,8 +58,17 @@ class StopOnSigterm(TrainerCallback):
         if self.stopped:  # the Trainer takes a stop for the end of the epoch
             control.should_save = control.should_evaluate = False
 
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        # In a callback around a fork, as at each start of data workers, or in a finalizer, Python prints what is raised
+        # and goes on: https://docs.python.org/3.11/library/sys.html#sys.unraisablehook
+        self._interrupted = True
+        raise KeyboardInterrupt
+
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self._signalled = True
+        self.signal_name = signal.Signals(signum).name
+        if signum == signal.SIGHUP:
+            leave_dead_terminal()
 
 
 class EvaluateAfterSaving(TrainerCallback):
@@ -78,6 +102,21 @@ class ProgressLines(ProgressCallback):
     ) -> None:
         if self.training_bar is not None and logs:
             self.training_bar.write(f"step {state.global_step}: {log_line(logs)}")
+
+
+class LogLines(TrainerCallback):
+    """One short line for each entry of the log, where no progress bar belongs: in a file, or where none is wanted."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, log_line(logs))
 
 
 def log_line(logs: dict[str, float]) -> str:

@@ -16,6 +16,7 @@ from qwenvl.data.annotations import BadSample
 from qwenvl.data.data_processor import DataModule
 from qwenvl.data.images import load_image
 from qwenvl.data.media_sizes import ImageSize, scan_media_sizes
+from qwenvl.data.workers import explain_dead_workers
 from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
@@ -84,7 +85,8 @@ def cache_features(
         _check_room(len(missing), len(paths), num_bytes(list(missing.values())), cache.folder)
         barrier()
         tower.to(training_args.device)
-        fill_cache(cache, tower, image_processor, missing, read_picture, report_unreadable, work)
+        with explain_dead_workers(work.num_workers, go_on="start again: the features that are stored are kept"):
+            fill_cache(cache, tower, image_processor, missing, read_picture, report_unreadable, work)
         barrier()
     cache.reload()
     data.use_features(cache.load)

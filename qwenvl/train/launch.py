@@ -1,62 +1,86 @@
-"""Owns the launcher: torchrun, but with the training's own exit code and a SIGTERM that lets the training save.
+"""Launch a run as torchrun does, but with the training's own exit code, and with signals that let the training save.
 
-`python -m qwenvl.train.launch` takes every flag of torchrun.
+`python -m qwenvl.train.launch` takes every flag of torchrun. SIGTERM and SIGHUP let the training save and end with 0,
+Ctrl-C ends it with 130; a second Ctrl-C does not wait for it.
 """
 
 import contextlib
 import logging
+import os
+import resource
 import signal
 import sys
-from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import psutil
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.run import parse_args, run
+from qwenvl.errors import LAUNCHER_VARIABLE, exit_on_user_error
+from qwenvl.train.signals import SIGNAL_EXIT_CODE, STOP_SIGNALS, handle, leave_dead_terminal
+
+if TYPE_CHECKING:  # PyTorch takes seconds: a Ctrl-C in them is met by main
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 logger = logging.getLogger(__name__)
 
-SIGNAL_EXIT_CODE = 128  # a shell's exit code for a process that a signal ended is 128 + the signal's number
+_PASSED_ON = (*STOP_SIGNALS, signal.SIGINT)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run torchrun on `argv` and return the exit code of the training process that failed first, or 0.
 
-    On SIGTERM the training processes are told and waited for: torchrun itself kills them after 30 seconds and fails.
+    Signals go on to the training processes, which are waited for: torchrun itself kills them after 30 seconds.
     """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
     arguments = parse_args(argv)
-    signals = [name for name in arguments.signals_to_handle.split(",") if name.strip() != "SIGTERM"]
-    arguments.signals_to_handle = ",".join(signals) or "SIGINT"
+    names = {each.name for each in _PASSED_ON}
+    signals = [name for name in arguments.signals_to_handle.split(",") if name.strip() not in names]
+    arguments.signals_to_handle = ",".join(signals) or "SIGQUIT"  # torchrun wants one
     # The training process explains its own end; torchrun's view of it would bury that under a table and a traceback.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    with _sigterm_passed_on():
-        try:
-            run(arguments)
-        except ChildFailedError as error:
-            return _report(error)
-    return 0
-
-
-@contextlib.contextmanager
-def _sigterm_passed_on() -> Iterator[None]:
-    """Send each SIGTERM on to the direct children only: data loading workers must live until their trainer is done."""
-
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        children = psutil.Process().children()
-        if not children:
-            raise SystemExit(SIGNAL_EXIT_CODE + signum)
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.send_signal(signum)
-
-    previous = signal.signal(signal.SIGTERM, pass_on)
+    for module in ("multiprocessing", "agent.server"):
+        logging.getLogger(f"torch.distributed.elastic.{module}.api").setLevel(logging.CRITICAL)
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+    passing = _SignalsPassedOn()
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        run(arguments)
+        code = 0
+    except ChildFailedError as error:
+        code = _report(error)
+    except SignalException as error:
+        code = SIGNAL_EXIT_CODE + error.sigval
+    for each in STOP_SIGNALS:  # the training is over, and has said how: a signal has nothing to end any more
+        signal.signal(each, signal.SIG_IGN)
+    return SIGNAL_EXIT_CODE + signal.SIGINT if passing.interrupted and code else code
 
 
-def _report(error: ChildFailedError) -> int:
+class _SignalsPassedOn:
+    """Sends signals on to the direct children only: data loading workers must live until their trainer is done."""
+
+    def __init__(self) -> None:
+        import psutil  # not in the handler: the next signal could meet it half imported
+
+        self._psutil = psutil
+        self.interrupted = False
+        for each in _PASSED_ON:
+            handle(each, self._pass_on)
+
+    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            leave_dead_terminal()
+        children = self._psutil.Process().children()
+        if not children:
+            if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
+                return  # they were there and are done: the exit code is theirs
+            raise SystemExit(SIGNAL_EXIT_CODE + signum)
+        is_second = signum == signal.SIGINT and self.interrupted
+        self.interrupted |= signum == signal.SIGINT
+        for child in children:
+            with contextlib.suppress(self._psutil.NoSuchProcess):
+                child.send_signal(signal.SIGKILL if is_second else signum)
+
+
+def _report(error: "ChildFailedError") -> int:
     """Return the exit code for the root failure and, unless it was a user's mistake, log which process it was."""
     rank, failure = _root_failure(error)
     code = failure.exitcode if failure.exitcode > 0 else SIGNAL_EXIT_CODE - failure.exitcode
@@ -72,11 +96,15 @@ def _report(error: ChildFailedError) -> int:
     return code
 
 
-def _root_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+def _root_failure(error: "ChildFailedError") -> tuple[int, "ProcessFailure"]:
     """Return (rank, failure) of the first process to fail, passing over those ended because another failed."""
     failures = sorted(error.failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].timestamp))
     return failures[0]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_user_error():
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:  # before there was a training process
+            sys.exit(SIGNAL_EXIT_CODE + signal.SIGINT)

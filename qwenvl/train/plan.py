@@ -34,7 +34,7 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
     memory = estimate_memory(
         model,
         BatchShape(summary.most_tokens, summary.most_supervised, summary.most_patches),
-        gradient_checkpointing=training_args.gradient_checkpointing,
+        gradient_checkpointing=bool(training_args.activation_checkpointing),
         sharding=_sharding(training_args),
     )
     rows = [("GPU memory of a process", "GiB")] + [(name, f"{gib:.2f}") for name, gib in memory.items()]

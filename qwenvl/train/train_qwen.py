@@ -3,6 +3,7 @@
 import copy
 import logging
 import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -13,10 +14,18 @@ from pathlib import Path
 if not __package__:  # run by path, as torchrun does: Python has put this folder on its path, not the repository's
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from qwenvl.errors import UserError, exit_on_user_error, exit_unless_installed
+
+if __name__ == "__main__":  # PyTorch takes seconds: until main can say more, Ctrl-C ends the program without a word
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    exit_unless_installed("torch", "transformers", "peft")
+
+import huggingface_hub
 import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
-from transformers import ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from qwenvl.checkpoint.data_digest import describe_data
@@ -34,23 +43,26 @@ from qwenvl.checkpoint.save import (
 )
 from qwenvl.checkpoint.select import check_start_folders
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
-from qwenvl.errors import UserError, exit_on_user_error
+from qwenvl.data.workers import explain_dead_workers
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
-from qwenvl.train.callbacks import EvaluateAfterSaving, ProgressLines, StopOnSigterm
+from qwenvl.train.callbacks import EvaluateAfterSaving, LogLines, ProgressLines, StopOnSigterm
 from qwenvl.train.continuation import prepare_continuation
 from qwenvl.train.distributed import barrier, leave_together
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import heed_few_steps, report_plan
+from qwenvl.train.signals import SIGNAL_EXIT_CODE, handle, watch_launcher
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.vision import swap_processor
 
 # Not __name__, which is __main__ when the file is run by path.
 logger = logging.getLogger("qwenvl.train.train_qwen")
+
+SECONDS_FOR_THE_LAUNCHER = 10
 
 
 @release_output_dirs()
@@ -132,13 +144,18 @@ def check_media(model_args: ModelArguments, data: DataModule) -> None:
 def configure_logging(training_args: TrainingArguments) -> None:
     """Let the main process tell what it does, and the others only what goes wrong."""
     main = training_args.process_index == 0
+    in_terminal = sys.stderr.isatty()
     # What Transformers and PEFT will rename is no concern of the user.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("qwenvl").setLevel(logging.INFO if main else logging.ERROR)
+    # It has a handler of its own, and would hand each line to the root's as well.
+    huggingface_hub.logging.disable_propagation()
     if not main:
         transformers.logging.set_verbosity_error()
+    if not main or not in_terminal:
         transformers.logging.disable_progress_bar()
+        huggingface_hub.utils.disable_progress_bars()
 
 
 def build_trainer(
@@ -174,9 +191,10 @@ def build_trainer(
         checkpoints=CommitCheckpoints(output_dir),
         callbacks=callbacks,
     )
-    if not training_args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressLines())
+    for replaced in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(replaced)
+    with_bar = sys.stderr.isatty() and not training_args.disable_tqdm
+    trainer.add_callback(ProgressLines() if with_bar else LogLines())
     return trainer
 
 
@@ -191,21 +209,25 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
     if resume_from is not None:
         prepare_continuation(trainer, output_dir, resume_from)
     try:
-        trainer.train(resume_from_checkpoint=resume_from)
+        with explain_dead_workers(trainer.args.dataloader_num_workers):
+            trainer.train(resume_from_checkpoint=resume_from)
     except BaseException:
         end_data_workers()
         raise
-    if trainer.pop_callback(StopOnSigterm).stopped:
+    stop = trainer.pop_callback(StopOnSigterm)
+    if stop.stopped:
         logger.info(
-            "stopped by SIGTERM after step %d; the checkpoint is saved: go on with the same command and "
+            "stopped by %s after step %d; the checkpoint is saved: go on with the same command and "
             "--resume_from_checkpoint auto",
+            stop.signal_name,
             trainer.state.global_step,
         )
         return
     publish(trainer, output_dir)
     last_evaluated = max((entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry), default=-1)
     if trainer.eval_dataset is not None and last_evaluated != trainer.state.global_step:
-        trainer.evaluate()
+        with explain_dead_workers(trainer.args.dataloader_num_workers):
+            trainer.evaluate()
         if trainer.is_world_process_zero():
             write_state(Path(output_dir), trainer.state, Path(trainer.args.output_dir))
 
@@ -230,14 +252,32 @@ def end_data_workers() -> None:
 
 
 def main() -> None:
-    """Run as a program: a user's mistake ends in one line and exit code 2."""
+    """Run as a program: a user's mistake ends in one line and exit code 2, Ctrl-C in one line and 130."""
+    handle(signal.SIGINT, signal.default_int_handler)
+    watch_launcher()
     with exit_on_user_error():
         try:
             train()
             leave_together()
         except KeyboardInterrupt:
-            sys.stderr.write("stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n")
-            raise SystemExit(128 + signal.SIGINT) from None
+            end_data_workers()
+            handle(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait for what Python does at its exit
+            if os.environ.get("RANK", "0") == "0":
+                sys.stderr.write(
+                    "stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n"
+                )
+            raise SystemExit(SIGNAL_EXIT_CODE + signal.SIGINT) from None
+        except BaseException as error:
+            end_data_workers()
+            if is_loss_of_another_process(error):
+                time.sleep(SECONDS_FOR_THE_LAUNCHER)  # it ends this process, too; the other one has told why
+            raise
+
+
+def is_loss_of_another_process(error: BaseException) -> bool:
+    """Whether an error only says that another process of the run has gone away in the middle of an exchange."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and "gloo" in text and ("closed by peer" in text or "reset by peer" in text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Owns the training loop's hooks: Transformers' Trainer with our batches, groups, loss and checkpoints."""
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, is_checkpoi
 from qwenvl.checkpoint.save import CommitCheckpoints, cache_as_for_use, write_run_arguments
 from qwenvl.data.annotations import BadSampleLedger
 from qwenvl.data.packing import PackSampler
+from qwenvl.data.workers import ignore_signals
 from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.distributed import sum_over_processes
@@ -38,11 +38,6 @@ class EpochDataLoader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         """Order the packs as this epoch wants them."""
         self.batch_sampler.set_epoch(epoch)
-
-
-def ignore_sigterm(worker_id: int) -> None:
-    """Let a DataLoader worker outlive the SIGTERM that its whole process group gets: the trainer ends it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class QwenVLTrainer(Trainer):
@@ -94,7 +89,7 @@ class QwenVLTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor if workers > 0 else None,
-            worker_init_fn=ignore_sigterm,
+            worker_init_fn=ignore_signals,
         )
 
     def get_batch_samples(

@@ -1,6 +1,11 @@
 """Owns the vision side that may replace Qwen3-VL's own: encoders, merger, tower, processors and the swap."""
 
-from qwenvl.vision import encoders  # noqa: F401  registers every family
+from qwenvl.errors import exit_program_without
+
+try:
+    from qwenvl.vision import encoders  # noqa: F401  registers every family
+except ModuleNotFoundError as error:
+    exit_program_without(error)
 from qwenvl.vision.encoder import EncoderCard, EncoderOptions, VisionEncoder
 from qwenvl.vision.geometry import Preprocessing
 from qwenvl.vision.merger import MERGERS, SimpleVisionMerger

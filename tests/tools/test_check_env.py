@@ -32,8 +32,8 @@ def test_driver_is_held_against_the_cuda_build(driver: str | None, cuda: str | N
 
 
 def test_an_old_python_is_named():
-    assert check_env.check_python((3, 9, 18)).status == MISSING
-    assert check_env.check_python((3, 10, 0)).status == OK
+    assert check_env.check_python((3, 10, 14)).status == MISSING
+    assert check_env.check_python((3, 11, 0)).status == OK
 
 
 def test_an_absent_package_is_missing_and_another_version_only_told():

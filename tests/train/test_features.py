@@ -108,6 +108,19 @@ def test_a_bad_picture_is_left_out_under_skip_and_counted_once(
     assert "bad.json row 5" in lines and "no features" not in lines
 
 
+def test_a_data_worker_that_dies_while_filling_is_one_line(
+    run_training: Run, swap: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("qwenvl.train.features.fill_cache", die)
+    with pytest.raises(
+        UserError, match=r"pid 7\) was ended by a signal \(Killed\).*the features that are stored are kept"
+    ):
+        run_training("run", **swap, cache_vision_features=tmp_path / "features")
+
+
 @pytest.fixture
 def swapped_base(run_training: Run, swap: dict) -> Path:
     """Return the folder of a whole model with a custom tower."""

@@ -23,19 +23,48 @@ RECORDS_ITS_FLAGS = """
 import os, pathlib, sys
 pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(os.environ["WORLD_SIZE"] + " " + " ".join(sys.argv[2:]))
 """
+ENDS_ON_CTRL_C = """
+import pathlib, sys, time
+try:
+    pathlib.Path(sys.argv[1], "ready").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.stderr.write("stopped by Ctrl-C\\n")
+    sys.exit(130)
+"""
+DOES_NOT_END_ON_CTRL_C = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: None)
+pathlib.Path(sys.argv[1], "ready").touch()
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    time.sleep(0.02)
+"""
+# A trainer that looks for its launcher, and saves on the SIGTERM that it then sends itself.
+WATCHES_ITS_LAUNCHER = """
+import pathlib, signal, sys, time
+from qwenvl.train.signals import watch_launcher
+folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(0)))
+watch_launcher()
+(folder / "ready").touch()
+time.sleep(60)
+"""
 # A trainer with a helper process of its own, as a data loader has; it saves when told to stop.
 SAVES_ON_SIGTERM = """
 import os, pathlib, signal, subprocess, sys, time
 folder, rank = pathlib.Path(sys.argv[1]), os.environ["RANK"]
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+for each in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(each, lambda *_: stop.append(1))
 (folder / f"ready-{rank}").touch()
 while not stop:
     time.sleep(0.02)
 time.sleep(1.0)
 (folder / f"saved-{rank}").write_text("helper alive" if helper.poll() is None else "helper dead")
 helper.kill()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 """
 
 
@@ -83,12 +112,57 @@ def test_flags_after_the_script_reach_every_process(tmp_path: Path):
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 --max_steps 10"] * 2
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_lets_every_process_save_with_its_helpers_alive_and_exits_0(tmp_path: Path, processes: int):
-    launcher = launch(tmp_path, SAVES_ON_SIGTERM, str(tmp_path), processes=processes)
+def wait_for(folder: Path, pattern: str, count: int = 1) -> None:
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("ready-*"))) < processes and time.monotonic() < deadline:
-        time.sleep(0.05)
-    launcher.send_signal(signal.SIGTERM)
+    while len(list(folder.glob(pattern))) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(list(folder.glob(pattern))) == count
+
+
+def test_ctrl_c_exits_130_with_the_trainings_one_line(tmp_path: Path):
+    launcher = launch(tmp_path, ENDS_ON_CTRL_C, str(tmp_path))
+    wait_for(tmp_path, "ready")
+    launcher.send_signal(signal.SIGINT)
+    assert finish(launcher) == (130, "stopped by Ctrl-C\n")
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path):
+    launcher = launch(tmp_path, DOES_NOT_END_ON_CTRL_C, str(tmp_path))
+    wait_for(tmp_path, "ready")
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    code, errors = finish(launcher)
+    assert code == 130
+    assert "Traceback" not in errors
+
+
+def test_a_killed_launcher_takes_its_training_along_after_it_has_saved(tmp_path: Path):
+    launcher = launch(tmp_path, WATCHES_ITS_LAUNCHER, str(tmp_path))
+    wait_for(tmp_path, "ready")
+    launcher.kill()
+    wait_for(tmp_path, "saved")
+    _, errors = launcher.communicate(timeout=60)  # ends when the training has closed its side, too
+    assert errors == "the launcher of this run is gone: saving and ending, as on SIGTERM\n"
+
+
+def test_signals_after_the_save_change_nothing(tmp_path: Path):
+    launcher = launch(tmp_path, SAVES_ON_SIGTERM, str(tmp_path))
+    wait_for(tmp_path, "ready-*")
+    while launcher.poll() is None:  # up to its last moment
+        launcher.send_signal(signal.SIGTERM)
+        time.sleep(0.005)
+    assert finish(launcher) == (0, "")
+    assert (tmp_path / "saved-0").exists()
+
+
+@pytest.mark.parametrize(("processes", "signum"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGHUP)])
+def test_a_signal_lets_every_process_save_with_its_helpers_alive_and_exits_0(
+    tmp_path: Path, processes: int, signum: signal.Signals
+):
+    launcher = launch(tmp_path, SAVES_ON_SIGTERM, str(tmp_path), processes=processes)
+    wait_for(tmp_path, "ready-*", processes)
+    launcher.send_signal(signum)
     assert finish(launcher) == (0, "")
     assert [path.read_text() for path in tmp_path.glob("saved-*")] == ["helper alive"] * processes

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from demo.standin import build_standin
 from qwenvl import load_checkpoint
+from qwenvl.errors import UserError
 from qwenvl.train.train_qwen import run_folder, train
 from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
@@ -221,3 +222,20 @@ def test_a_dry_run_warns_of_few_steps_and_of_steps_that_would_not_be_logged(
 
     assert "this run has only 6 steps, and some hundred are usual: raise --num_train_epochs" in caplog.text
     assert "--logging_steps 10 is above the run's 6: each step is logged" in caplog.text
+
+
+@pytest.mark.parametrize("doing", ["train", "evaluate"])
+def test_a_data_worker_that_dies_ends_the_run_in_one_line(
+    run_training: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, doing: str
+) -> None:
+    def die(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(QwenVLTrainer, doing, die)
+    with pytest.raises(UserError, match=r"a data worker \(pid 7\) was ended by a signal \(Killed\)"):
+        run_training("run", eval_dataset_use=pictures, max_steps=1)
+
+
+def test_no_warning_of_a_deprecated_name_heads_a_run(run_training: Run, recwarn: pytest.WarningsRecorder) -> None:
+    run_training("run", gradient_checkpointing=True, dry_run=True)
+    assert [each for each in recwarn if issubclass(each.category, FutureWarning)] == []
