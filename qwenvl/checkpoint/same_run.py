@@ -34,7 +34,7 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         *("custom_vision_encoder", "vision_merger_path", *CUSTOM_VISION_FLAGS),
         *("dataset_use", "data_flatten", "data_packing", "model_max_length", "seed", "data_seed"),
         *("max_pixels", "min_pixels", "video_fps", "video_max_frames", "video_min_frames"),
-        *("video_max_pixels", "video_min_pixels"),
+        *("video_max_pixels", "video_min_pixels", "thinking_turns"),
         *("optim", "optim_args", "optim_target_modules", "average_tokens_across_devices"),
         *("bf16", "fp16", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config"),
     ),
@@ -56,6 +56,7 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         # Where things are read and written, and how much is kept.
         *("output_dir", "cache_dir", "media_cache_dir", "cache_vision_features", "save_total_limit"),
         *("resume_from_checkpoint", "dry_run", "do_train", "do_eval", "do_predict", "max_bad_samples"),
+        *("max_image_megapixels", "trust_remote_code"),
         "warmup_ratio",  # becomes warmup_steps
         # What is told, and to whom.
         *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),

@@ -1,11 +1,16 @@
 """Owns the few words that processes exchange outside the Trainer."""
 
+import logging
 import os
+import sys
+import threading
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+
+_left = threading.Event()
 
 
 def _is_distributed() -> bool:
@@ -19,13 +24,29 @@ def barrier() -> None:
 
 
 def leave_together() -> None:
-    """Close the connections between the processes when all are done: threads that outlive Python's exit may abort it.
+    """Wait until all processes are done, close the connections between them and let this one end well.
 
     https://docs.pytorch.org/docs/2.11/distributed.html#shutdown
     """
     if _is_distributed():
         dist.barrier()
         dist.destroy_process_group()
+        _left.set()
+
+
+def exit_at_once_after_leaving() -> None:
+    """End the process, successfully, when it has left and all exit handlers that were registered later have run.
+
+    To be registered with `atexit` before all others. DeepSpeed keeps its communication threads, and one that asks for
+    the interpreter while that is being finalized is ended by force, in the midst of C++ code, which aborts the process
+    with SIGABRT: https://docs.python.org/3.11/c-api/init.html#c.PyEval_RestoreThread. Can go with Python 3.14, where
+    such a thread waits.
+    """
+    if _left.is_set():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def is_first_process() -> bool:

@@ -1,5 +1,6 @@
 """Owns the run: from the command line to a trained model in the output folder."""
 
+import atexit
 import copy
 import logging
 import multiprocessing
@@ -50,7 +51,7 @@ from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
 from qwenvl.train.callbacks import EvaluateAfterSaving, LogLines, ProgressLines, StopOnSigterm
 from qwenvl.train.continuation import prepare_continuation
-from qwenvl.train.distributed import barrier, leave_together
+from qwenvl.train.distributed import barrier, exit_at_once_after_leaving, leave_together
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
@@ -255,6 +256,7 @@ def main() -> None:
     """Run as a program: a user's mistake ends in one line and exit code 2, Ctrl-C in one line and 130."""
     handle(signal.SIGINT, signal.default_int_handler)
     watch_launcher()
+    atexit.register(exit_at_once_after_leaving)
     with exit_on_user_error():
         try:
             train()

@@ -74,7 +74,7 @@ def test_a_base_model_given_by_a_relative_path_is_found_from_any_folder(
 ) -> None:
     shutil.copytree(standin, tmp_path / "models" / "base")
     monkeypatch.chdir(tmp_path)
-    flags = trained_flags | {"model_name_or_path": "models/base", "save_strategy": "no", "max_steps": 1}
+    flags = trained_flags | {"model_name_or_path": "models/base", "save_strategy": "no", "save_steps": None}
     train(command_line(**flags, output_dir="out"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

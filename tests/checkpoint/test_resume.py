@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from qwenvl.checkpoint.manifest import write_manifest
 from qwenvl.checkpoint.resume import find_resume_checkpoint, missing_files
 from qwenvl.checkpoint.save import run_arguments
 from qwenvl.errors import UserError
@@ -15,14 +17,17 @@ ZERO3 = [f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt" for rank in range(2)
 
 
 def write_checkpoint(folder: Path, names: list[str], arguments: dict) -> Path:
-    """Write a checkpoint whose files are empty but for the two that are read."""
+    """Write a checkpoint whose files hold nothing but for the two that are read."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+        if name.endswith((".pt", ".pth")):
+            torch.save({}, folder / name)
     if "latest" in names:
         (folder / "latest").write_text("global_step2")
     (folder / "trainer_state.json").write_text("{}")
     (folder / "run_arguments.json").write_text(json.dumps(arguments))
+    write_manifest(folder)
     return folder
 
 

@@ -61,6 +61,9 @@ def test_a_model_that_is_published_in_part_is_none(tmp_path: Path, moves: int, m
     replace, done = os.replace, []
 
     def replace_until_killed(old: Path, new: Path) -> None:
+        if new.parent == source:  # its manifest, of which no reader of the target knows
+            replace(old, new)
+            return
         if len(done) == moves:
             raise KeyboardInterrupt
         done.append(replace(old, new))

@@ -18,6 +18,7 @@ from transformers import ProcessorMixin
 
 from qwenvl.data import data_processor, dataset_cache
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
+from qwenvl.data.images import MAX_IMAGE_PIXELS
 from qwenvl.data.packing import Draw
 from qwenvl.data.record_table import RecordTable
 from qwenvl.errors import UserError
@@ -82,7 +83,8 @@ def start(
     def make(**flags: Any) -> tuple[DataModule, bool]:
         reads.clear()
         given = DATA_FLAGS | {"dataset_use": str(folder / "train.json"), "media_cache_dir": str(folder / "cache")}
-        data_args = SimpleNamespace(**given | {key: flags.pop(key) for key in [*flags] if key in given})
+        given |= {key: flags.pop(key) for key in [*flags] if key in given}
+        data_args = SimpleNamespace(**given, max_image_pixels=MAX_IMAGE_PIXELS)
         training_args = SimpleNamespace(main_process_first=lambda **_: nullcontext(), **TRAINING_FLAGS | flags)
         return make_supervised_data_module(copy.deepcopy(thinking_processor), data_args, training_args), bool(reads)
 

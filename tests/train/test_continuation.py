@@ -196,7 +196,7 @@ def test_an_evaluation_that_fails_costs_no_training(
 ) -> None:
     flags = BEST | {"eval_dataset_use": pictures, "greater_is_better": True} | schedule
     if schedule:  # every evaluation lowers the rate
-        flags |= {"lr_scheduler_kwargs": json.dumps({"mode": "max", "patience": 0, "threshold": 9.0, "factor": 0.5})}
+        flags |= {"lr_scheduler_kwargs": json.dumps({"mode": "min", "patience": 0, "threshold": 9.0, "factor": 0.5})}
     whole = run_training("whole", **flags | {"max_steps": 6})
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
         patch.setattr(QwenVLTrainer, "evaluation_loop", fail_at(2, QwenVLTrainer.evaluation_loop, []))

@@ -277,7 +277,7 @@ def test_an_encoder_that_half_precision_is_not_made_for_trains_in_bf16_and_loads
     folder = run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": own} | flags, bf16=True, max_steps=2)
 
     assert all(map(math.isfinite, losses(folder)))
-    model, processor = load_checkpoint(folder, device="cpu")
+    model, processor = load_checkpoint(folder, device="cpu", trust_remote_code=True)
     assert logits_of(model, processor, media).isfinite().all()
     if kind == "FourierEncoder":
         saved = load_file(folder / "adapter_model.safetensors")["base_model.model.model.visual.encoder.filter"]
