@@ -76,9 +76,14 @@ class QwenVLTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return this process's share of the evaluation samples."""
-        return self._planned_dataloader(self.eval_dataset, self.eval_sampler)
+        # A loader draws the seed of its workers. Drawn from the training's random numbers, a run that resumes after an
+        # evaluation would train with other dropout than one that goes on after it.
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return self._planned_dataloader(self.eval_dataset, self.eval_sampler, generator)
 
-    def _planned_dataloader(self, dataset: Dataset, sampler: PackSampler) -> DataLoader:
+    def _planned_dataloader(
+        self, dataset: Dataset, sampler: PackSampler, generator: torch.Generator | None = None
+    ) -> DataLoader:
         args: TrainingArguments = self.args
         workers = args.dataloader_num_workers
         return EpochDataLoader(
@@ -90,6 +95,7 @@ class QwenVLTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor if workers > 0 else None,
             worker_init_fn=ignore_signals,
+            generator=generator,
         )
 
     def get_batch_samples(

@@ -29,9 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="reliability-") as folder, ForkServer(Path(folder)) as server:
         rounds = KillRounds(Path(folder), server, arguments.seed, tally, launcher=not arguments.no_launcher)
+        told = 0
         for _ in play_rounds(rounds, arguments.kills):
             faults = f"{len(tally.lost)} lost, {len(tally.wrong)} wrong"
             sys.stderr.write(f"{tally.total} of {arguments.kills} kills, {tally.runs} runs, {faults}\n")
+            if told < len(tally.lost) + len(tally.wrong):
+                told = len(tally.lost) + len(tally.wrong)
+                sys.stderr.write(f"{format_faults(tally)}\n")
     table = format_tally(tally, arguments.seed, time.monotonic() - begin)
     sys.stdout.write(f"{table}\n\n{format_faults(tally)}\n")
     if arguments.write:

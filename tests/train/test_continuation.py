@@ -216,6 +216,16 @@ def test_an_evaluation_that_fails_costs_no_training(
     assert same_weights(failed, failed / "checkpoint-2") and same_weights(failed, whole)
 
 
+def test_an_evaluation_leaves_the_random_numbers_of_training_alone(run_training: Run, pictures: Path) -> None:
+    flags = {"lora_dropout": 0.3, "max_steps": 5, "learning_rate": 1e-2}
+    alone = run_training("alone", **flags)
+
+    evaluated = run_training("evaluated", **flags, eval_dataset_use=pictures, eval_strategy="steps", eval_steps=1)
+
+    assert losses(evaluated) == losses(alone)
+    assert same_weights(evaluated, alone)
+
+
 def test_a_final_evaluation_that_fails_costs_no_model(
     run_training: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
