@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is missing, then run the tests. Usage: bash scripts/test.sh [pytest arguments]
+# Install what is missing, then run the tests, a few files at a time. Usage: bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -7,4 +7,5 @@ setup_environment demo,dev
 cd "$ROOT"
 # The tests' models are so small that a second thread only costs time.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$PYTHON" -m pytest "$@"
+# A file's tests stay together, because they share what they have trained.
+exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
