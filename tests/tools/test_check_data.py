@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
+from demo.standin import build_standin
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.data.rows import read_rows
 from qwenvl.errors import UserError
@@ -518,3 +519,57 @@ def test_the_made_up_archive_has_no_duplicates_of_its_own(check, tmp_path: Path)
     train_file, valid_file = (tmp_path / "json" / f"mimic_{name}.json" for name in ("train", "valid"))
     outcome = check(train_file, "--eval_dataset_use", valid_file)
     assert (outcome.code, outcome.problems) == (0, [])
+
+
+def test_frames_of_videos_are_found_from_where_the_clean_file_is_written(check, films: Path):
+    pair = ["film0.png", "film1.png"]
+    (films / "clip").mkdir()
+    for name in pair:
+        (films / "clip" / name).write_bytes((films / name).read_bytes())
+    turns = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "It "}]
+    videos = [pair, [["clip/film0.png", "clip/film1.png"], pair], "clip", {"frames": pair, "fps": 4}]
+    rows = []
+    for number, video in enumerate(videos):
+        marks = "<video>" * (2 if number == 1 else 1)
+        said = [turns[0] | {"value": f"{marks}What?"}, turns[1] | {"value": f"It is {number}."}]
+        rows.append({"video" if number != 1 else "videos": video, "fps": 2, "conversations": said})
+    outcome = check(write(films / "train.json", rows), out="out")
+    assert (outcome.code, outcome.told("records in clean.json")) == (0, "4")
+    clean = outcome.out / "clean.json"
+    assert check(clean, out="again").code == 0
+
+
+def test_frames_in_training_and_evaluation_are_a_leak_whatever_their_rate(check, films: Path):
+    (films / "copy.png").write_bytes((films / "film1.png").read_bytes())
+
+    def clip(frames: list[str], fps: int, answer: str) -> dict[str, Any]:
+        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]
+        return {"video": frames, "fps": fps, "conversations": turns}
+
+    train_file = write(
+        films / "train.json", [clip(["film0.png", "film1.png"], 2, "A."), clip(["film2.png", "film3.png"], 2, "B.")]
+    )
+    outcome = check(
+        train_file, "--eval_dataset_use", write(films / "valid.json", [clip(["film0.png", "copy.png"], 4, "C.")])
+    )
+    assert [(each["row"], each["check"]) for each in outcome.problems] == [("row 0", "leak")]
+
+
+def test_frames_that_leave_the_folder_are_told(check, films: Path):
+    (films / "sub").mkdir()
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A."}]
+    outcome = check(
+        write(
+            films / "sub" / "train.json",
+            [{"video": ["../film0.png", "../film1.png"], "fps": 2, "conversations": turns}],
+        )
+    )
+    assert [each["check"] for each in outcome.problems] == ["outside"]
+
+
+def test_what_training_tells_of_the_records_is_told_by_the_check(check, films: Path, tmp_path: Path, caplog):
+    model = build_standin(tmp_path / "thinking", thinking=True)
+    write(films / "train.json", [row("film0.png", "It is 0.", view="PA"), row("film1.png", "It is 1.")])
+    assert check(films / "train.json", "--model_name_or_path", model).code == 0
+    told = "\n".join(caplog.messages)
+    assert "`view` is not read (1 of 2 records)" in told and "2 of 2 answers come without a thought" in told

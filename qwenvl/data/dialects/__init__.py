@@ -27,7 +27,7 @@ from qwenvl.data.records import Turn
 __all__ = ["PLACEHOLDERS", "ROLES", "Conversation", "InvalidRecordError", "UnreadMediumError", "to_conversation"]
 
 _AUDIO_KEYS = ("audio", "audios")
-_PREFERENCE_KEYS = ("chosen", "rejected")
+_PREFERENCE_KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "kto_tag")
 
 
 def to_conversation(row: Any) -> Conversation:
