@@ -37,6 +37,7 @@ from qwenvl.tools.raw_rows import iter_rows, write_sound_rows
 from qwenvl.tools.record_checks import find_outside, find_swapped_turns, find_undecodable, find_wrong_boxes
 from qwenvl.tools.split_checks import find_leaks, find_shared_subjects
 from qwenvl.train.param_groups import format_table
+from qwenvl.utils.logs import configure_logging
 from qwenvl.vision import CustomVisionConfig, swap_processor
 
 logger = logging.getLogger(__name__)
@@ -274,9 +275,8 @@ def _print_plan(check: DataCheck, split: _Split) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Check the data of a run; returns 0 where all is well and 1 where problems were found."""
     flags = parse_check_arguments(argv)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     # What training tells as well: keys that are not read, thoughts that make several samples of a record.
-    logging.getLogger("qwenvl").setLevel(logging.INFO)
+    configure_logging()
     check = DataCheck(flags)
     out = Path(flags.check.out)
     names = output_names(check.specs, check.eval_specs)

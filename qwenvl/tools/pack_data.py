@@ -29,6 +29,7 @@ from qwenvl.tools.cli import (
 )
 from qwenvl.tools.raw_rows import moved_row
 from qwenvl.train.argument import DataArguments
+from qwenvl.utils.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         field = fields[name]
         parser.add_argument(f"--{name}", type=kind, default=field.default, help=field.metadata["help"])
     options = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    # What training tells: keys that are not read, thoughts that make several samples of a record.
-    logging.getLogger("qwenvl").setLevel(logging.INFO)
+    # What training tells, too: keys that are not read, thoughts that make several samples of a record.
+    configure_logging()
     # The same rules between these flags as in training.
     data_args = DataArguments(**{name: getattr(options, name) for name, _ in _SHARED_FLAGS})
     print_summary("Packed", pack_dataset(options, data_args.max_image_pixels))

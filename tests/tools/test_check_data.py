@@ -553,6 +553,7 @@ def test_frames_in_training_and_evaluation_are_a_leak_whatever_their_rate(check,
         train_file, "--eval_dataset_use", write(films / "valid.json", [clip(["film0.png", "copy.png"], 4, "C.")])
     )
     assert [(each["row"], each["check"]) for each in outcome.problems] == [("row 0", "leak")]
+    assert outcome.problems[0]["path"] == str(films / "film0.png")
 
 
 def test_frames_that_leave_the_folder_are_told(check, films: Path):
