@@ -18,14 +18,17 @@ from transformers import Dinov2Config, Dinov2Model
 
 from demo.standin import build_standin
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.data.rows import read_rows
 from qwenvl.errors import UserError
+from qwenvl.model.build import load_processor
 from qwenvl.tools import prepare_mimic_cxr
 from qwenvl.tools.check_arguments import parse_check_arguments
 from qwenvl.tools.check_data import DataCheck, main
 from qwenvl.tools.duplicates import picture_ids
 from qwenvl.tools.raw_rows import iter_rows
 from qwenvl.tools.synthetic_mimic import SyntheticOptions, build_synthetic_mimic
+from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import Sharding
 from qwenvl.train.train_qwen import train
 
@@ -574,3 +577,47 @@ def test_what_training_tells_of_the_records_is_told_by_the_check(check, films: P
     assert check(films / "train.json", "--model_name_or_path", model).code == 0
     told = "\n".join(caplog.messages)
     assert "`view` is not read (1 of 2 records)" in told and "2 of 2 answers come without a thought" in told
+
+
+# One record for each way in which a record is read, made into several samples, or refused.
+MIXED_ROWS = [
+    row("film0.png", "It is 0.", view="PA"),
+    {"query": "<image>Q?", "response": "A.", "images": ["film1.png"], "history": [["Q0?", "A0."]]},
+    {"prompt": "Q?", "completion": "A."},
+    {"image_path": "film2.png", "conversations": row(None, "A.")["conversations"]},
+    row("film9.png", "Missing."),
+    row("film3.png", "<|box_start|>(1,2),(3,4)<|box_end|>"),
+    row("film3.png", "Sure. <think>R</think> A."),
+    row("film3.png", "<think>R</think> A."),
+    row("film3.png", "A.", audios=["a.wav"]),
+    {
+        "messages": [
+            {"role": "user", "content": "Q?"},
+            {"role": "assistant", "content": "A.", "reasoning_content": "R."},
+        ]
+    },
+    {
+        "conversations": [
+            {"from": role, "value": text}
+            for number in range(2)
+            for role, text in (("human", f"Q{number}?"), ("gpt", f"<think>\nR{number}\n</think>\n\nA{number}."))
+        ]
+    },
+    {"video": ["film4.png", "film5.png"], "fps": 2, "conversations": row(None, "It moves.")["conversations"]},
+    row("film6.png", "word " * 600),
+]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_the_check_and_training_judge_every_record_alike(check, films: Path, tmp_path: Path, thinking: bool):
+    model = build_standin(tmp_path / "model", thinking=thinking)
+    dataset = write(films / "train.json", MIXED_ROWS)
+    outcome = check(dataset, "--model_name_or_path", model, "--duplicates", "none")
+    data_args = DataArguments(dataset_use=str(dataset), bad_sample_policy="skip", media_cache_dir=str(tmp_path))
+    training_args = TrainingArguments(output_dir=str(tmp_path / "run"), model_max_length=512, use_cpu=True, bf16=False)
+    data = make_supervised_data_module(load_processor(str(model)), data_args, training_args)
+    refused = {bad.where.removeprefix(f"{dataset} "): bad.reason for bad in data.bad_samples.samples}
+    assert {each["row"]: each["reason"] for each in outcome.problems} == refused
+    assert outcome.told("records in clean.json") == str(len(MIXED_ROWS) - len(refused))
+    assert int(outcome.told("records")) == len(data.train_dataset)
+    assert int(outcome.told("tokens").replace(",", "")) == data.train_dataset.lengths.sum()
