@@ -370,3 +370,14 @@ def test_preferences_of_other_tools_are_refused(folder: Path, key: str):
 def test_bytes_of_an_image_in_place_of_its_path_are_told_in_a_short_line(folder: Path):
     line = refusal(folder, query="Q?", response="A.", image="/9j/" + "4AAQ" * 2000)
     assert "of 8,004 characters is no path" in line and "data:image/png;base64" in line and len(line) < 400
+
+
+def test_functions_and_their_calls_in_the_older_form_of_openai_are_read(folder: Path):
+    call = {"role": "assistant", "content": "I look.", "function_call": {"name": "f", "arguments": "{}"}}
+    talk = [TALK[0], call, {"role": "function", "name": "f", "content": "7"}, ANSWER]
+    record = only(folder, messages=talk, functions=[{"name": "f"}])
+    assert json.loads(record.turns[1].tool_calls)[0]["function"]["name"] == "f" and record.turns[1].text == "I look."
+    assert json.loads(record.tools)[0]["function"]["name"] == "f"
+    assert "both `tools` and `functions`" in refusal(
+        folder, messages=TALK, tools=[{"name": "f"}], functions=[{"name": "g"}]
+    )
