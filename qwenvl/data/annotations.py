@@ -42,6 +42,10 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # What qwen-vl-utils assumes of frames, too.
 _DEFAULT_FPS = 2.0
 MOST_NOTES = 20
+# For sizes of images alone; whether an image is too large to be decoded is judged by the run's own limit, later.
+MOST_PIXELS = 2**40
+# No file's path is longer; what is, are mostly the bytes of an image as text.
+MOST_PATH_CHARACTERS = 4096
 STAT_THREADS = 16
 STAT_CHUNK = 512
 
@@ -210,7 +214,9 @@ class _Reader:
 
     def report_notes(self) -> tuple[str, ...]:
         """Log once what was not read or assumed, and return it: "`view` is not read (23 of 24 records)"."""
-        counted = [(what, f"{count:,} of {self.num_records:,} records") for what, count in self._notes.most_common()]
+        # Equal counts by name: the order of a set of keys differs from process to process.
+        ordered = sorted(self._notes.items(), key=lambda note: (-note[1], note[0]))
+        counted = [(what, f"{count:,} of {self.num_records:,} records") for what, count in ordered]
         notes = tuple(f"{what} ({share})" for what, share in counted[:MOST_NOTES])
         if len(counted) > MOST_NOTES:
             notes += (f"{len(counted) - MOST_NOTES:,} more such keys",)
@@ -320,7 +326,7 @@ def _image_size(images: Sequence[str], number: int) -> Size:
     if number >= len(images):
         raise InvalidRecordError(f"`objects` names the image {number} (from 0), but there are {len(images)}")
     try:
-        return Size(*image_size(images[number]))
+        return Size(*image_size(images[number], MOST_PIXELS))
     except UserError as error:
         reason = str(error).removeprefix(f"{images[number]}: ")
         raise InvalidRecordError(f"{reason} (its size is needed for `objects`)", images[number]) from None
@@ -336,6 +342,11 @@ def _absolute(path: str, media_root: str) -> str:
             path = unquote(urlparse(path).path)
         except ValueError as error:
             raise InvalidRecordError(f"{shown(path)} is no address of a file ({error}): give its path") from None
+    if len(path) > MOST_PATH_CHARACTERS:
+        raise InvalidRecordError(
+            f"{shown(path)} of {len(path):,} characters is no path: give the path of a file, or the bytes of an image "
+            "as data:image/png;base64,..."
+        )
     if _UNPRINTABLE.search(path):
         raise InvalidRecordError(f"the path {shown(path)} holds a control character or half of a surrogate pair")
     return os.path.normpath(os.path.join(media_root, path))

@@ -13,6 +13,7 @@ from qwenvl.errors import UserError
 
 _PREAMBLE = 128
 HEAD_BYTES = _PREAMBLE + 4
+PIXEL_LIMIT_REMEDY = "make it smaller, or allow it with --max_image_megapixels"
 _CHUNK = 1 << 20
 _MOST_SAMPLES, _MOST_BITS = 4, 64
 
@@ -58,10 +59,7 @@ def dicom_pixels(path: str, max_pixels: int, grey_range: GreyRange, frame: int |
 def check_pixel_count(height: int, width: int, max_pixels: int) -> None:
     """Raise `UserError` for more pixels than allowed."""
     if height * width > max_pixels:
-        raise UserError(
-            f"{width} x {height} pixels are more than the limit of {max_pixels}: make it smaller, or allow it with "
-            "--max_image_megapixels"
-        )
+        raise UserError(f"{width} x {height} pixels are more than the limit of {max_pixels}: {PIXEL_LIMIT_REMEDY}")
 
 
 def _size(dataset: Any) -> tuple[int, int]:

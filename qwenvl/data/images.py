@@ -7,7 +7,14 @@ from typing import BinaryIO
 from PIL import ExifTags, Image
 
 from qwenvl.data.deep_images import deep_pixels
-from qwenvl.data.dicom import HEAD_BYTES, check_pixel_count, dicom_pixels, dicom_size, is_dicom
+from qwenvl.data.dicom import (
+    HEAD_BYTES,
+    PIXEL_LIMIT_REMEDY,
+    check_pixel_count,
+    dicom_pixels,
+    dicom_size,
+    is_dicom,
+)
 from qwenvl.data.grayscale import GreyRange
 from qwenvl.data.media_files import file_flaw, most_bytes
 from qwenvl.data.tiff_layouts import TIFF_MARKS, GrayLayout, relabel_gray
@@ -118,6 +125,10 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
             if is_tiff
             else "not an image of a known format; give PNG, JPEG, TIFF, WebP or DICOM"
         )
+        raise ImageError(f"{path}: {reason}") from None
+    except Image.DecompressionBombError:
+        # Above twice Pillow's own limit, which is met before ours.
+        reason = f"its pixels are more than the limit of {max_pixels}: {PIXEL_LIMIT_REMEDY}"
         raise ImageError(f"{path}: {reason}") from None
     except MemoryError:
         raise ImageError(f"{path}: reading the image takes more memory than there is; make it smaller") from None

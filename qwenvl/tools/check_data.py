@@ -16,7 +16,7 @@ from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Rec
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.pixel_limits import set_pixel_limits
-from qwenvl.data.thinking_turns import split_thinking_turns
+from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.model.build import load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
@@ -32,11 +32,12 @@ from qwenvl.tools.check_report import (
     summarize_batches,
 )
 from qwenvl.tools.cli import WholeFiles, print_summary, refuse_inputs
-from qwenvl.tools.duplicates import find_duplicates, media_of, picture_ids
+from qwenvl.tools.duplicates import files_of, find_duplicates, media_of, picture_ids
 from qwenvl.tools.raw_rows import iter_rows, write_sound_rows
 from qwenvl.tools.record_checks import find_outside, find_swapped_turns, find_undecodable, find_wrong_boxes
 from qwenvl.tools.split_checks import find_leaks, find_shared_subjects
 from qwenvl.train.param_groups import format_table
+from qwenvl.utils.logs import configure_logging
 from qwenvl.vision import CustomVisionConfig, swap_processor
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,10 @@ class DataCheck:
         if told is not None:
             logger.info("%s: %s", dataset_use, told)
         records = annotations.records
+        if self.encoder.opens_thoughts:
+            num_answers, num_thoughtless = count_thoughtless_answers(records)
+            if num_thoughtless:
+                logger.warning("%s: %s", dataset_use, tell_thoughtless_answers(num_answers, num_thoughtless))
         if not self.flags.check.allow_outside:
             for spec in dict.fromkeys((spec.annotation_path, spec.data_path) for spec in specs):
                 own = [record for record in records if record.source == spec[0]]
@@ -270,15 +275,15 @@ def _print_plan(check: DataCheck, split: _Split) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Check the data of a run; returns 0 where all is well and 1 where problems were found."""
     flags = parse_check_arguments(argv)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
+    # What training tells as well: keys that are not read, thoughts that make several samples of a record.
+    configure_logging()
     check = DataCheck(flags)
     out = Path(flags.check.out)
     names = output_names(check.specs, check.eval_specs)
     originals = [spec.annotation_path for spec in [*check.specs, *check.eval_specs]]
     with WholeFiles(out, names, flags.check.overwrite, originals) as streams:
         splits = check.run()
-        media = (path for split in splits for record in split.records for path in media_of(record))
+        media = (path for split in splits for record in split.records for path in files_of(record))
         refuse_inputs([out / name for name in names], media)
         for row in check.problems.rows():
             streams[PROBLEMS].write(json.dumps(row) + "\n")

@@ -13,6 +13,7 @@ import numpy as np
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.frames import frame_paths, is_frame_list
 from qwenvl.data.lengths import TokenCounts
 from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.data.summary import DataSummary, summarize
@@ -53,7 +54,9 @@ class ProblemList:
         for bad in samples:
             source = next(source for source in self._sources if bad.where.startswith(f"{source} "))
             row = bad.where.removeprefix(f"{source} ")
-            self._problems[Problem(source, row, check, bad.reason, bad.path)] = None
+            # People know a video that is given as frames by these, not by the list that is kept of them.
+            path = next(iter(frame_paths(bad.path)), bad.path) if bad.path and is_frame_list(bad.path) else bad.path
+            self._problems[Problem(source, row, check, bad.reason, path)] = None
             self._unsound.add(bad.where)
 
     def sound(self, records: Iterable[Record]) -> list[Record]:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from qwenvl.data.annotations import BadSample, Record
+from qwenvl.data.frames import frame_paths, is_frame_list
 
 # Reading waits for the disk.
 _THREADS = 16
@@ -22,13 +23,25 @@ def media_of(record: Record) -> tuple[str, ...]:
     return (*record.images, *record.videos)
 
 
+def files_of(record: Record) -> tuple[str, ...]:
+    """Return the paths of a record's own files: a video that is given as frames is these."""
+    return tuple(path for each in media_of(record) for path in (is_frame_list(each) and frame_paths(each)) or [each])
+
+
 def picture_ids(paths: Iterable[str], by_content: bool = True) -> PictureIds:
     """Return something for each file that is equal for files with the same bytes (or, if asked, of the same path).
 
     Few files are read: only those that others of the same size have company in, and most of these only at both ends.
-    A file that cannot be read is like no other.
+    A file that cannot be read is like no other. A video that is given as frames is equal to one of equal frames.
     """
-    ordered = sorted(set(paths))
+    paths = set(paths)
+    frames = {path: frame_paths(path) for path in paths if is_frame_list(path)}
+    ids = _file_ids(paths.difference(frames).union(*frames.values()), by_content)
+    return ids | {path: tuple(ids[frame] for frame in own) or path for path, own in frames.items()}
+
+
+def _file_ids(paths: Iterable[str], by_content: bool) -> PictureIds:
+    ordered = sorted(paths)
     if not by_content:
         return {path: path for path in ordered}
     with ThreadPoolExecutor(_THREADS) as pool:

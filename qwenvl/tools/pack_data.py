@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.json_rows import json_default
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import plan_packs
 from qwenvl.data.pixel_limits import set_pixel_limits
@@ -20,8 +18,18 @@ from qwenvl.data.rows import read_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
-from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, print_summary, refuse_inputs
+from qwenvl.tools.cli import (
+    JsonListWriter,
+    ToolParser,
+    WholeFiles,
+    encoded_json,
+    positive_int,
+    print_summary,
+    refuse_inputs,
+)
+from qwenvl.tools.raw_rows import moved_row
 from qwenvl.train.argument import DataArguments
+from qwenvl.utils.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +61,7 @@ def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tup
         raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
     processor = load_processor(options.model_name_or_path)
     set_pixel_limits(processor, options)
-    encoder = RecordEncoder(processor)
+    encoder = RecordEncoder(processor, max_image_pixels)
     annotations, told = split_thinking_turns(annotations, encoder, options.thinking_turns)
     if told is not None:
         logger.info("%s: %s", options.dataset_use, told)
@@ -70,7 +78,7 @@ def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tup
         raise UserError(f"{spec.annotation_path}: none of the {len(records)} records is usable")
     lengths = counts.total[kept]
     packs = [kept[pack] for pack in plan_packs(lengths, options.model_max_length, options.seed)]
-    _write_packs(output, packs, records, options.overwrite)
+    _write_packs(output, packs, records, spec.data_path, options.overwrite)
     return [
         ("records", len(kept)),
         ("records left out", ledger.count),
@@ -101,15 +109,16 @@ def _default_output(annotation_path: str, capacity: int) -> Path:
     return path.with_name(f"{path.stem}_packed_{capacity}.json")
 
 
-def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], overwrite: bool) -> None:
-    """Write the rows of each pack as they stand in the annotation file."""
+def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], root: str, overwrite: bool) -> None:
+    """Write the rows of each pack as they stand in the annotation file, their media paths as found from the output."""
     rows = {row.index: row.value for row in read_rows(records[0].source, lambda place, reason: None)}
     inputs = (path for record in records for path in (record.source, *record.images, *record.videos))
     with WholeFiles(output.parent, [output.name], overwrite, inputs) as streams:
         writer = JsonListWriter(streams[output.name])
         for pack in packs:
-            items = [rows[records[place].row] for place in pack]
-            writer.write(json.dumps(items, ensure_ascii=False, default=json_default))
+            chosen = [records[place] for place in pack]
+            items = [moved_row(rows[each.row], each, [root], str(output.parent)) for each in chosen]
+            writer.write(encoded_json(items))
         writer.close()
 
 
@@ -120,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset_use", required=True, help="one data set: a registered name, or a .json/.jsonl file")
     parser.add_argument("--model_max_length", type=positive_int, required=True, help="most tokens of a pack")
     parser.add_argument(
-        "--out", default=None, help="file to write; media stay relative to the old one's folder (default: beside it)"
+        "--out", default=None, help="file to write, which can be trained on where it is (default: beside the old one)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.add_argument("--seed", type=int, default=42, help="seed of the order among equally long samples")
@@ -129,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         field = fields[name]
         parser.add_argument(f"--{name}", type=kind, default=field.default, help=field.metadata["help"])
     options = parser.parse_args(argv)
+    # What training tells, too: keys that are not read, thoughts that make several samples of a record.
+    configure_logging()
     # The same rules between these flags as in training.
     data_args = DataArguments(**{name: getattr(options, name) for name, _ in _SHARED_FLAGS})
     print_summary("Packed", pack_dataset(options, data_args.max_image_pixels))

@@ -15,7 +15,7 @@ from qwenvl.tools.cli import JsonListWriter, encoded_json
 from qwenvl.tools.json_stream import iter_json_list
 
 # Keys under which a row gives the path of an image or a video, itself or in a list.
-_PATH_KEYS = ("image", "images", "image_url", "video", "videos", "video_url", "path", "url")
+_PATH_KEYS = ("image", "images", "image_url", "video", "videos", "video_url", "frames", "path", "url")
 
 
 def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
@@ -49,10 +49,10 @@ def write_sound_rows(
     Media paths that are relative to one of the `roots` are written so that they are found from `folder`, too: relative
     where they lie in it, else absolute.
     """
-    writer, roots = JsonListWriter(stream), [os.path.abspath(root) for root in roots]
+    writer, roots = JsonListWriter(stream), list(roots)
     count = 0
     for row in rows:
-        kept = [_moved(value, sound[place], roots, folder) for place, value in iter_items(row) if place in sound]
+        kept = [moved_row(value, sound[place], roots, folder) for place, value in iter_items(row) if place in sound]
         if kept:
             writer.write(encoded_json(kept if isinstance(row.value, list) else kept[0]))
             count += len(kept)
@@ -60,8 +60,8 @@ def write_sound_rows(
     return count
 
 
-def _moved(value: Any, record: Record, roots: Iterable[str], folder: str) -> Any:
-    """Return a record's row with its relative media paths as they are found from `folder`."""
+def moved_row(value: Any, record: Record, roots: Iterable[str], folder: str) -> Any:
+    """Return a record's row with its media paths, relative to one of the `roots`, as they are found from `folder`."""
     folder, media = os.path.abspath(folder), {*record.images, *record.videos}
 
     def moved(value: Any, key: str) -> Any:
@@ -71,7 +71,9 @@ def _moved(value: Any, record: Record, roots: Iterable[str], folder: str) -> Any
             return [moved(each, key) for each in value]
         if not isinstance(value, str) or key not in _PATH_KEYS or os.path.isabs(value) or "\0" in value:
             return value
-        meant = next((path for path in (_joined(root, value) for root in roots) if path in media), None)
+        # What the record does not list: frames of a video, a folder of them, images of turns that are not supervised.
+        found = (path for path in (_joined(root, value) for root in roots) if path in media or os.path.exists(path))
+        meant = next(found, None)
         if meant is None or _joined(folder, value) == meant:
             return value
         return os.path.relpath(meant, folder) if meant.startswith(os.path.join(folder, "")) else meant
@@ -80,7 +82,7 @@ def _moved(value: Any, record: Record, roots: Iterable[str], folder: str) -> Any
 
 
 def _joined(folder: str, path: str) -> str:
-    return os.path.normpath(os.path.join(folder, path))
+    return os.path.abspath(os.path.join(folder, path))
 
 
 def _iter_lines(path: str) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from qwenvl.data.media_sizes import MediaSizes, Unreadable, size_of
 from qwenvl.data.media_store import is_kept
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import in_parallel, progress
-from qwenvl.tools.duplicates import media_of
+from qwenvl.tools.duplicates import files_of, media_of
 from qwenvl.tools.raw_rows import iter_items, iter_rows
 
 _BOX_KEY = '"bbox_2d"'
@@ -43,12 +43,11 @@ def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSampl
     folders: dict[str, str] = {}
     climbing: dict[str, tuple[Record, list[str]]] = {}
     for record in records:
-        outside = [path for path in media_of(record) if not path.startswith(root) and not is_kept(path)]
+        files = files_of(record)
+        outside = [path for path in files if not path.startswith(root) and not is_kept(path)]
         if outside:
             climbing[record.place or ""] = (record, outside)
-        linked = next(
-            (p for p in media_of(record) if p.startswith(root) and not _real(p, folders).startswith(real_root)), None
-        )
+        linked = next((p for p in files if p.startswith(root) and not _real(p, folders).startswith(real_root)), None)
         if linked is not None:
             yield BadSample(
                 record.where, linked, f"a link leads out of data_path {data_path!r}, to {_real(linked, {})}"
@@ -150,7 +149,8 @@ def _not_absolute(climbing: Mapping[str, tuple[Record, list[str]]]) -> Iterator[
                 continue
             record, outside = climbing[place]
             named = {_plain(text) for text in _strings(value)}
-            relative = next((path for path in outside if path not in named), None)
+            # A folder of frames is named in place of its files.
+            relative = next((path for path in outside if named.isdisjoint((path, os.path.dirname(path)))), None)
             if relative is not None:
                 yield record, relative
 

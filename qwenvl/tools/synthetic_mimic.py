@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from qwenvl.errors import UserError, exit_on_user_error, exit_unless_installed
+
+if __name__ == "__main__":
+    exit_unless_installed("PIL", "tqdm")
+
 from PIL import Image, ImageDraw, ImageFilter
 
-from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.tools.cli import ToolParser, positive_int, print_summary, progress
 from qwenvl.tools.mimic_tables import LABEL_TABLES
 

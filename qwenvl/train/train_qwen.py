@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 import time
-import warnings
 from pathlib import Path
 
 if not __package__:  # run by path, as torchrun does: Python has put this folder on its path, not the repository's
@@ -58,6 +57,7 @@ from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import heed_few_steps, report_plan
 from qwenvl.train.signals import SIGNAL_EXIT_CODE, handle, watch_launcher
 from qwenvl.train.trainer import QwenVLTrainer
+from qwenvl.utils import logs
 from qwenvl.vision import swap_processor
 
 # Not __name__, which is __main__ when the file is run by path.
@@ -146,12 +146,7 @@ def configure_logging(training_args: TrainingArguments) -> None:
     """Let the main process tell what it does, and the others only what goes wrong."""
     main = training_args.process_index == 0
     in_terminal = sys.stderr.isatty()
-    # What Transformers and PEFT will rename is no concern of the user.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("qwenvl").setLevel(logging.INFO if main else logging.ERROR)
-    # It has a handler of its own, and would hand each line to the root's as well.
-    huggingface_hub.logging.disable_propagation()
+    logs.configure_logging(logging.INFO if main else logging.ERROR)
     if not main:
         transformers.logging.set_verbosity_error()
     if not main or not in_terminal:

@@ -354,3 +354,30 @@ def test_objects_that_do_not_fit_are_refused(folder: Path, objects: dict[str, An
 def test_boxes_in_pixels_need_an_image_that_can_be_read(folder: Path):
     line = refusal(folder, query="Q?", response="<bbox>", image="b.png", objects={"bbox": [[0, 0, 1, 1]]})
     assert f"{folder}/b.png: " in line and "its size is needed for `objects`" in line
+
+
+def test_the_size_of_an_image_over_the_pixel_limit_is_read_for_its_boxes(folder: Path, monkeypatch):
+    monkeypatch.setattr("qwenvl.data.images.MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert boxes(folder, "<bbox>", ["a.png"], bbox=[[20, 10, 100, 50]]) == "[100, 100, 500, 500]"
+
+
+@pytest.mark.parametrize("key", ["rejected_response", "rejected_messages", "kto_tag"])
+def test_preferences_of_other_tools_are_refused(folder: Path, key: str):
+    assert f"`{key}` is given" in refusal(folder, messages=TALK, **{key: False})
+
+
+def test_bytes_of_an_image_in_place_of_its_path_are_told_in_a_short_line(folder: Path):
+    line = refusal(folder, query="Q?", response="A.", image="/9j/" + "4AAQ" * 2000)
+    assert "of 8,004 characters is no path" in line and "data:image/png;base64" in line and len(line) < 400
+
+
+def test_functions_and_their_calls_in_the_older_form_of_openai_are_read(folder: Path):
+    call = {"role": "assistant", "content": "I look.", "function_call": {"name": "f", "arguments": "{}"}}
+    talk = [TALK[0], call, {"role": "function", "name": "f", "content": "7"}, ANSWER]
+    record = only(folder, messages=talk, functions=[{"name": "f"}])
+    assert json.loads(record.turns[1].tool_calls)[0]["function"]["name"] == "f" and record.turns[1].text == "I look."
+    assert json.loads(record.tools)[0]["function"]["name"] == "f"
+    assert "both `tools` and `functions`" in refusal(
+        folder, messages=TALK, tools=[{"name": "f"}], functions=[{"name": "g"}]
+    )

@@ -244,3 +244,11 @@ def test_an_image_at_the_pixel_limit_is_read_and_one_above_it_when_allowed(tmp_p
     assert load_image(str(tmp_path / "x.png"), 12).size == (4, 3)
     with pytest.raises(ImageError, match="4 x 3 pixels are more than the limit of 11.*--max_image_megapixels"):
         load_image(str(tmp_path / "x.png"), 11)
+
+
+@READERS
+def test_an_image_far_over_the_limit_of_pillow_is_refused_with_the_way_to_allow_it(tmp_path: Path, monkeypatch, read):
+    Image.fromarray(GREY).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(ImageError, match="its pixels are more than the limit of 5: .*--max_image_megapixels"):
+        read(str(tmp_path / "x.png"), 5)

@@ -16,15 +16,19 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
+from demo.standin import build_standin
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.data.rows import read_rows
 from qwenvl.errors import UserError
+from qwenvl.model.build import load_processor
 from qwenvl.tools import prepare_mimic_cxr
 from qwenvl.tools.check_arguments import parse_check_arguments
 from qwenvl.tools.check_data import DataCheck, main
 from qwenvl.tools.duplicates import picture_ids
 from qwenvl.tools.raw_rows import iter_rows
 from qwenvl.tools.synthetic_mimic import SyntheticOptions, build_synthetic_mimic
+from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import Sharding
 from qwenvl.train.train_qwen import train
 
@@ -518,3 +522,102 @@ def test_the_made_up_archive_has_no_duplicates_of_its_own(check, tmp_path: Path)
     train_file, valid_file = (tmp_path / "json" / f"mimic_{name}.json" for name in ("train", "valid"))
     outcome = check(train_file, "--eval_dataset_use", valid_file)
     assert (outcome.code, outcome.problems) == (0, [])
+
+
+def test_frames_of_videos_are_found_from_where_the_clean_file_is_written(check, films: Path):
+    pair = ["film0.png", "film1.png"]
+    (films / "clip").mkdir()
+    for name in pair:
+        (films / "clip" / name).write_bytes((films / name).read_bytes())
+    turns = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "It "}]
+    videos = [pair, [["clip/film0.png", "clip/film1.png"], pair], "clip", {"frames": pair, "fps": 4}]
+    rows = []
+    for number, video in enumerate(videos):
+        marks = "<video>" * (2 if number == 1 else 1)
+        said = [turns[0] | {"value": f"{marks}What?"}, turns[1] | {"value": f"It is {number}."}]
+        rows.append({"video" if number != 1 else "videos": video, "fps": 2, "conversations": said})
+    outcome = check(write(films / "train.json", rows), out="out")
+    assert (outcome.code, outcome.told("records in clean.json")) == (0, "4")
+    clean = outcome.out / "clean.json"
+    assert check(clean, out="again").code == 0
+
+
+def test_frames_in_training_and_evaluation_are_a_leak_whatever_their_rate(check, films: Path):
+    (films / "copy.png").write_bytes((films / "film1.png").read_bytes())
+
+    def clip(frames: list[str], fps: int, answer: str) -> dict[str, Any]:
+        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]
+        return {"video": frames, "fps": fps, "conversations": turns}
+
+    train_file = write(
+        films / "train.json", [clip(["film0.png", "film1.png"], 2, "A."), clip(["film2.png", "film3.png"], 2, "B.")]
+    )
+    outcome = check(
+        train_file, "--eval_dataset_use", write(films / "valid.json", [clip(["film0.png", "copy.png"], 4, "C.")])
+    )
+    assert [(each["row"], each["check"]) for each in outcome.problems] == [("row 0", "leak")]
+    assert outcome.problems[0]["path"] == str(films / "film0.png")
+
+
+def test_frames_that_leave_the_folder_are_told(check, films: Path):
+    (films / "sub").mkdir()
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A."}]
+    outcome = check(
+        write(
+            films / "sub" / "train.json",
+            [{"video": ["../film0.png", "../film1.png"], "fps": 2, "conversations": turns}],
+        )
+    )
+    assert [each["check"] for each in outcome.problems] == ["outside"]
+
+
+def test_what_training_tells_of_the_records_is_told_by_the_check(check, films: Path, tmp_path: Path, caplog):
+    model = build_standin(tmp_path / "thinking", thinking=True)
+    write(films / "train.json", [row("film0.png", "It is 0.", view="PA"), row("film1.png", "It is 1.")])
+    assert check(films / "train.json", "--model_name_or_path", model).code == 0
+    told = "\n".join(caplog.messages)
+    assert "`view` is not read (1 of 2 records)" in told and "2 of 2 answers come without a thought" in told
+
+
+# One record for each way in which a record is read, made into several samples, or refused.
+MIXED_ROWS = [
+    row("film0.png", "It is 0.", view="PA"),
+    {"query": "<image>Q?", "response": "A.", "images": ["film1.png"], "history": [["Q0?", "A0."]]},
+    {"prompt": "Q?", "completion": "A."},
+    {"image_path": "film2.png", "conversations": row(None, "A.")["conversations"]},
+    row("film9.png", "Missing."),
+    row("film3.png", "<|box_start|>(1,2),(3,4)<|box_end|>"),
+    row("film3.png", "Sure. <think>R</think> A."),
+    row("film3.png", "<think>R</think> A."),
+    row("film3.png", "A.", audios=["a.wav"]),
+    {
+        "messages": [
+            {"role": "user", "content": "Q?"},
+            {"role": "assistant", "content": "A.", "reasoning_content": "R."},
+        ]
+    },
+    {
+        "conversations": [
+            {"from": role, "value": text}
+            for number in range(2)
+            for role, text in (("human", f"Q{number}?"), ("gpt", f"<think>\nR{number}\n</think>\n\nA{number}."))
+        ]
+    },
+    {"video": ["film4.png", "film5.png"], "fps": 2, "conversations": row(None, "It moves.")["conversations"]},
+    row("film6.png", "word " * 600),
+]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_the_check_and_training_judge_every_record_alike(check, films: Path, tmp_path: Path, thinking: bool):
+    model = build_standin(tmp_path / "model", thinking=thinking)
+    dataset = write(films / "train.json", MIXED_ROWS)
+    outcome = check(dataset, "--model_name_or_path", model, "--duplicates", "none")
+    data_args = DataArguments(dataset_use=str(dataset), bad_sample_policy="skip", media_cache_dir=str(tmp_path))
+    training_args = TrainingArguments(output_dir=str(tmp_path / "run"), model_max_length=512, use_cpu=True, bf16=False)
+    data = make_supervised_data_module(load_processor(str(model)), data_args, training_args)
+    refused = {bad.where.removeprefix(f"{dataset} "): bad.reason for bad in data.bad_samples.samples}
+    assert {each["row"]: each["reason"] for each in outcome.problems} == refused
+    assert outcome.told("records in clean.json") == str(len(MIXED_ROWS) - len(refused))
+    assert int(outcome.told("records")) == len(data.train_dataset)
+    assert int(outcome.told("tokens").replace(",", "")) == data.train_dataset.lengths.sum()

@@ -141,3 +141,16 @@ def test_a_pack_holds_all_samples_of_a_chat_with_thoughts(tmp_path: Path):
     annotations, _ = split_thinking_turns(annotations, encoder, "each")
     lengths = [len(encoder.encode(record)["input_ids"]) for record in annotations.records]
     assert len(lengths) == 5 and max(sum(lengths[index] for index in each) for each in annotations.packs) <= 200
+
+
+def test_a_packed_file_is_trained_on_where_it_is_written(dataset: Path, standin: Path, tmp_path: Path, caplog):
+    rows = json.loads(dataset.read_text())
+    rows.append({"video": ["film.png", "film.png"], "fps": 2, "conversations": rows[0]["conversations"][1:]})
+    rows[-1]["conversations"] = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Gray."}]
+    dataset.write_text(json.dumps(rows))
+    (tmp_path / "elsewhere").mkdir()
+    packed = tmp_path / "elsewhere" / "packed.json"
+    pack(dataset, standin, "--out", str(packed))
+    records = read_annotations(str(packed), str(packed.parent), BadSampleLedger(), str(tmp_path)).records
+    assert len(records) == 31 and {path for record in records for path in record.images} == {str(tmp_path / "film.png")}
+    assert "`id` is not read" not in caplog.text

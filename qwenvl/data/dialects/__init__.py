@@ -27,7 +27,7 @@ from qwenvl.data.records import Turn
 __all__ = ["PLACEHOLDERS", "ROLES", "Conversation", "InvalidRecordError", "UnreadMediumError", "to_conversation"]
 
 _AUDIO_KEYS = ("audio", "audios")
-_PREFERENCE_KEYS = ("chosen", "rejected")
+_PREFERENCE_KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "kto_tag")
 
 
 def to_conversation(row: Any) -> Conversation:
@@ -65,7 +65,7 @@ def _read_other_keys(row: dict[str, Any], read: frozenset[str], conversation: Co
                 f"`{key}` is given: preferences are not learned here; keep the chosen answer alone"
             )
     note_unread(row, read, "record", conversation.unread, shows=any(conversation.media.values()))
-    conversation.tools = read_tools(row.get("tools"))
+    conversation.tools = read_tools(_offered(row))
     _add_system(row.get("system"), conversation)
     if not is_missing(row.get("objects")):
         if has_object_marks(conversation.turns):
@@ -74,6 +74,14 @@ def _read_other_keys(row: dict[str, Any], read: frozenset[str], conversation: Co
             conversation.unread.append("`objects`")
     fps = row.get("fps")
     conversation.fps = [read_fps(each) for each in fps] if isinstance(fps, list) else read_fps(fps)
+
+
+def _offered(row: dict[str, Any]) -> Any:
+    """Return the functions that a record offers: `tools`, or `functions` as OpenAI's records had before."""
+    given = [key for key in ("tools", "functions") if not is_missing(row.get(key))]
+    if len(given) > 1:
+        raise InvalidRecordError("both `tools` and `functions` are given: keep one of the two")
+    return row[given[0]] if given else None
 
 
 def _record_media(row: dict[str, Any], kind: str) -> list[Medium]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from qwenvl.data.dialects.neutral import InvalidRecordError, is_missing, shown
 
 # Keys that any form may have.
-SHARED_KEYS = frozenset(("image", "images", "video", "videos", "system", "tools", "objects", "fps"))
+SHARED_KEYS = frozenset(("image", "images", "video", "videos", "system", "tools", "functions", "objects", "fps"))
 
 
 class Form(NamedTuple):

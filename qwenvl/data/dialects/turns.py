@@ -29,7 +29,7 @@ _PLAIN_KEYS = (frozenset(("from", "value")), frozenset(("role", "content")))
 # Three names of one thing, all in use.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _SWITCHES = ("loss", "weight", "loss_scale")
-_READ_KEYS = frozenset(("from", "value", "role", "content", "tool_calls", *_THOUGHTS, *_SWITCHES))
+_READ_KEYS = frozenset(("from", "value", "role", "content", "tool_calls", "function_call", *_THOUGHTS, *_SWITCHES))
 
 
 def read_turn(raw: Any, number: int, media: PartMedia, unread: list[str]) -> Turn:
@@ -80,7 +80,8 @@ def _either(raw: dict[str, Any], first: str, second: str, number: int) -> Any:
 def _detailed_turn(raw: dict[str, Any], name: str, content: Any, number: int, unread: list[str]) -> Turn:
     role = ROLES[name]
     note_unread(raw, _READ_KEYS, "turns", unread)
-    calls = read_calls(raw.get("tool_calls"), number)
+    # `function_call` is what OpenAI's records had before `tool_calls`.
+    calls = read_calls(raw.get("tool_calls"), number) + read_calls(raw.get("function_call"), number)
     if name in _CALL_ROLES:
         calls, content = calls + read_calls(content, number), ""
     if content is None and calls:
