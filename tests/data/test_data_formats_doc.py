@@ -9,7 +9,9 @@ from PIL import Image
 
 from qwenvl.data.annotations import BadSampleLedger, Record, Turn, read_annotations
 
-DOC = (Path(__file__).parents[2] / "docs/data_formats.md").read_text()
+ROOT = Path(__file__).parents[2]
+DOC = (ROOT / "docs/data_formats.md").read_text()
+README_EXAMPLES = re.findall(r"^  \| [^|]+ \| `(\{.+\})` \|$", (ROOT / "README.md").read_text(), re.M)
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOC, re.M | re.S))
 EXAMPLES = {title: re.findall(r"```json\n(.*?)```", text, re.S) for title, text in SECTIONS.items()}
 
@@ -36,6 +38,14 @@ def read(folder: Path, example: str) -> Record:
 def test_all_forms_say_the_same(folder: Path, example: str):
     record = read(folder, example)
     assert record.turns == (Turn("user", "<image>What is shown?"), Turn("assistant", "A chest X-ray."))
+    assert record.images == (str(folder / "1.png"),)
+
+
+@pytest.mark.parametrize("example", README_EXAMPLES)
+def test_all_forms_of_the_readme_say_the_same(folder: Path, example: str):
+    assert len(README_EXAMPLES) == 6
+    record = read(folder, example)
+    assert record.turns == (Turn("user", "<image>What?"), Turn("assistant", "A."))
     assert record.images == (str(folder / "1.png"),)
 
 

@@ -280,12 +280,15 @@ def test_a_refused_key_tells_how_many_records_have_it(folder: Path):
 
 
 def test_keys_that_are_not_read_are_told_once_with_counts(folder: Path, caplog: pytest.LogCaptureFixture):
-    rows = [{"messages": TALK, "view": "PA", "id": 1, "note": None}, {"messages": [TALK[0] | {"name": "Ann"}, ANSWER]}]
-    rows += [{"messages": TALK, "view": "AP", "fps": 2, "objects": {"bbox": []}}]
+    rows = [
+        {"messages": TALK, "mood": "good", "id": 1, "note": None},
+        {"messages": [TALK[0] | {"name": "Ann"}, ANSWER]},
+    ]
+    rows += [{"messages": TALK, "mood": "bad", "view": "AP", "fps": 2, "objects": {"bbox": []}}]
     with caplog.at_level(logging.INFO, "qwenvl"):
         notes = read(folder, rows).notes
     expected = {
-        "`view` is not read (2 of 3 records)",
+        "`mood` is not read (2 of 3 records)",
         "`name` of turns is not read (1 of 3 records)",
         "`fps` is not read (1 of 3 records)",
     }

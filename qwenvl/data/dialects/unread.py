@@ -16,8 +16,12 @@ _FILE = re.compile(
     r"|m4v|mpe?g|wav|mp3|flac|ogg|m4a))",
     re.I | re.S,
 )
-# The sample's own name, which many datasets make of the file's.
-_NAMES = frozenset(("id", "uid", "uuid"))
+# What identifies and describes a sample, as converters (ours among them) write it: its names, which many datasets make
+# of the file's, and what evaluation groups by.
+_DESCRIPTIVE = frozenset(
+    ("id", "uid", "uuid", "split", "subject_id", "patient_id", "study_id", "prior_study_id", "dicom_id")
+    + ("view", "labels")
+)
 
 
 def note_unread(value: Mapping[str, Any], read: Set[str], level: str, unread: list[str], shows: bool = True) -> None:
@@ -36,12 +40,12 @@ def note_unread(value: Mapping[str, Any], read: Set[str], level: str, unread: li
                 f"{name} of the {level} holds {shown(held)} and is not read: name it `image` or `images` (`video` or "
                 "`videos`) in the record, or delete it",
             )
-        if key not in _NAMES:
+        if key not in _DESCRIPTIVE:
             unread.append(name if level == "record" else f"{name} of {level}")
 
 
 def _holds_medium(key: str, held: Any, shows: bool) -> bool:
-    if key in _NAMES:
+    if key in _DESCRIPTIVE:
         return False
     if _ALIAS.fullmatch(key) and not isinstance(held, bool | int | float):
         return True
