@@ -50,13 +50,14 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         *("attn_implementation", "tf32", "full_determinism", "use_liger_kernel", "liger_kernel_config"),
         *("torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed"),
         *("eval_dataset_use", "eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end"),
-        *("save_strategy", "save_steps", "bad_sample_policy"),
+        *("save_strategy", "save_steps", "bad_sample_policy", "max_image_megapixels"),
     ),
     Rule.FREE: (
         # Where things are read and written, and how much is kept.
         *("output_dir", "cache_dir", "media_cache_dir", "cache_vision_features", "save_total_limit"),
         *("resume_from_checkpoint", "dry_run", "do_train", "do_eval", "do_predict", "max_bad_samples"),
         "warmup_ratio",  # becomes warmup_steps
+        *("thinking_turns", "trust_remote_code"),  # the samples that it makes decide; what a name may run
         # What is told, and to whom.
         *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
         *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "debug"),
