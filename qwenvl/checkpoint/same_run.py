@@ -4,12 +4,14 @@ import enum
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qwenvl.errors import UserError
 from qwenvl.train.argument import CUSTOM_VISION_FLAGS
+from qwenvl.vision.trust import FILE_FORM, encoder_file
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     `before` is what the checkpoint's run_arguments.json says, `now` are this run's. Flags that the older program did
     not know are not compared.
     """
-    changed = {name for name in before if name in now and before[name] != now[name]}
+    changed = {name for name in before if name in now and not _are_equal(before[name], now[name])}
     if "data" in before:
         changed.discard("dataset_use")  # what is in the files decides, wherever they lie: `check_same_data`
     for name, rule in RULES.items():
@@ -108,6 +110,16 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     if told:
         changes = ", ".join(f"--{name} {before[name]} -> {now[name]}" for name in told)
         logger.info("continued with other flags, which take effect from here on: %s", changes)
+
+
+def _are_equal(before: Any, now: Any) -> bool:
+    """Whether two values of a flag are the same, also as two names of one folder or of one encoder in a file."""
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return bool(before == now)
+    if FILE_FORM in before and FILE_FORM in now:
+        same_class = before.rpartition(":")[2] == now.rpartition(":")[2]
+        return same_class and encoder_file(before) == encoder_file(now)
+    return os.path.exists(before) and os.path.exists(now) and os.path.samefile(before, now)
 
 
 def _refusal(folder: Path, name: str, before: Mapping[str, Any], now: Mapping[str, Any], why: str = "") -> UserError:

@@ -45,6 +45,7 @@ from qwenvl.checkpoint.select import check_start_folders
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.data.workers import explain_dead_workers
 from qwenvl.model.attention import resolve_attention
+from qwenvl.model.base_files import refuse_broken_weights, refuse_other_processor
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
@@ -83,6 +84,8 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     base_config = load_config(
         model_args.model_name_or_path, training_args.cache_dir, trust_remote_code=model_args.trust_remote_code
     )
+    if not training_args.dry_run:
+        refuse_broken_weights(model_args.model_name_or_path)
     check_feature_cache(model_args, base_config)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint, dry_run=training_args.dry_run)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
@@ -90,6 +93,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     processor = load_processor(
         model_args.model_name_or_path, training_args.cache_dir, trust_remote_code=model_args.trust_remote_code
     )
+    refuse_other_processor(model_args.model_name_or_path, base_config, processor)
     vision_config = plan_custom_vision(model_args, base_config, processor)
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)

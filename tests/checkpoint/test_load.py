@@ -75,12 +75,14 @@ def test_a_base_model_given_by_a_relative_path_is_found_from_any_folder(
     shutil.copytree(standin, tmp_path / "models" / "base")
     monkeypatch.chdir(tmp_path)
     flags = trained_flags | {"model_name_or_path": "models/base", "save_strategy": "no", "max_steps": 1}
+    flags |= {"save_steps": None}
     train(command_line(**flags, output_dir="out"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
 
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == str(tmp_path / "models" / "base")
+    recorded = json.loads((tmp_path / "out" / "run_arguments.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tmp_path / "models" / "base") == recorded["model_name_or_path"]
     load_checkpoint(tmp_path / "out", device="cpu")
 
 
