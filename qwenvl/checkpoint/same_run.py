@@ -4,12 +4,14 @@ import enum
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qwenvl.errors import UserError
 from qwenvl.train.argument import CUSTOM_VISION_FLAGS
+from qwenvl.vision.trust import FILE_FORM, encoder_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         *("custom_vision_encoder", "vision_merger_path", *CUSTOM_VISION_FLAGS),
         *("dataset_use", "data_flatten", "data_packing", "model_max_length", "seed", "data_seed"),
         *("max_pixels", "min_pixels", "video_fps", "video_max_frames", "video_min_frames"),
-        *("video_max_pixels", "video_min_pixels", "thinking_turns"),
+        *("video_max_pixels", "video_min_pixels"),
         *("optim", "optim_args", "optim_target_modules", "average_tokens_across_devices"),
         *("bf16", "fp16", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config"),
     ),
@@ -50,14 +52,14 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         *("attn_implementation", "tf32", "full_determinism", "use_liger_kernel", "liger_kernel_config"),
         *("torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed"),
         *("eval_dataset_use", "eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end"),
-        *("save_strategy", "save_steps", "bad_sample_policy"),
+        *("save_strategy", "save_steps", "bad_sample_policy", "max_image_megapixels"),
     ),
     Rule.FREE: (
         # Where things are read and written, and how much is kept.
         *("output_dir", "cache_dir", "media_cache_dir", "cache_vision_features", "save_total_limit"),
         *("resume_from_checkpoint", "dry_run", "do_train", "do_eval", "do_predict", "max_bad_samples"),
-        *("max_image_megapixels", "trust_remote_code"),
         "warmup_ratio",  # becomes warmup_steps
+        *("thinking_turns", "trust_remote_code"),  # the samples that it makes decide; what a name may run
         # What is told, and to whom.
         *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
         *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "debug"),
@@ -94,7 +96,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     `before` is what the checkpoint's run_arguments.json says, `now` are this run's. Flags that the older program did
     not know are not compared.
     """
-    changed = {name for name in before if name in now and before[name] != now[name]}
+    changed = {name for name in before if name in now and not _are_equal(before[name], now[name])}
     if "data" in before:
         changed.discard("dataset_use")  # what is in the files decides, wherever they lie: `check_same_data`
     for name, rule in RULES.items():
@@ -108,6 +110,16 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     if told:
         changes = ", ".join(f"--{name} {before[name]} -> {now[name]}" for name in told)
         logger.info("continued with other flags, which take effect from here on: %s", changes)
+
+
+def _are_equal(before: Any, now: Any) -> bool:
+    """Whether two values of a flag are the same, also as two names of one folder or of one encoder in a file."""
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return bool(before == now)
+    if FILE_FORM in before and FILE_FORM in now:
+        same_class = before.rpartition(":")[2] == now.rpartition(":")[2]
+        return same_class and encoder_file(before) == encoder_file(now)
+    return os.path.exists(before) and os.path.exists(now) and os.path.samefile(before, now)
 
 
 def _refusal(folder: Path, name: str, before: Mapping[str, Any], now: Mapping[str, Any], why: str = "") -> UserError:

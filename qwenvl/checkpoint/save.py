@@ -31,6 +31,8 @@ from qwenvl.train.distributed import barrier, is_first_process
 INCOMPLETE = ".incomplete"
 RUN_ARGUMENTS_NAME = "run_arguments.json"
 MODEL_CONFIG_NAMES = (ADAPTER_CONFIG_NAME, "config.json")
+# Flags that take a folder or the name of a model on the hub; a folder is to be found from any other one.
+_MODEL_FLAGS = ("model_name_or_path", "custom_vision_pretrained_path", "vision_merger_path")
 _SECRET = re.compile(r"_token$|password|secret", re.IGNORECASE)
 
 
@@ -158,7 +160,7 @@ def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
 
 
 def run_arguments(*groups: ModelArguments | DataArguments | TrainingArguments) -> dict[str, Any]:
-    """Return all arguments of a run as plain JSON values, without what looks like a password."""
+    """Return all arguments of a run as plain JSON values, without what looks like a password; folders absolute."""
     values: dict[str, Any] = {}
     for group in groups:
         for field in dataclasses.fields(group):
@@ -167,6 +169,8 @@ def run_arguments(*groups: ModelArguments | DataArguments | TrainingArguments) -
                 value = value.value
             if not isinstance(value, str | int | float | bool | list | dict | None) or _SECRET.search(field.name):
                 continue
+            if field.name in _MODEL_FLAGS and value is not None and Path(value).exists():
+                value = str(Path(value).absolute())
             values[field.name] = value
     return values
 

@@ -42,6 +42,23 @@ def find_structural_fault(folder: Path, *, for_resume: bool) -> str | None:
     )
 
 
+def find_broken_weights(folder: Path) -> str | None:
+    """Return which of a model's safetensors files is cut short or missing, as its header or the index says, or None."""
+    if (folder / _INDEX_NAME).is_file():
+        try:
+            shards = set(json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return f"{_INDEX_NAME} is damaged"
+        if missing := sorted(name for name in shards if not (folder / name).is_file()):
+            return f"{missing[0]} is missing"
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            _check_safetensors(path)
+        except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+            return f"{path.name} is damaged ({(str(error) or 'empty').splitlines()[0]})"
+    return None
+
+
 def _weights(folder: Path) -> tuple[tuple[tuple[str, ...], ...], ...]:
     if (folder / "adapter_config.json").is_file() or (folder / "adapter_model.safetensors").is_file():
         return (("adapter_config.json",),), (("adapter_model.safetensors",),)

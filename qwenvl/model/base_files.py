@@ -1,10 +1,12 @@
 """Check that a base model's files can be trained from: whole files, and weights that are not quantized."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, ProcessorMixin
 
+from qwenvl.checkpoint.structure import find_broken_weights
 from qwenvl.errors import UserError
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md: a pointer is text of less than 1024 bytes that starts so.
@@ -40,6 +42,57 @@ def is_pointer(file: Path) -> bool:
         return file.read_bytes().startswith(_POINTER_START)
     except OSError:
         return False  # whoever needs the file says what is wrong with it
+
+
+def refuse_broken_weights(name_or_path: str | Path) -> None:
+    """Raise `UserError` if weights in a folder are cut short or missing, as a broken download leaves them."""
+    fault = find_broken_weights(Path(name_or_path)) if Path(name_or_path).is_dir() else None
+    if fault is not None:
+        raise UserError(f"{name_or_path}: {fault}; copy or download it anew")
+
+
+def refuse_other_weights(name_or_path: str, loading_info: Mapping[str, Any]) -> None:
+    """Raise `UserError` if a model was loaded with parts that its files do not have, or have in another shape.
+
+    `loading_info` is what `from_pretrained(output_loading_info=True)` returns; such parts have random weights.
+    """
+    missing, mismatched = (sorted(loading_info[kind], key=str) for kind in ("missing_keys", "mismatched_keys"))
+    if missing:
+        raise UserError(
+            f"{name_or_path}: its weights lack {missing[0]}{_and_more(missing)}, which config.json asks for; get the "
+            "config.json and the weights of one model"
+        )
+    if mismatched:
+        name, saved, asked = mismatched[0]
+        raise UserError(
+            f"{name_or_path}: {name} has the shape {list(saved)}{_and_more(mismatched)}, but config.json asks for "
+            f"{list(asked)}; get the config.json and the weights of one model"
+        )
+
+
+def refuse_other_processor(name_or_path: str, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
+    """Raise `UserError` if a processor cuts images into other patches than a native Qwen3-VL takes."""
+    vision = config.vision_config
+    if hasattr(vision, "encoder"):
+        return  # a custom tower, whose processor is planned with it
+    for name, asked in (
+        ("patch_size", vision.patch_size),
+        ("temporal_patch_size", vision.temporal_patch_size),
+        ("merge_size", vision.spatial_merge_size),
+    ):
+        for file, part in (
+            ("preprocessor_config.json", processor.image_processor),
+            ("video_preprocessor_config.json", processor.video_processor),
+        ):
+            if getattr(part, name) != asked:
+                raise UserError(
+                    f"{name_or_path}: {file} says {name} {getattr(part, name)}, its config.json {asked}; get the files "
+                    "of one model"
+                )
+
+
+def _and_more(names: list[Any]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def refuse_quantized(name_or_path: str, config: PreTrainedConfig) -> None:

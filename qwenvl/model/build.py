@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,7 +22,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qwenvl.checkpoint.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
-from qwenvl.model.base_files import refuse_pointers, refuse_quantized
+from qwenvl.model.base_files import (
+    refuse_broken_weights,
+    refuse_other_weights,
+    refuse_pointers,
+    refuse_quantized,
+)
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
@@ -37,6 +43,7 @@ from qwenvl.vision import (
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", *CUSTOM_MODEL_TYPES)
 
 
@@ -64,7 +71,7 @@ def load_config(
     refuse_foreign_code(name_or_path, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # values of another type than expected may lead to anything
         raise UserError(f"{name_or_path}: {_why_not_loaded(name_or_path, error)}") from None
     if not trust_remote_code:
         refuse_code_in_config(name_or_path, "config.json", config.to_dict())
@@ -87,11 +94,24 @@ def load_processor(
     refuse_pointers(name_or_path)
     refuse_foreign_code(name_or_path, trust_remote_code)
     try:
-        return AutoProcessor.from_pretrained(
+        processor = AutoProcessor.from_pretrained(
             name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code, padding_side="left"
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name_or_path}: no processor could be loaded: {_first_line(error)}") from None
+        if Path(name_or_path).is_dir() and not any((Path(name_or_path) / name).is_file() for name in _TOKENIZER_FILES):
+            raise UserError(f"{name_or_path} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); copy it anew")
+        if processor.chat_template is None:
+            raise UserError(
+                f"{name_or_path} has no chat template (chat_template.json or chat_template.jinja); copy it anew"
+            )
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
+    except UserError:
+        raise
+    except Exception as error:  # damaged files and templates may lead to anything
+        raise UserError(
+            f"{name_or_path}: no processor could be loaded: {type(error).__name__}: {_first_line(error)}; copy its "
+            "tokenizer, preprocessor and chat template files anew"
+        ) from None
+    return processor
 
 
 def load_pretrained(
@@ -107,17 +127,21 @@ def load_pretrained(
         # Adapters name their base model: it is to be found from any folder.
         name_or_path = str(Path(name_or_path).absolute())
     load_config(name_or_path, cache_dir, trust_remote_code=trust_remote_code)
+    refuse_broken_weights(name_or_path)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, loading_info = AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             dtype=dtype,
             attn_implementation=attention.by_sub_config,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, in one line
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{name_or_path}: no weights could be loaded: {_first_line(error)}") from None
+    refuse_other_weights(name_or_path, loading_info)
     return model
 
 
@@ -250,14 +274,15 @@ def _make_trainable(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _why_not_loaded(name_or_path: str, error: Exception) -> str:
     folder = Path(name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         return "the folder has no config.json, so it is no Transformers model; give the folder of a Qwen3-VL"
+    reason = " ".join(str(error).split())[:300]
     return (
-        f"the model configuration could not be loaded ({_first_line(error)}); give the folder of a Qwen3-VL, or "
+        f"the model configuration could not be loaded ({reason}); give the folder of a Qwen3-VL, or "
         "download one first with `hf download Qwen/Qwen3-VL-4B-Instruct --local-dir FOLDER`"
     )

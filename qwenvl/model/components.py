@@ -61,9 +61,10 @@ def component_sizes(model: nn.Module) -> dict[str, ComponentSize]:
 
 
 def set_trainable(model: nn.Module, components: Collection[str]) -> None:
-    """Make exactly the parameters of the named components trainable and freeze all others."""
+    """Make exactly the parameters of the named components trainable and freeze all others, and those of integers."""
     for component, _, parameter in named_component_parameters(model):
-        parameter.requires_grad_(component in components)
+        can_train = parameter.is_floating_point() or parameter.is_complex()
+        parameter.requires_grad_(can_train and component in components)
 
 
 def module_names(model: nn.Module, component: str) -> list[str]:

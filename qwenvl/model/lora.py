@@ -66,6 +66,7 @@ def add_adapter(
     """
     kept_whole = [name for component in sorted({*train, *save}) for name in module_names(model, component)]
     _check_unmistakable(model, kept_whole)
+    _check_gradients_are_possible(model, kept_whole)
     if lora is None:
         config = LoraConfig(task_type="CAUSAL_LM", target_modules=DUMMY_TARGET_MODULES, modules_to_save=kept_whole)
     else:
@@ -92,4 +93,15 @@ def _check_unmistakable(model: nn.Module, kept_whole: list[str]) -> None:
                 raise UserError(
                     f"the encoder has a module called {plain_tower_name(f'{name}.')[:-1]}, which PEFT would take for "
                     f"the tower's own {kept}; give it another name"
+                )
+
+
+def _check_gradients_are_possible(model: nn.Module, kept_whole: list[str]) -> None:
+    # PEFT asks for gradients of all that it saves whole, also of what is frozen afterwards.
+    for kept in kept_whole:
+        for name, parameter in model.get_submodule(f"model.{kept}").named_parameters():
+            if not (parameter.is_floating_point() or parameter.is_complex()):
+                raise UserError(
+                    f"{kept}.{name} is a parameter of {parameter.dtype}, which an adapter cannot hold; make it a "
+                    "buffer, by register_buffer"
                 )

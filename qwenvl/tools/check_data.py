@@ -179,8 +179,9 @@ def _whole(records: Iterable[Record]) -> list[Record]:
 
 def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig | None]:
     """Return the encoder of records that training would use, and the configuration of a custom tower."""
-    base_config = load_config(flags.model.model_name_or_path, flags.training.cache_dir)
-    processor = load_processor(flags.model.model_name_or_path, flags.training.cache_dir)
+    base, is_trusted = (flags.model.model_name_or_path, flags.training.cache_dir), flags.model.trust_remote_code
+    base_config = load_config(*base, trust_remote_code=is_trusted)
+    processor = load_processor(*base, trust_remote_code=is_trusted)
     vision_config = plan_custom_vision(flags.model, base_config, processor)
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -297,6 +299,12 @@ class TrainingArguments(transformers.TrainingArguments):
                     f"--deepspeed {self.deepspeed} has the section `{section}`, which would pass over the learning "
                     "rates of the components; take it out and use --optim, --learning_rate and --lr_scheduler_type"
                 )
+        # Without a launcher's variables DeepSpeed asks MPI for its processes, by a package that is not needed else.
+        if "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
+            raise UserError(
+                "--deepspeed needs a launcher, for one process too: python -m qwenvl.train.launch --standalone "
+                "--nproc_per_node 1 qwenvl/train/train_qwen.py ..., or a script of scripts/"
+            )
 
     @property
     def half_precision(self) -> bool:

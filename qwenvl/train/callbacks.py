@@ -15,19 +15,37 @@ from qwenvl.train.signals import STOP_SIGNALS, handle, leave_dead_terminal
 logger = logging.getLogger(__name__)
 
 
+class EvaluationStoppedError(Exception):
+    """A signal to stop has come in an evaluation after which nothing is left to do."""
+
+
 class StopOnSigterm(TrainerCallback):
     """Finish the step, save and stop when any process of the run gets SIGTERM, as clusters send before they preempt.
 
     SIGHUP, which a terminal sends that is closed, does the same, unless it was ignored from the start (nohup). Ctrl-C
     ends the run at once, or at the end of the step where Python could not raise its `KeyboardInterrupt`.
+
+    A context manager: the handlers are installed when the training begins, and outlive it until the context ends, so
+    that a signal does not cut off the writing of the trained model. Once `is_published` is set, a signal ends an
+    evaluation by `EvaluationStoppedError`, in all processes at the same batch.
     """
 
     def __init__(self) -> None:
         self.stopped = False
+        self.is_published = False
         self.signal_name = signal.SIGTERM.name
         self._signalled = False
         self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopOnSigterm":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        for each, previous in self._previous.items():
+            # A run that was told to stop is about to end well: a second signal must not make that a failure.
+            ignored = self._signalled and each in STOP_SIGNALS
+            signal.signal(each, signal.SIG_IGN if ignored else previous or signal.SIG_DFL)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._previous = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGINT)}
@@ -38,10 +56,8 @@ class StopOnSigterm(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for each, previous in self._previous.items():
-            # A run that was told to stop has saved and is about to end: a second signal must not make that a failure.
-            ignored = self.stopped and each in STOP_SIGNALS
-            signal.signal(each, signal.SIG_IGN if ignored else previous or signal.SIG_DFL)
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT) or signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._interrupted:
@@ -57,6 +73,12 @@ class StopOnSigterm(TrainerCallback):
     ) -> None:
         if self.stopped:  # the Trainer takes a stop for the end of the epoch
             control.should_save = control.should_evaluate = False
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.is_published and any_process(self._signalled, args.device):
+            raise EvaluationStoppedError
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         # In a callback around a fork, as at each start of data workers, or in a finalizer, Python prints what is raised

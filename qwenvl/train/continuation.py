@@ -1,5 +1,6 @@
 """Continue a run from a checkpoint: as its flags say now, with nothing evaluated twice or left out."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qwenvl.checkpoint.rollback import set_later_checkpoints_aside
+from qwenvl.checkpoint.save import RUN_ARGUMENTS_NAME
 from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.distributed import barrier
@@ -57,7 +59,10 @@ def prepare_continuation(trainer: QwenVLTrainer, output_dir: str, resume_from: s
     if last != state.max_steps:
         logger.info("the schedule now ends at step %s (%s before)", f"{last:,}", f"{state.max_steps:,}")
     if state.global_step == last:
-        logger.info("step %s was the last one: nothing is left to train", f"{last:,}")
+        logger.info("step %s was the last one: nothing is left to train, whatever flags have changed", f"{last:,}")
+        # The model is published anew, and its record says how it was trained.
+        recorded = (Path(resume_from) / RUN_ARGUMENTS_NAME).read_text(encoding="utf-8")
+        trainer.run_arguments = json.loads(recorded)
     for is_in_charge in (trainer.is_world_process_zero(), trainer.is_local_process_zero()):
         # First the main process, then one of each other machine that has a disk of its own.
         if is_in_charge:

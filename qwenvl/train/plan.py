@@ -56,14 +56,9 @@ def heed_few_steps(micro_batches: int, data_args: DataArguments, training_args: 
     `micro_batches` are those of an epoch. Lowers `training_args.logging_steps` where it is above the number of steps.
     Raises `UserError` if the best model is to be kept, and the run ends before its first evaluation or checkpoint.
     """
-    _, steps = count_steps(micro_batches, training_args)
+    steps_per_epoch, steps = count_steps(micro_batches, training_args)
     if training_args.load_best_model_at_end or training_args.save_strategy == SaveStrategy.BEST:
-        for flag, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
-            if getattr(training_args, strategy) == "steps" and getattr(training_args, flag) > steps:
-                raise UserError(
-                    f"--{flag} {getattr(training_args, flag):g} is above the run's {steps} steps, so no best model "
-                    "would be found; lower it, or leave --load_best_model_at_end and --save_strategy best out"
-                )
+        _check_best_model_is_found(steps, steps / steps_per_epoch, training_args)
     is_first = training_args.process_index == 0
     if training_args.max_steps <= 0 and steps < FEW_STEPS and is_first:
         number = "1 step" if steps == 1 else f"{steps} steps"
@@ -75,6 +70,20 @@ def heed_few_steps(micro_batches: int, data_args: DataArguments, training_args: 
                 "--logging_steps %g is above the run's %d: each step is logged", training_args.logging_steps, steps
             )
         training_args.logging_steps = 1
+
+
+def _check_best_model_is_found(steps: int, epochs: float, training_args: TrainingArguments) -> None:
+    by_epoch = training_args.eval_strategy == IntervalStrategy.EPOCH
+    ends = {"eval_delay": (epochs, "epochs") if by_epoch else (steps, "steps")}
+    for flag, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
+        if getattr(training_args, strategy) == "steps":
+            ends[flag] = (steps, "steps")
+    for flag, (end, unit) in ends.items():
+        if getattr(training_args, flag) > end:
+            raise UserError(
+                f"--{flag} {getattr(training_args, flag):g} is above the run's {end:g} {unit}, so no best model would "
+                "be found; lower it, or leave --load_best_model_at_end and --save_strategy best out"
+            )
 
 
 def _ways_to_more_steps(data_args: DataArguments, training_args: TrainingArguments) -> list[str]:

@@ -45,17 +45,24 @@ from qwenvl.checkpoint.select import check_start_folders
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.data.workers import explain_dead_workers
 from qwenvl.model.attention import resolve_attention
+from qwenvl.model.base_files import refuse_broken_weights, refuse_other_processor
 from qwenvl.model.build import build_model, load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.argument import ModelArguments, TrainingArguments, check_arguments, parse_arguments
-from qwenvl.train.callbacks import EvaluateAfterSaving, LogLines, ProgressLines, StopOnSigterm
+from qwenvl.train.callbacks import (
+    EvaluateAfterSaving,
+    EvaluationStoppedError,
+    LogLines,
+    ProgressLines,
+    StopOnSigterm,
+)
 from qwenvl.train.continuation import prepare_continuation
 from qwenvl.train.distributed import barrier, exit_at_once_after_leaving, leave_together
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
 from qwenvl.train.plan import heed_few_steps, report_plan
-from qwenvl.train.signals import SIGNAL_EXIT_CODE, handle, watch_launcher
+from qwenvl.train.signals import SIGNAL_EXIT_CODE, STOP_SIGNALS, handle, watch_launcher
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.utils import logs
 from qwenvl.vision import swap_processor
@@ -78,6 +85,8 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     base_config = load_config(
         model_args.model_name_or_path, training_args.cache_dir, trust_remote_code=model_args.trust_remote_code
     )
+    if not training_args.dry_run:
+        refuse_broken_weights(model_args.model_name_or_path)
     check_feature_cache(model_args, base_config)
     prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint, dry_run=training_args.dry_run)
     resume_from = find_resume_checkpoint(training_args.output_dir, training_args.resume_from_checkpoint, arguments)
@@ -85,6 +94,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     processor = load_processor(
         model_args.model_name_or_path, training_args.cache_dir, trust_remote_code=model_args.trust_remote_code
     )
+    refuse_other_processor(model_args.model_name_or_path, base_config, processor)
     vision_config = plan_custom_vision(model_args, base_config, processor)
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
@@ -163,7 +173,7 @@ def build_trainer(
 ) -> QwenVLTrainer:
     """Wire model, data and callbacks together; the Trainer writes beside the output folder's finished checkpoints."""
     output_dir = training_args.output_dir
-    callbacks = [EvaluateAfterSaving(), StopOnSigterm()]
+    callbacks = [EvaluateAfterSaving()]
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(Path(output_dir) / INCOMPLETE)
     trainer_args.torch_compile_backend = None  # the layers are compiled already
@@ -202,30 +212,41 @@ def run_folder(run_name: str | None) -> str:
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
     """Train, put the model into the output folder, and evaluate what the last step made."""
-    if resume_from is not None:
-        prepare_continuation(trainer, output_dir, resume_from)
-    try:
-        with explain_dead_workers(trainer.args.dataloader_num_workers):
-            trainer.train(resume_from_checkpoint=resume_from)
-    except BaseException:
-        end_data_workers()
-        raise
-    stop = trainer.pop_callback(StopOnSigterm)
-    if stop.stopped:
-        logger.info(
-            "stopped by %s after step %d; the checkpoint is saved: go on with the same command and "
-            "--resume_from_checkpoint auto",
-            stop.signal_name,
-            trainer.state.global_step,
-        )
-        return
-    publish(trainer, output_dir)
+    with StopOnSigterm() as stop:
+        trainer.add_callback(stop)
+        if resume_from is not None:
+            prepare_continuation(trainer, output_dir, resume_from)
+        try:
+            with explain_dead_workers(trainer.args.dataloader_num_workers):
+                trainer.train(resume_from_checkpoint=resume_from)
+        except BaseException:
+            end_data_workers()
+            raise
+        if stop.stopped:
+            logger.info(
+                "stopped by %s after step %d; the checkpoint is saved: go on with the same command and "
+                "--resume_from_checkpoint auto",
+                stop.signal_name,
+                trainer.state.global_step,
+            )
+            return
+        publish(trainer, output_dir)
+        stop.is_published = True
+        try:
+            evaluate_last_step(trainer, output_dir)
+        except EvaluationStoppedError:
+            logger.info("stopped by %s: the last step is trained and saved, but not evaluated", stop.signal_name)
+
+
+def evaluate_last_step(trainer: QwenVLTrainer, output_dir: str) -> None:
+    """Evaluate the trained model, unless its last step has been evaluated, and record what is found."""
     last_evaluated = max((entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry), default=-1)
-    if trainer.eval_dataset is not None and last_evaluated != trainer.state.global_step:
-        with explain_dead_workers(trainer.args.dataloader_num_workers):
-            trainer.evaluate()
-        if trainer.is_world_process_zero():
-            write_state(Path(output_dir), trainer.state, Path(trainer.args.output_dir))
+    if trainer.eval_dataset is None or last_evaluated == trainer.state.global_step:
+        return
+    with explain_dead_workers(trainer.args.dataloader_num_workers):
+        trainer.evaluate()
+    if trainer.is_world_process_zero():
+        write_state(Path(output_dir), trainer.state, Path(trainer.args.output_dir))
 
 
 def publish(trainer: QwenVLTrainer, output_dir: str) -> None:
@@ -255,6 +276,8 @@ def main() -> None:
     with exit_on_user_error():
         try:
             train()
+            for each in STOP_SIGNALS:  # all is done and written: a signal has nothing to end any more
+                signal.signal(each, signal.SIG_IGN)
             leave_together()
         except KeyboardInterrupt:
             end_data_workers()

@@ -80,7 +80,8 @@ def test_a_base_model_given_by_a_relative_path_is_found_from_any_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
 
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == str(tmp_path / "models" / "base")
+    recorded = json.loads((tmp_path / "out" / "run_arguments.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tmp_path / "models" / "base") == recorded["model_name_or_path"]
     load_checkpoint(tmp_path / "out", device="cpu")
 
 

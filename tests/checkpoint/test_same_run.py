@@ -78,6 +78,21 @@ def test_the_measure_of_the_best_model_may_be_set_but_not_changed(flags: dict[st
         check_same_run(tmp_path, loss, loss | {"metric_for_best_model": "token_accuracy"})
 
 
+def test_two_names_of_one_folder_or_file_are_one(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("base", "other"):
+        (tmp_path / folder).mkdir()
+    before = flags | {"model_name_or_path": "base", "custom_vision_encoder": "enc.py:A"}
+    now = {"model_name_or_path": f"{tmp_path}/other/../base", "custom_vision_encoder": f"{tmp_path}/enc.py:A"}
+
+    check_same_run(tmp_path, before, flags | now)
+    for name, value in (("model_name_or_path", f"{tmp_path}/other"), ("custom_vision_encoder", f"{tmp_path}/enc.py:B")):
+        with pytest.raises(UserError, match=f"--{name}"):
+            check_same_run(tmp_path, before, flags | now | {name: value})
+
+
 def test_a_moved_data_set_is_told_by_its_samples_and_not_by_its_name(flags: dict[str, Any], tmp_path: Path) -> None:
     moved = flags | {"dataset_use": "elsewhere/a.json"}
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.model.base_files import refuse_pointers
-from qwenvl.model.build import load_config, load_processor
+from qwenvl.model.attention import resolve_attention
+from qwenvl.model.base_files import refuse_broken_weights, refuse_other_processor, refuse_pointers
+from qwenvl.model.build import load_config, load_pretrained, load_processor
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 
@@ -59,6 +60,77 @@ def test_a_model_that_says_it_is_not_quantized_is_loaded(base: Path) -> None:
     _change_config(base, None, {"quantization_config": None})
 
     assert load_config(str(base)).model_type == "qwen3_vl"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer.json", None, "has no tokenizer"),
+        ("tokenizer.json", "{}", "no processor could be loaded: KeyError"),
+        ("chat_template.json", None, "has no chat template"),
+        ("chat_template.json", "{}", "no processor could be loaded: KeyError"),
+        ("chat_template.json", '{"chat_template": "{{"}', "no processor could be loaded: TemplateSyntaxError"),
+        ("preprocessor_config.json", "[", "no valid JSON"),
+    ],
+)
+def test_a_damaged_processor_is_told_in_one_line(base: Path, name: str, content: str | None, told: str) -> None:
+    (base / name).unlink()
+    if content is not None:
+        (base / name).write_text(content)
+
+    with pytest.raises(UserError, match=told):
+        load_processor(str(base))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"quantization_config": "x"}, {"vision_config": [1]}, {"model_type": [1]}], ids=str
+)
+def test_a_configuration_of_wrong_types_is_told_in_one_line(base: Path, changes: dict) -> None:
+    _change_config(base, None, changes)
+
+    with pytest.raises(UserError, match="the model configuration could not be loaded"):
+        load_config(str(base))
+
+
+def test_a_processor_of_another_model_is_refused(base: Path) -> None:
+    config, processor = load_config(str(base)), load_processor(str(base))
+    refuse_other_processor(str(base), config, processor)
+    processor.image_processor.patch_size = 14
+
+    with pytest.raises(UserError, match=r"preprocessor_config.json says patch_size 14, its config.json 16"):
+        refuse_other_processor(str(base), config, processor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 7}, r"its weights lack model\.language_model\.layers\.\d+\.\S+ \(and \d+ more\)"),
+        ({"hidden_size": 96}, r"has the shape \[\d+, 64\] \(and \d+ more\), but config.json asks for \[\d+, 96\]"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(
+    standin: Path, tmp_path: Path, changes: dict, told: str
+) -> None:
+    folder = shutil.copytree(standin, tmp_path / "base")
+    _change_config(folder, "text_config", changes)
+
+    with pytest.raises(UserError, match=told):
+        load_pretrained(str(folder), dtype="auto", attention=resolve_attention("sdpa"))
+
+
+def test_weights_that_are_cut_short_or_missing_are_named(standin: Path, base: Path) -> None:
+    refuse_broken_weights(base)
+    content = (standin / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(content[:-100])
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        refuse_broken_weights(base)
+
+    (base / "model.safetensors").write_bytes(content)
+    refuse_broken_weights(base)
+    (base / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}')
+    with pytest.raises(UserError, match="model-00002-of-00002.safetensors is missing"):
+        refuse_broken_weights(base)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from qwenvl.errors import UserError
-from qwenvl.model.components import component_sizes
+from qwenvl.model.components import component_sizes, set_trainable
 from qwenvl.model.lora import LoraSettings, add_adapter
 
 LORA = LoraSettings(r=2, alpha=4, dropout=0.0, target_modules="q_proj,k_proj,v_proj,o_proj")
@@ -82,3 +82,15 @@ def test_a_frozen_encoder_can_be_saved_with_the_adapter(model: PreTrainedModel, 
     assert component_sizes(adapted)["vision"].trainable == 0
     with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
         assert any(".visual.blocks." in name for name in file.keys())  # noqa: SIM118
+
+
+def test_whole_numbers_as_parameters_are_refused_in_an_adapter_and_stay_frozen_without_one(
+    model: PreTrainedModel,
+) -> None:
+    indices = torch.nn.Parameter(torch.arange(3), requires_grad=False)
+    model.model.visual.merger.register_parameter("indices", indices)
+
+    with pytest.raises(UserError, match=r"visual\.merger\.indices is a parameter of torch\.int64.*register_buffer"):
+        add_adapter(model, LORA, train={"merger"})
+    set_trainable(model, {"merger"})
+    assert not indices.requires_grad and model.model.visual.merger.norm.weight.requires_grad

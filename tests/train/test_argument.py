@@ -69,6 +69,7 @@ def test_each_flag_may_be_given_its_default(tmp_path: Path) -> None:
         ({"video_min_frames": 1}, "--video_min_frames 1"),
         ({"deepspeed": "zero9.json", "use_cpu": None}, "no such file"),
         ({"deepspeed": '{"bf16": {}}', "use_cpu": None}, "zero_optimization"),
+        ({"deepspeed": "scripts/zero2.json", "use_cpu": None}, "--deepspeed needs a launcher, .*qwenvl.train.launch"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "not both"),
         ({"eval_strategy": "epoch"}, "needs --eval_dataset_use"),
         ({"fp16": True}, "--fp16 True needs a GPU"),

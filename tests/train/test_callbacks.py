@@ -31,15 +31,16 @@ def test_a_line_of_the_log_is_short_and_has_every_number_that_matters() -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_the_step_end_then_saves_and_stops(tmp_path: Path, signum: signal.Signals) -> None:
-    callback, control, args = StopOnSigterm(), TrainerControl(), TrainingArguments(str(tmp_path), use_cpu=True)
+    control, args = TrainerControl(), TrainingArguments(str(tmp_path), use_cpu=True)
     state = TrainerState(global_step=1, max_steps=3)
-    callback.on_train_begin(args, TrainerState(), control)
+    with StopOnSigterm() as callback:
+        callback.on_train_begin(args, TrainerState(), control)
 
-    callback.on_step_end(args, state, control)
-    assert not control.should_training_stop
-    signal.raise_signal(signum)
-    callback.on_step_end(args, state, control)
-    callback.on_train_end(args, TrainerState(), control)
+        callback.on_step_end(args, state, control)
+        assert not control.should_training_stop
+        signal.raise_signal(signum)
+        callback.on_step_end(args, state, control)
+        callback.on_train_end(args, TrainerState(), control)
 
     assert control.should_save and control.should_training_stop and callback.stopped
     assert callback.signal_name == signum.name
@@ -49,10 +50,11 @@ def test_a_signal_lets_the_step_end_then_saves_and_stops(tmp_path: Path, signum:
 def test_handlers_are_given_back_after_a_run_that_nobody_stopped(tmp_path: Path) -> None:
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(each) for each in signals]
-    callback, control, args = StopOnSigterm(), TrainerControl(), TrainingArguments(str(tmp_path), use_cpu=True)
-    callback.on_train_begin(args, TrainerState(), control)
-    assert signal.getsignal(signal.SIGTERM) != before[0]
-    callback.on_train_end(args, TrainerState(), control)
+    control, args = TrainerControl(), TrainingArguments(str(tmp_path), use_cpu=True)
+    with StopOnSigterm() as callback:
+        callback.on_train_begin(args, TrainerState(), control)
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+        callback.on_train_end(args, TrainerState(), control)
     assert [signal.getsignal(each) for each in signals] == before
 
 

@@ -13,7 +13,7 @@ from transformers import TrainerState, TrainingArguments, get_scheduler
 from qwenvl.errors import UserError
 from qwenvl.train.continuation import evaluation_is_due, find_best_checkpoint, follow_flags
 from qwenvl.train.trainer import QwenVLTrainer
-from tests.train.conftest import losses
+from tests.train.conftest import RECIPE, losses
 
 Run = Callable[..., Path]
 SAVED = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
@@ -141,10 +141,12 @@ def test_a_finished_run_publishes_its_model_and_trains_no_further(
     shutil.move(folder / "adapter_model.safetensors", tmp_path)
     (folder / "adapter_config.json").unlink()  # as if killed before it was published
 
-    run_training(**flags, resume_from_checkpoint="auto")
+    run_training(**flags | {"learning_rate": 1.0}, resume_from_checkpoint="auto")
 
     assert checkpoints(folder) == ["checkpoint-2", "checkpoint-3"]
     assert same_weights(folder, tmp_path)
+    trained_by = json.loads((folder / "run_arguments.json").read_text())
+    assert trained_by["learning_rate"] == RECIPE["learning_rate"]
     assert (folder / "adapter_config.json").is_file()
     state = json.loads((folder / "trainer_state.json").read_text())
     assert state["global_step"] == 3
@@ -196,7 +198,7 @@ def test_an_evaluation_that_fails_costs_no_training(
 ) -> None:
     flags = BEST | {"eval_dataset_use": pictures, "greater_is_better": True} | schedule
     if schedule:  # every evaluation lowers the rate
-        flags |= {"lr_scheduler_kwargs": json.dumps({"mode": "min", "patience": 0, "threshold": 9.0, "factor": 0.5})}
+        flags |= {"lr_scheduler_kwargs": json.dumps({"patience": 0, "threshold": 9.0, "factor": 0.5})}
     whole = run_training("whole", **flags | {"max_steps": 6})
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
         patch.setattr(QwenVLTrainer, "evaluation_loop", fail_at(2, QwenVLTrainer.evaluation_loop, []))

@@ -62,10 +62,19 @@ def test_the_only_steps_there_are_are_logged(tmp_path: Path, given: float, kept:
         ({"load_best_model_at_end": True, "eval_steps": 21, "save_steps": 21}, None),
         ({"load_best_model_at_end": True, "eval_steps": 0.1, "save_steps": 0.5}, None),
         ({"eval_steps": 500}, None),
+        (
+            {"load_best_model_at_end": True, "eval_steps": 5, "save_steps": 5, "eval_delay": 22},
+            "--eval_delay 22 is above",
+        ),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "eval_delay": 2},
+            "--eval_delay 2 is above the run's 1 epochs",
+        ),
+        ({"eval_steps": 5, "eval_delay": 500}, None),
     ],
 )
 def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flags: dict, told: str | None) -> None:
-    training_args = _arguments(tmp_path, eval_strategy="steps", **flags)
+    training_args = _arguments(tmp_path, **{"eval_strategy": "steps"} | flags)
 
     with contextlib.nullcontext() if told is None else pytest.raises(UserError, match=told):
         heed_few_steps(21, DataArguments(), training_args)

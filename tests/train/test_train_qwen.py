@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from transformers import AutoModelForImageTextToText
 
 from demo.standin import build_standin
 from qwenvl import load_checkpoint
+from qwenvl.checkpoint.manifest import find_fault
 from qwenvl.errors import UserError
+from qwenvl.train import train_qwen
 from qwenvl.train.train_qwen import run_folder, train
 from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
@@ -234,6 +237,30 @@ def test_a_data_worker_that_dies_ends_the_run_in_one_line(
     monkeypatch.setattr(QwenVLTrainer, doing, die)
     with pytest.raises(UserError, match=r"a data worker \(pid 7\) was ended by a signal \(Killed\)"):
         run_training("run", eval_dataset_use=pictures, max_steps=1)
+
+
+@pytest.mark.parametrize("moment", ["publish_files", "evaluate"])
+def test_sigterm_after_the_last_step_ends_well_with_the_model_published(
+    run_training: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, moment: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="qwenvl")
+    owner = QwenVLTrainer if moment == "evaluate" else train_qwen
+    original = getattr(owner, moment)
+
+    def with_signal(*args: object, **kwargs: object) -> object:
+        signal.raise_signal(signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, moment, with_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        folder = run_training("run", eval_dataset_use=pictures, max_steps=1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert find_fault(folder, for_resume=False) is None
+    assert "eval_loss" not in (folder / "trainer_state.json").read_text()
+    assert "stopped by SIGTERM: the last step is trained and saved, but not evaluated" in caplog.text
 
 
 def test_no_warning_of_a_deprecated_name_heads_a_run(run_training: Run, recwarn: pytest.WarningsRecorder) -> None:
