@@ -125,8 +125,8 @@ def read_records(
 ) -> tuple[list[list[int]] | None, tuple[str, ...]]:
     """Read an annotation file as `read_annotations` does, handing each record on; return its packs and its notes.
 
-    No more than some thousands of rows are held. Bad samples are reported when all rows have been read: first the rows
-    that cannot be read, then the records that cannot be used, then those whose media are missing.
+    No more than some thousands of rows are held. Of JSON, the rows that cannot be read are reported first, then the
+    records that cannot be used, then those whose media are missing.
     """
     reader = _Reader(str(annotation_path), media_root, ledger, MediaStore(media_cache_dir))
     with _collection_paused():
@@ -193,7 +193,8 @@ class _Reader:
                     continue
                 rows.append(draft.pack)
                 add_record(record)
-        self._report_flaws()
+        for row, error in self._flaws:
+            self._report_flaw(row, error)
         for bad in lost:
             self._ledger.report(bad)
         if not rows:
@@ -214,7 +215,7 @@ class _Reader:
                     drafts.append(self._draft(pack, item))
                 except (InvalidRecordError, RecursionError) as error:
                     # Without what it was raised in, which holds the row.
-                    self._flaws.append((item._replace(value=None), error.with_traceback(None)))
+                    self._note_flaw(item._replace(value=None), error.with_traceback(None))
             if len(drafts) >= _DRAFTS_AT_ONCE:
                 yield drafts
                 drafts = []
@@ -223,16 +224,22 @@ class _Reader:
     def _report_unreadable(self, place: str, reason: str) -> None:
         self._ledger.report(BadSample(f"{self._source} {place}", None, reason))
 
-    def _report_flaws(self) -> None:
-        for row, error in self._flaws:
-            path = None
-            if isinstance(error, RecursionError):
-                reason = "nested too deeply: give a record of lists and objects as documented"
-            elif isinstance(error, UnreadMediumError):
-                reason = f"{error}{self._share(error.key)}"
-            else:
-                reason, path = str(error), error.path
-            self._ledger.report(BadSample(f"{self._source} {row.place}", path, reason))
+    def _note_flaw(self, row: Row, error: Exception) -> None:
+        """Report a flaw: of tables, whose rows may take long to fetch, at once; else when all rows have been read."""
+        if is_table(self._source):
+            self._report_flaw(row, error)
+        else:
+            self._flaws.append((row, error))
+
+    def _report_flaw(self, row: Row, error: Exception) -> None:
+        path = None
+        if isinstance(error, RecursionError):
+            reason = "nested too deeply: give a record of lists and objects as documented"
+        elif isinstance(error, UnreadMediumError):
+            reason = f"{error}{self._share(error.key)}"
+        else:
+            reason, path = str(error), error.path
+        self._ledger.report(BadSample(f"{self._source} {row.place}", path, reason))
 
     def _share(self, key: str) -> str:
         """Return in how many records of a JSON file a key stands: a slip mostly goes through a whole file."""

@@ -2,7 +2,7 @@
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple, overload
 
@@ -62,6 +62,34 @@ class PackTable(Sequence[list[int]]):
         """Return the tokens of each pack, (p,), from those of each sample, (n,)."""
         sums = np.concatenate([[0], lengths[self.indices].cumsum()])
         return np.diff(sums[np.concatenate([[0], self.ends])])
+
+
+def place_packs(packs: Iterable[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
+    """Return packs with the places that the samples at `kept`, (n,), now have, without those that were left out."""
+    places = {old: new for new, old in enumerate(kept.tolist())}
+    placed = [[places[index] for index in pack if index in places] for pack in packs]
+    return [pack for pack in placed if pack]
+
+
+def complete_packs(
+    given: Iterable[list[int]], lengths: np.ndarray, capacity: int, seed: int, describe: Callable[[int], str]
+) -> PackTable:
+    """Return the given packs of several samples, with packs planned for the samples that these leave alone.
+
+    `lengths` is (n,), in tokens. Raises `UserError` for a given pack over the capacity, naming its first sample as
+    `describe` does.
+    """
+    packs = [pack for pack in given if len(pack) > 1]
+    for pack in packs:
+        if lengths[pack].sum() > capacity:
+            raise UserError(
+                f"{describe(pack[0])}: its pack has {lengths[pack].sum()} tokens, expected at most "
+                f"--model_max_length {capacity}: raise it, or pack the file again with tools/pack_data.py"
+            )
+    alone = np.setdiff1d(np.arange(len(lengths)), [index for pack in packs for index in pack])
+    planned = PackTable.of(plan_packs(lengths[alone], capacity, seed))
+    planned = PackTable(alone[planned.indices], planned.ends)
+    return PackTable.of([*packs, *planned]) if packs else planned
 
 
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> list[list[int]]:

@@ -27,6 +27,7 @@ DATA_FLAGS = {
     "thinking_turns": "each",
     "data_flatten": False,
     "data_packing": False,
+    "max_image_pixels": 10**8,
     "max_pixels": 128 * 128,
     "min_pixels": 32 * 32,
     "video_fps": 2.0,
