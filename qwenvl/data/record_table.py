@@ -235,7 +235,8 @@ class _Decoder:
 
     def _object(self, value: dict[str, list]) -> Any:
         ((number, values),) = value.items()
-        return self._classes[number](*map(_with_tuples, values))
+        # Most fields are no sequences: a call for each of them would take as long as all else.
+        return self._classes[number](*[_as_tuple(value) if type(value) is list else value for value in values])
 
 
 def _class(name: str) -> type:
@@ -248,6 +249,6 @@ def _class(name: str) -> type:
     return kind
 
 
-def _with_tuples(value: Any) -> Any:
-    """Return a field's value as records have it: their sequences are tuples."""
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+def _as_tuple(values: list) -> tuple:
+    """Return a list of a line as records have it: their sequences are tuples."""
+    return tuple([_as_tuple(value) if type(value) is list else value for value in values])
