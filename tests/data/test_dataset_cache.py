@@ -97,7 +97,11 @@ def entries(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_later_start_has_the_same_data_and_tells_the_same(
-    start: Callable[..., tuple[DataModule, bool]], caplog: pytest.LogCaptureFixture, packing: bool
+    start: Callable[..., tuple[DataModule, bool]],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    packing: bool,
 ):
     told, data = [], []
     for reads in (True, False):
@@ -115,6 +119,13 @@ def test_a_later_start_has_the_same_data_and_tells_the_same(
     assert [*first.train_dataset.records] == [*second.train_dataset.records]
     for column in ("total", "supervised", "patches"):
         assert np.array_equal(getattr(first.train_dataset.counts, column), getattr(second.train_dataset.counts, column))
+    assert (
+        first.train_dataset.digest == second.train_dataset.digest == (entries(folder)[0] / "samples.sha256").read_text()
+    )
+    monkeypatch.setattr(data_processor, "WORTH_BYTES", 10**6)
+    in_memory, _ = start(data_packing=packing)
+    assert isinstance(in_memory.train_dataset.records, list)
+    assert in_memory.train_dataset.digest == second.train_dataset.digest
     assert first.train_dataset.packs == second.train_dataset.packs
     assert [*first.train_sampler] == [*second.train_sampler]
     assert second.train_dataset.media_kinds() == {"image"}
