@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Smaller data are read again in seconds.
 WORTH_BYTES = 8 * 2**20
-_DAYS_KEPT = 30
+_DAYS_KEPT, _DAYS_UNFINISHED = 30, 1
+_UNFINISHED = ".unfinished"
 _FOLDER, _META, _DIGEST = "datasets", "meta.json", "samples.sha256"
 _COUNTS = ("total", "supervised", "patches")
 _STAMP_THREADS, _STAMP_CHUNK = 8, 4096
@@ -92,7 +93,7 @@ class DatasetCache:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Make a folder beside the entry, on the same disk, to prepare data in; raises `OSError`."""
-        folder = self._root / f"{self.folder.name}.{uuid.uuid4().hex}.unfinished"
+        folder = self._root / f"{self.folder.name}.{uuid.uuid4().hex}{_UNFINISHED}"
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -150,11 +151,12 @@ class DatasetCache:
         return len(paths) == len(kept) and np.array_equal(_stat_all(paths), kept)
 
     def _remove_old(self) -> None:
-        """Remove entries that no run has used for a month, and what killed runs have left."""
+        """Remove entries that no run has used for a month, and what runs killed before yesterday have left."""
         for folder in self._root.iterdir():
             meta = folder / _META
             used = meta.stat().st_mtime if meta.exists() else folder.stat().st_mtime
-            if time.time() - used > _DAYS_KEPT * 86400:
+            days = _DAYS_UNFINISHED if folder.suffix == _UNFINISHED else _DAYS_KEPT
+            if time.time() - used > days * 86400:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

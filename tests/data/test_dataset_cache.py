@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -256,7 +257,7 @@ def test_old_entries_and_what_killed_runs_left_are_removed(start: Callable[..., 
     os.utime(old / "meta.json", (0, 0))
     left = old.with_name("x.unfinished")
     left.mkdir()
-    os.utime(left, (0, 0))
+    os.utime(left, (time.time() - 2 * 86400,) * 2)
     start(max_pixels=64 * 64)
     assert old not in entries(folder) and left not in entries(folder) and len(entries(folder)) == 1
 
