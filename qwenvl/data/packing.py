@@ -64,9 +64,10 @@ class PackTable(Sequence[list[int]]):
         return np.diff(sums[np.concatenate([[0], self.ends])])
 
 
-def place_packs(packs: Iterable[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
+def place_packs(packs: Sequence[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
     """Return packs with the places that the samples at `kept`, (n,), now have, without those that were left out."""
-    places = {old: new for new, old in enumerate(kept.tolist())}
+    # With a million samples the dictionary takes 150 MB.
+    places = {old: new for new, old in enumerate(kept.tolist())} if packs else {}
     placed = [[places[index] for index in pack if index in places] for pack in packs]
     return [pack for pack in placed if pack]
 
@@ -87,21 +88,26 @@ def complete_packs(
                 f"--model_max_length {capacity}: raise it, or pack the file again with tools/pack_data.py"
             )
     alone = np.setdiff1d(np.arange(len(lengths)), [index for pack in packs for index in pack])
-    planned = PackTable.of(plan_packs(lengths[alone], capacity, seed))
+    planned = plan_pack_table(lengths[alone], capacity, seed)
     planned = PackTable(alone[planned.indices], planned.ends)
     return PackTable.of([*packs, *planned]) if packs else planned
 
 
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> list[list[int]]:
+    """Return the packs of `plan_pack_table` as lists of sample indices."""
+    return [*plan_pack_table(lengths, capacity, seed)]
+
+
+def plan_pack_table(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> PackTable:
     """Put every sample into exactly one pack of at most `capacity` tokens.
 
     `lengths` is (n,), in tokens. Two plans are made and the one with fewer packs is taken: best-fit decreasing, better
     where lengths differ widely, and an even fill, better where they are alike. The same arguments give the same packs
-    everywhere. Returns lists of sample indices. Raises `UserError` for a sample longer than a pack.
+    everywhere. Raises `UserError` for a sample longer than a pack.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if not len(lengths):
-        return []
+        return PackTable.of([])
     if lengths.max() > capacity:
         index = int(lengths.argmax())
         raise UserError(
@@ -109,7 +115,8 @@ def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0
             "or leave the sample out"
         )
     order = np.random.default_rng(seed).permutation(len(lengths))
-    plans = [_best_fit_decreasing(lengths, order, capacity), _even_fill(lengths, order, capacity)]
+    # As tables, because two plans of a million samples as lists take hundreds of megabytes.
+    plans = [PackTable.of(plan(lengths, order, capacity)) for plan in (_best_fit_decreasing, _even_fill)]
     return min(plans, key=len)
 
 
