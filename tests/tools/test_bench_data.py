@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl.data import data_processor
 from qwenvl.tools.bench_data import main
-from qwenvl.tools.bench_starts import measure_start, write_dataset
 from qwenvl.tools.made_up_films import write_films
 
 
@@ -29,16 +27,3 @@ def test_made_up_films_are_the_same_every_time_and_as_large_as_asked(tmp_path: P
     assert contents[0] == contents[1]
     assert contents[0][0] == contents[0][100] != contents[0][1]
     assert max(Image.open(folder / names[0]).size) == 96
-
-
-def test_a_second_start_has_the_samples_of_the_first_without_reading_them(
-    standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(data_processor, "WORTH_BYTES", 0)
-    path = write_dataset(tmp_path, 40, 20, distinct=True)
-    assert len([*tmp_path.glob("film*")]) == 40
-    first = measure_start(str(path), str(standin), 2048, str(tmp_path / "cache"))
-    monkeypatch.setattr(data_processor, "load_datasets", None)
-    second = measure_start(str(path), str(standin), 2048, str(tmp_path / "cache"))
-    assert first.num_samples == 40 and first.digest == second.digest
-    assert min(first.peak, first.before, first.worker, second.worker) > 0
