@@ -127,7 +127,8 @@ def _best_fit_decreasing(lengths: np.ndarray, order: np.ndarray, capacity: int) 
     # Packs by the room that is left in them: with the rooms sorted, the fullest pack that fits is one bisection away.
     packs_by_room: dict[int, list[int]] = {}
     rooms: list[int] = []
-    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    # `data` gives Python's integers one by one; a list of a million of them takes 40 MB.
+    for index, length in zip(order.data, lengths[order].data, strict=True):
         position = bisect_left(rooms, length)
         if position == len(rooms):
             pack, room = len(packs), capacity
@@ -150,7 +151,7 @@ class _Pool:
 
     def __init__(self, lengths: np.ndarray, order: np.ndarray) -> None:
         self._samples: dict[int, list[int]] = {}
-        for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        for index, length in zip(order.data, lengths[order].data, strict=True):
             self._samples.setdefault(length, []).append(index)
         self.sizes = sorted(self._samples)
         self._count, self._tokens = len(lengths), int(lengths.sum())
