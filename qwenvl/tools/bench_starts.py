@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -63,8 +64,8 @@ def bench_starts(
     costs = []
     for name in ("first start", "second start"):
         # A process that has done nothing else: the most that it ever took is the start's.
-        with get_context("spawn").Pool(1) as pool:
-            cost = pool.apply(measure_start, (str(path), model, model_max_length, str(folder / "cache")))
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            cost = pool.submit(measure_start, str(path), model, model_max_length, str(folder / "cache")).result()
         costs.append(cost)
         rows += [
             (f"{name}, processor time (and waiting included)", f"{cost.cpu:.1f} s ({cost.wall:.1f} s)"),
@@ -103,7 +104,14 @@ def measure_start(annotation_path: str, model: str, model_max_length: int, cache
 
 def _worker_memory(data: DataModule) -> float:
     """Return the MiB that a DataLoader worker shares with no other process once it has made some hundred samples."""
-    loader = DataLoader(data.train_dataset, batch_sampler=data.train_sampler, collate_fn=_report_worker, num_workers=1)
+    loader = DataLoader(
+        data.train_dataset,
+        batch_sampler=data.train_sampler,
+        collate_fn=_report_worker,
+        num_workers=1,
+        # As in training; a spawned process would hand on its own way.
+        multiprocessing_context="fork",
+    )
     made, memory = 0, 0.0
     for count, private in loader:
         made, memory = made + count, private
