@@ -1,4 +1,4 @@
-"""Owns the data sets that a run can name: `data_dict`, `data_list("a%50,b")` and their loading.
+"""Name the datasets of a run, `data_dict` and `data_list("a%50,b")`, and load them.
 
 To add your own, add an entry to `data_dict`: the annotation file, and the folder that its media paths are relative to.
 A path may hold `${NAME}` or `${NAME:-default}` from the environment; a relative one is looked for in the current folder
@@ -9,11 +9,14 @@ import difflib
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
-from qwenvl.data.annotations import Annotations, BadSampleLedger, Record, read_annotations
+import numpy as np
+
+from qwenvl.data.annotations import Annotations, BadSampleLedger, Record, read_records
+from qwenvl.data.record_table import RecordTable, RecordWriter, select
 from qwenvl.data.rows import JSON_SUFFIXES
 from qwenvl.data.table_rows import HUB_PREFIX, PARQUET
 from qwenvl.errors import UserError
@@ -49,54 +52,88 @@ def data_list(dataset_use: str | Sequence[str]) -> list[DatasetSpec]:
     return specs
 
 
+class _File(NamedTuple):
+    """What is in an annotation file: the places of its records among all, and its packs of such places (or None)."""
+
+    places: range
+    packs: list[list[int]] | None
+    notes: tuple[str, ...]
+
+    @property
+    def units(self) -> Sequence[Sequence[int]]:
+        """What is drawn as a whole: the packs, or each record by itself."""
+        return [[place] for place in self.places] if self.packs is None else self.packs
+
+
 def load_datasets(
-    dataset_use: str, seed: int, ledger: BadSampleLedger, media_cache_dir: str | None = None
+    dataset_use: str,
+    seed: int,
+    ledger: BadSampleLedger,
+    media_cache_dir: str | None = None,
+    table_folder: Path | None = None,
 ) -> Annotations:
     """Read all data sets named in `dataset_use` one after another, each sampled down to its percentage.
 
     The sample of round(n * percent / 100) records (or whole packs) depends on `seed` and the file alone, so every rank
     draws the same. If any file is packed, each record of the others becomes a pack of its own. Media that records hold
-    themselves are written to `media_cache_dir`.
+    themselves are written to `media_cache_dir`. The records are held in memory, or stay on disk in `table_folder`.
     """
-    read: dict[tuple[str, str], Annotations] = {}
-    parts = []
-    for spec in data_list(dataset_use):
+    specs = data_list(dataset_use)
+    if table_folder is None:
+        records: list[Record] = []
+        files = _read_files(specs, ledger, media_cache_dir, records, records.append)
+        return _joined(specs, files, records, seed)
+    with RecordWriter(table_folder) as writer:
+        files = _read_files(specs, ledger, media_cache_dir, writer, writer.add)
+    return _joined(specs, files, RecordTable(table_folder), seed)
+
+
+def _read_files(
+    specs: Sequence[DatasetSpec],
+    ledger: BadSampleLedger,
+    media_cache_dir: str | None,
+    written: Sized,
+    add_record: Callable[[Record], None],
+) -> dict[tuple[str, str], _File]:
+    """Add the records of each file to those that are `written`, and return where they are."""
+    read: dict[tuple[str, str], _File] = {}
+    for spec in specs:
         files = (spec.annotation_path, spec.data_path)
         if files not in read:
-            read[files] = read_annotations(*files, ledger, media_cache_dir)
-        parts.append(_sample(spec, read[files], seed))
-    packed = any(part.packs is not None for part in parts)
-    records: list[Record] = []
-    packs: list[list[int]] = []
-    for part in parts:
-        packs += [[len(records) + index for index in pack] for pack in _units(part)]
-        records += part.records
-    notes = tuple(note for annotations in read.values() for note in annotations.notes)
-    return Annotations(records, packs if packed else None, notes)
+            start = len(written)
+            packs, notes = read_records(*files, ledger, media_cache_dir, add_record)
+            if packs is not None:
+                packs = [[start + index for index in pack] for pack in packs]
+            read[files] = _File(range(start, len(written)), packs, notes)
+    return read
 
 
-def _units(annotations: Annotations) -> list[list[int]]:
-    """Return what is drawn as a whole: the packs, or each record by itself."""
-    return [[index] for index in range(len(annotations.records))] if annotations.packs is None else annotations.packs
+def _joined(
+    specs: Sequence[DatasetSpec], read: dict[tuple[str, str], _File], records: Sequence[Record], seed: int
+) -> Annotations:
+    files = [read[spec.annotation_path, spec.data_path] for spec in specs]
+    notes = tuple(note for file in read.values() for note in file.notes)
+    if all(file.packs is None for file in files):
+        parts = [_sample(spec, file.places, seed) for spec, file in zip(specs, files, strict=True)]
+        return Annotations(select(records, np.concatenate([np.array(part, np.int64) for part in parts])), None, notes)
+    drawn = [pack for spec, file in zip(specs, files, strict=True) for pack in _sample(spec, file.units, seed)]
+    packs, places = [], []
+    for pack in drawn:
+        packs.append([*range(len(places), len(places) + len(pack))])
+        places += pack
+    return Annotations(select(records, np.array(places)), packs, notes)
 
 
-def _sample(spec: DatasetSpec, annotations: Annotations, seed: int) -> Annotations:
+def _sample(spec: DatasetSpec, units: Sequence, seed: int) -> Sequence:
+    """Return the share of the units that a data set asks for, in their order."""
     if spec.percent == 100:
-        return annotations
-    units = _units(annotations)
+        return units
     size = round(len(units) * spec.percent / 100)
     if size == 0:
         raise UserError(
             f"{spec.name}%{spec.percent:g} keeps none of its {len(units)} samples; give a larger percentage"
         )
-    kept = [units[index] for index in sorted(random.Random(seed).sample(range(len(units)), size))]
-    records = [annotations.records[index] for unit in kept for index in unit]
-    if annotations.packs is None:
-        return Annotations(records)
-    ends = [0]
-    for unit in kept:
-        ends.append(ends[-1] + len(unit))
-    return Annotations(records, [list(range(start, end)) for start, end in zip(ends, ends[1:], strict=False)])
+    return [units[index] for index in sorted(random.Random(seed).sample(range(len(units)), size))]
 
 
 def _spec(entry: str) -> DatasetSpec:

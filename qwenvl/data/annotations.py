@@ -1,14 +1,16 @@
-"""Owns the step from an annotation file to checked records, and the account of the samples that could not be used."""
+"""Turn an annotation file into checked records, and account for the samples that could not be used."""
 
 import gc
 import logging
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlparse
 
@@ -20,7 +22,8 @@ from qwenvl.data.dialects.objects import fill_objects
 from qwenvl.data.json_rows import Row
 from qwenvl.data.media_store import MediaStore, frames_in_folder
 from qwenvl.data.records import Record, Turn
-from qwenvl.data.rows import read_rows
+from qwenvl.data.rows import stream_rows
+from qwenvl.data.table_rows import is_table
 from qwenvl.data.turn_checks import RESERVED_TOKENS, add_placeholders, check_roles, check_texts, check_unicode
 from qwenvl.errors import UserError
 
@@ -48,6 +51,7 @@ MOST_PIXELS = 2**40
 MOST_PATH_CHARACTERS = 4096
 STAT_THREADS = 16
 STAT_CHUNK = 512
+_DRAFTS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Annotations:
     `notes` tells which keys were not read and what was assumed, each with the number of records.
     """
 
-    records: list[Record]
+    records: Sequence[Record]
     packs: list[list[int]] | None = None
     notes: tuple[str, ...] = ()
 
@@ -111,32 +115,27 @@ def read_annotations(
     result and from its pack. Media that the records themselves hold are written to `media_cache_dir`. Raises
     `UserError` for a file that cannot be used at all or that leaves no record.
     """
-    with _collection_paused():
-        return _read(str(annotation_path), media_root, ledger, MediaStore(media_cache_dir))
-
-
-def _read(source: str, media_root: str, ledger: BadSampleLedger, store: MediaStore) -> Annotations:
-    rows = read_rows(source, lambda place, reason: ledger.report(BadSample(f"{source} {place}", None, reason)))
-    # Rows that are not held at once are those of tables, which have no packs.
-    packed = isinstance(rows, list) and any(isinstance(row.value, list) for row in rows)
-    reader = _Reader(source, media_root, ledger, store)
-    drafts = reader.drafts(rows)
-    missing = _that_are_not((path for draft in drafts for path in draft.files), os.path.isfile)
-    folders = {path for draft in drafts for path in draft.record.videos if path in missing and os.path.isdir(path)}
     records: list[Record] = []
-    packs: dict[int, list[int]] = {}
-    for draft in drafts:
-        try:
-            record = reader.finish(draft, missing, folders) if missing else draft.record
-        except InvalidRecordError as error:
-            ledger.report(BadSample(draft.record.where, error.path, str(error)))
-            continue
-        packs.setdefault(draft.pack, []).append(len(records))
-        records.append(record)
-    if not records:
-        num_rows = len(rows) if isinstance(rows, list) else reader.num_records
-        raise UserError(f"{source}: no usable record among {num_rows} rows; give at least one")
-    return Annotations(records, list(packs.values()) if packed else None, reader.report_notes())
+    packs, notes = read_records(annotation_path, media_root, ledger, media_cache_dir, records.append)
+    return Annotations(records, packs, notes)
+
+
+def read_records(
+    annotation_path: str,
+    media_root: str,
+    ledger: BadSampleLedger,
+    media_cache_dir: str | None,
+    add_record: Callable[[Record], None],
+) -> tuple[list[list[int]] | None, tuple[str, ...]]:
+    """Read an annotation file as `read_annotations` does, handing each record on; return its packs and its notes.
+
+    No more than some thousands of rows are held. Of JSON, the rows that cannot be read are reported first, then the
+    records that cannot be used, then those whose media are missing.
+    """
+    reader = _Reader(str(annotation_path), media_root, ledger, MediaStore(media_cache_dir))
+    with _collection_paused():
+        packs = reader.read(add_record)
+    return packs, reader.report_notes()
 
 
 @contextmanager
@@ -175,25 +174,89 @@ class _Reader:
         self._source, self._media_root, self._ledger, self._store = source, media_root, ledger, store
         self._root = os.path.abspath(media_root)
         self._notes: Counter[str] = Counter()
-        self.num_records = 0
+        self._folder_notes: Counter[str] = Counter()
+        self._flaws: list[tuple[Row, Exception]] = []
+        self._shares: dict[str, str] = {}
+        self._has_packs = False
+        self._num_rows = self._num_records = 0
 
-    def drafts(self, rows: Iterable[Row]) -> list[_Draft]:
-        """Return what the rows become; a bad one goes to the ledger."""
+    def read(self, add_record: Callable[[Record], None]) -> list[list[int]] | None:
+        """Hand on the usable records; return the indices of each pack among them, or None where there are no packs."""
+        # By record: the row that it stands in.
+        rows = array("q")
+        lost: list[BadSample] = []
+        for drafts in self._drafts(stream_rows(self._source, self._report_unreadable)):
+            missing = _that_are_not((path for draft in drafts for path in draft.files), os.path.isfile)
+            folders = {path for draft in drafts for path in draft.record.videos if path in missing}
+            folders = {path for path in folders if os.path.isdir(path)}
+            for draft in drafts:
+                try:
+                    record = self._finish(draft, missing, folders) if missing else draft.record
+                except InvalidRecordError as error:
+                    lost.append(BadSample(draft.record.where, error.path, str(error)))
+                    continue
+                rows.append(draft.pack)
+                add_record(record)
+        for row, error in self._flaws:
+            self._report_flaw(row, error)
+        for bad in lost:
+            self._ledger.report(bad)
+        if not rows:
+            raise UserError(f"{self._source}: no usable record among {self._num_rows} rows; give at least one")
+        if not self._has_packs:
+            return None
+        return [[index for index, _ in group] for _, group in groupby(enumerate(rows), lambda pair: pair[1])]
+
+    def _drafts(self, rows: Iterable[Row]) -> Iterator[list[_Draft]]:
+        """Yield what the rows become, some thousands at a time; keep what is wrong with the others."""
         drafts = []
         for pack, row in enumerate(rows):
+            self._num_rows += 1
+            self._has_packs = self._has_packs or isinstance(row.value, list)
             for item in _items(row):
-                self.num_records += 1
+                self._num_records += 1
                 try:
                     drafts.append(self._draft(pack, item))
-                except UnreadMediumError as error:
-                    self._report(item, f"{error}{_share(rows, error.key)}")
-                except InvalidRecordError as error:
-                    self._report(item, str(error), error.path)
-                except RecursionError:
-                    self._report(item, "nested too deeply: give a record of lists and objects as documented")
-        return drafts
+                except (InvalidRecordError, RecursionError) as error:
+                    # Without what it was raised in, which holds the row.
+                    self._note_flaw(item._replace(value=None), error.with_traceback(None))
+            if len(drafts) >= _DRAFTS_AT_ONCE:
+                yield drafts
+                drafts = []
+        yield drafts
 
-    def finish(self, draft: _Draft, missing: Set[str], folders: Set[str]) -> Record:
+    def _report_unreadable(self, place: str, reason: str) -> None:
+        self._ledger.report(BadSample(f"{self._source} {place}", None, reason))
+
+    def _note_flaw(self, row: Row, error: Exception) -> None:
+        """Report a flaw: of tables, whose rows may take long to fetch, at once; else when all rows have been read."""
+        if is_table(self._source):
+            self._report_flaw(row, error)
+        else:
+            self._flaws.append((row, error))
+
+    def _report_flaw(self, row: Row, error: Exception) -> None:
+        path = None
+        if isinstance(error, RecursionError):
+            reason = "nested too deeply: give a record of lists and objects as documented"
+        elif isinstance(error, UnreadMediumError):
+            reason = f"{error}{self._share(error.key)}"
+        else:
+            reason, path = str(error), error.path
+        self._ledger.report(BadSample(f"{self._source} {row.place}", path, reason))
+
+    def _share(self, key: str) -> str:
+        """Return in how many records of a JSON file a key stands: a slip mostly goes through a whole file."""
+        if is_table(self._source):
+            return ""
+        if key not in self._shares:
+            rows = stream_rows(self._source, lambda place, reason: None)
+            values = (item.value for row in rows for item in _items(row))
+            count = sum(isinstance(value, dict) and key in value for value in values)
+            self._shares[key] = f" (in {count:,} of {self._num_records:,} records)" if count else ""
+        return self._shares[key]
+
+    def _finish(self, draft: _Draft, missing: Set[str], folders: Set[str]) -> Record:
         """Return the record, with a list of frames for each video that is a folder of them.
 
         Raises `InvalidRecordError` where one of its files is missing.
@@ -209,23 +272,21 @@ class _Reader:
             return record
         videos = []
         for path, fps in zip(record.videos, draft.fps, strict=True):
-            videos.append(self._keep_frames(_frames(path), fps) if path in folders else path)
+            videos.append(self._keep_frames(_frames(path), fps, self._folder_notes) if path in folders else path)
         return replace(record, videos=tuple(videos))
 
     def report_notes(self) -> tuple[str, ...]:
         """Log once what was not read or assumed, and return it: "`view` is not read (23 of 24 records)"."""
+        self._notes.update(self._folder_notes)
         # Equal counts by name: the order of a set of keys differs from process to process.
         ordered = sorted(self._notes.items(), key=lambda note: (-note[1], note[0]))
-        counted = [(what, f"{count:,} of {self.num_records:,} records") for what, count in ordered]
+        counted = [(what, f"{count:,} of {self._num_records:,} records") for what, count in ordered]
         notes = tuple(f"{what} ({share})" for what, share in counted[:MOST_NOTES])
         if len(counted) > MOST_NOTES:
             notes += (f"{len(counted) - MOST_NOTES:,} more such keys",)
         if notes:
             logger.info("%s: %s", self._source, "; ".join(notes))
         return notes
-
-    def _report(self, row: Row, reason: str, path: str | None = None) -> None:
-        self._ledger.report(BadSample(f"{self._source} {row.place}", path, reason))
 
     def _draft(self, pack: int, row: Row) -> _Draft:
         conversation = to_conversation(row.value)
@@ -258,14 +319,14 @@ class _Reader:
             if isinstance(video, FrameList):
                 own = [self._path(frame) for frame in video.frames]
                 frames += own
-                paths.append(self._keep_frames(own, video.fps or rate))
+                paths.append(self._keep_frames(own, video.fps or rate, self._notes))
             else:
                 paths.append(self._path(video))
         return tuple(paths), tuple(frames), rates
 
-    def _keep_frames(self, frames: Sequence[str], fps: float | None) -> str:
+    def _keep_frames(self, frames: Sequence[str], fps: float | None, notes: Counter[str]) -> str:
         if fps is None:
-            self._notes[f"`fps` is missing for the frames of a video, {_DEFAULT_FPS:g} is assumed"] += 1
+            notes[f"`fps` is missing for the frames of a video, {_DEFAULT_FPS:g} is assumed"] += 1
         return self._store.keep_frames(frames, fps or _DEFAULT_FPS)
 
     def _path(self, medium: Medium) -> str:
@@ -289,15 +350,6 @@ def _items(row: Row) -> Iterator[Row]:
         return
     for index, value in enumerate(row.value):
         yield Row(f"{row.place} item {index}", index, value)
-
-
-def _share(rows: Iterable[Row], key: str) -> str:
-    """Return in how many records a key stands, where all rows are at hand: a slip mostly goes through a whole file."""
-    if not isinstance(rows, list):
-        return ""
-    values = [item.value for row in rows for item in _items(row)]
-    count = sum(isinstance(value, dict) and key in value for value in values)
-    return f" (in {count:,} of {len(values):,} records)" if count else ""
 
 
 def _that_are_not(paths: Iterable[str], kind: Callable[[str], bool]) -> set[str]:

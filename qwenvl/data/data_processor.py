@@ -1,4 +1,4 @@
-"""Owns the data of a run: from the names of its data sets to samples, batches and the order in which they come."""
+"""Make the data of a run: from the names of its datasets to samples, batches and the order in which they come."""
 
 import gc
 import logging
@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from qwenvl.data import data_list, load_datasets
-from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
+from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Record
 from qwenvl.data.collators import (
     DataCollatorForSupervisedDataset,
     FlattenedDataCollatorForSupervisedDataset,
@@ -25,6 +26,7 @@ from qwenvl.data.dataset_cache import (
     DatasetCache,
     MediaStamps,
     PreparedData,
+    RecordingLedger,
     annotation_bytes,
     collect_messages,
     digest_files,
@@ -33,10 +35,12 @@ from qwenvl.data.dataset_cache import (
 )
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
-from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
-from qwenvl.data.packing import Draw, PackSampler, PackTable, plan_packs
+from qwenvl.data.lengths import TokenCounter, TokenCounts, media_paths, usable_places
+from qwenvl.data.media_sizes import scan_media_sizes
+from qwenvl.data.packing import Draw, PackSampler, PackTable, complete_packs, place_packs
 from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
-from qwenvl.data.record_table import count_media
+from qwenvl.data.record_table import count_media, select
+from qwenvl.data.sample_digest import digest_samples
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
 
@@ -97,12 +101,21 @@ class SupervisedDataset(Dataset):
         packs: Sequence[Sequence[int]],
         encoder: RecordEncoder,
         bad_sample_policy: Literal["error", "skip"] = "error",
+        digest: str | None = None,
     ) -> None:
         self.records = records
         self.counts = counts
         self.packs = PackTable.of(packs)
         self.encoder = encoder
         self._bad_sample_policy = bad_sample_policy
+        self._digest = digest
+
+    @property
+    def digest(self) -> str:
+        """What tells these samples from other ones (see `digest_samples`); kept with the data of a large dataset."""
+        if self._digest is None:
+            self._digest = digest_samples(self.records, self.counts, self.packs)
+        return self._digest
 
     @property
     def lengths(self) -> np.ndarray:
@@ -237,14 +250,14 @@ class _DatasetReader:
         """
         cache = self._cache(dataset_use)
         if cache is None:
-            data = self._prepare(
-                dataset_use, self.training_args.main_process_first(desc="reading the headers of media")
-            )
+            first = self.training_args.main_process_first(desc="reading the headers of media")
+            data, _ = self._prepare(dataset_use, first)
         else:
             with self.training_args.main_process_first(desc="reading the data"):
                 data = self._kept(cache) or self._prepare_and_keep(dataset_use, cache)
-        packs = PackTable.singles(len(data.records)) if data.packs is None else data.packs
-        return SupervisedDataset(data.records, data.counts, packs, self.encoder, self.data_args.bad_sample_policy)
+        return SupervisedDataset(
+            data.records, data.counts, data.packs, self.encoder, self.data_args.bad_sample_policy, data.digest
+        )
 
     def _cache(self, dataset_use: str) -> DatasetCache | None:
         """Return where the prepared data are kept; None for small data, and where their content cannot be told."""
@@ -293,35 +306,58 @@ class _DatasetReader:
         return True
 
     def _prepare_and_keep(self, dataset_use: str, cache: DatasetCache) -> PreparedData:
+        """Prepare data on disk and return what is kept of them; in memory where they cannot be written."""
         messages: list[tuple[int, str]] = []
-        ledger = _RecordingLedger(self.ledger)
-        stamps: list[MediaStamps] = []
-        with collect_messages(messages):
-            data = replace(self, ledger=ledger)._prepare(dataset_use, nullcontext(), stamps)
-        data = replace(data, bad=ledger.samples, messages=messages)
-        if not cache.save(data, stamps[0], replace=self.training_args.process_index == 0):
-            return data
+        ledger = RecordingLedger(self.ledger)
+        try:
+            with cache.scratch() as folder, collect_messages(messages):
+                data, stamps = replace(self, ledger=ledger)._prepare(dataset_use, nullcontext(), folder)
+                data = replace(data, bad=ledger.samples, messages=messages)
+                cache.save(data, stamps, replace=self.training_args.process_index == 0)
+        except OSError as error:
+            logger.warning("cannot keep the prepared data in %s (%s); each process reads them", cache.folder, error)
+        else:
+            # The counter and what it remembers refer to each other: without this they stay for a long time.
+            del data, stamps
+            gc.collect()
         kept = cache.load(check=False)
-        if kept is None:
-            return data
-        # The counter and what it remembers refer to each other: without this they stay for a long time.
-        del data
-        gc.collect()
-        return kept
+        return self._prepare(dataset_use, nullcontext())[0] if kept is None else kept
 
     def _prepare(
-        self, dataset_use: str, first: AbstractContextManager[None], stamps: list[MediaStamps] | None = None
-    ) -> PreparedData:
-        """Read, check and count; media headers within `first`. The media's stamps from before that go to `stamps`."""
+        self, dataset_use: str, first: AbstractContextManager[None], table_folder: Path | None = None
+    ) -> tuple[PreparedData, MediaStamps | None]:
+        """Read, check and count; media headers within `first`.
+
+        With a `table_folder`, records stay on disk there; returned are also the stamps of the media, taken before.
+        """
         seed, cache_dir = _data_seed(self.training_args), self.data_args.media_cache_dir
-        annotations = load_datasets(dataset_use, seed, self.ledger, cache_dir)
+        annotations = load_datasets(dataset_use, seed, self.ledger, cache_dir, table_folder)
         if annotations.packs is not None and not self.data_args.data_packing:
             raise UserError(
                 f"{dataset_use} is a nested list, in which samples are packed already; expected --data_packing True: "
                 "set it, or give the list that the packs were made from"
             )
-        if stamps is not None:
-            stamps.append(MediaStamps(annotations.records, self.ledger.samples))
+        media = media_paths(annotations.records)
+        stamps = None if table_folder is None else MediaStamps(*media, self.ledger.samples)
+        annotations = self._with_thoughts(dataset_use, annotations)
+        with first:
+            sizes = scan_media_sizes(*media, cache_dir, self.data_args.max_image_pixels)
+        with _out_of_garbage_collection():
+            counts = TokenCounter(self.encoder).count(annotations.records, sizes)
+        kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.ledger)
+        if not len(kept):
+            raise UserError(f"{dataset_use}: none of the {len(annotations.records)} records is usable; see the log")
+        records, counts = select(annotations.records, kept), counts.of(kept)
+        if self.data_args.data_packing:
+            given = place_packs(annotations.packs or (), kept)
+            limit = self.training_args.model_max_length
+            packs = complete_packs(given, counts.total, limit, seed, lambda index: records[index].where)
+        else:
+            packs = PackTable.singles(len(records))
+        return PreparedData(records, counts, packs), stamps
+
+    def _with_thoughts(self, dataset_use: str, annotations: Annotations) -> Annotations:
+        """Return the records as a Thinking model's template keeps their thoughts, and tell what that means for them."""
         annotations, told = split_thinking_turns(annotations, self.encoder, self.data_args.thinking_turns)
         if told is not None:
             logger.info("%s: %s", dataset_use, told)
@@ -329,37 +365,7 @@ class _DatasetReader:
             num_answers, num_thoughtless = count_thoughtless_answers(annotations.records)
             if num_thoughtless:
                 logger.warning("%s: %s", dataset_use, tell_thoughtless_answers(num_answers, num_thoughtless))
-        with first:
-            sizes = read_media_sizes(
-                annotations.records, self.data_args.media_cache_dir, self.data_args.max_image_pixels
-            )
-        with _out_of_garbage_collection():
-            counts = TokenCounter(self.encoder).count(annotations.records, sizes)
-        kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.ledger)
-        if not len(kept):
-            raise UserError(f"{dataset_use}: none of the {len(annotations.records)} records is usable; see the log")
-        records, counts = [annotations.records[index] for index in kept], counts.of(kept)
-        packs = self._packs(records, counts.total, _renumbered(annotations.packs, kept))
-        return PreparedData(records, counts, packs)
-
-    def _packs(self, records: Sequence[Record], lengths: np.ndarray, given: list[list[int]] | None) -> PackTable | None:
-        """Return the packs that the file gives, with packs planned for the records that it leaves alone."""
-        if not self.data_args.data_packing:
-            return None
-        capacity = self.training_args.model_max_length
-        packs = [pack for pack in given or [] if len(pack) > 1]
-        for pack in packs:
-            if lengths[pack].sum() > capacity:
-                raise UserError(
-                    f"{records[pack[0]].where}: its pack has {lengths[pack].sum()} tokens, expected at most "
-                    f"--model_max_length {capacity}: raise it, or pack the file again with tools/pack_data.py"
-                )
-        alone = np.setdiff1d(np.arange(len(records)), [index for pack in packs for index in pack])
-        planned = PackTable.of(plan_packs(lengths[alone], capacity, _data_seed(self.training_args)))
-        planned = PackTable(alone[planned.indices], planned.ends)
-        if not packs:
-            return planned
-        return PackTable.of([*packs, *planned])
+        return annotations
 
 
 @contextmanager
@@ -370,24 +376,3 @@ def _out_of_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-class _RecordingLedger(BadSampleLedger):
-    """Hands bad samples on to the ledger of the run and remembers them."""
-
-    def __init__(self, ledger: BadSampleLedger) -> None:
-        super().__init__(ledger.policy, ledger.max_bad_samples)
-        self._ledger = ledger
-
-    def report(self, bad: BadSample) -> None:
-        self.samples.append(bad)
-        self._ledger.report(bad)
-
-
-def _renumbered(packs: list[list[int]] | None, kept: np.ndarray) -> list[list[int]] | None:
-    """Return the packs with the places that the kept records now have, without those that were left out."""
-    if packs is None:
-        return None
-    places = {old: new for new, old in enumerate(kept.tolist())}
-    packs = [[places[index] for index in pack if index in places] for pack in packs]
-    return [pack for pack in packs if pack]

@@ -1,4 +1,4 @@
-"""Keep what was read and counted of a large data set on disk, for the other processes and for the next start.
+"""Keep what was read and counted of a large dataset on disk, for the other processes and for the next start.
 
 An entry is a folder named by a digest of all that decides its content: the annotation files byte by byte, how they are
 read, the model's tokenizer, template and processors, and the code of this package. Of media, time and size are compared
@@ -24,20 +24,22 @@ import tokenizers
 import transformers
 from transformers import ProcessorMixin
 
-from qwenvl.data.annotations import BadSample, Record
+from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.frames import frame_paths, is_frame_list
 from qwenvl.data.lengths import TokenCounts
 from qwenvl.data.media_sizes import scan_media_sizes
 from qwenvl.data.media_store import DEFAULT_CACHE_DIR
 from qwenvl.data.packing import PackTable
 from qwenvl.data.record_table import RecordTable, write_table
+from qwenvl.data.sample_digest import digest_samples
 
 logger = logging.getLogger(__name__)
 
 # Smaller data are read again in seconds.
 WORTH_BYTES = 8 * 2**20
-_DAYS_KEPT = 30
-_FOLDER, _META = "datasets", "meta.json"
+_DAYS_KEPT, _DAYS_UNFINISHED = 30, 1
+_UNFINISHED = ".unfinished"
+_FOLDER, _META, _DIGEST = "datasets", "meta.json", "samples.sha256"
 _COUNTS = ("total", "supervised", "patches")
 _STAMP_THREADS, _STAMP_CHUNK = 8, 4096
 _CODE = Path(__file__).resolve().parents[1]
@@ -45,14 +47,15 @@ _CODE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The usable records of a data set with their counts and packs (None: each by itself), and what is to be told.
+    """The usable records of a dataset with their counts and packs, and what is to be told.
 
-    `messages` are (level, text) pairs for the log.
+    `digest` is that of `digest_samples`, where it is known. `messages` are (level, text) pairs for the log.
     """
 
     records: Sequence[Record]
     counts: TokenCounts
-    packs: PackTable | None = None
+    packs: PackTable
+    digest: str | None = None
     bad: list[BadSample] = field(default_factory=list)
     messages: list[tuple[int, str]] = field(default_factory=list)
 
@@ -77,39 +80,41 @@ class DatasetCache:
                 return None
             os.utime(self.folder / _META)
             columns = {name: self._column(name) for name in _COUNTS}
-            packs = PackTable(self._column("pack_indices"), self._column("pack_ends")) if meta["packed"] else None
+            packs = PackTable(self._column("pack_indices"), self._column("pack_ends"))
+            digest = (self.folder / _DIGEST).read_text()
             bad = [BadSample(*values) for values in meta["bad"]]
-            return PreparedData(RecordTable(self.folder), TokenCounts(**columns), packs, bad, meta["messages"])
+            return PreparedData(RecordTable(self.folder), TokenCounts(**columns), packs, digest, bad, meta["messages"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
             logger.warning("cannot use the prepared data in %s (%s): the data are read again", self.folder, error)
             return None
 
-    def save(self, data: PreparedData, stamps: "MediaStamps", replace: bool = True) -> bool:
-        """Keep prepared data, whole or not at all; return whether they are there now.
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make a folder beside the entry, on the same disk, to prepare data in; raises `OSError`."""
+        folder = self._root / f"{self.folder.name}.{uuid.uuid4().hex}{_UNFINISHED}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def save(self, data: PreparedData, stamps: "MediaStamps", replace: bool = True) -> None:
+        """Keep prepared data, whole or not at all; raises `OSError`.
 
         Without `replace`, an entry that the first node has put into a shared folder meanwhile stays: it alone has told,
         and so kept, all messages.
         """
-        partial = self._root / f"{self.folder.name}.{uuid.uuid4().hex}.unfinished"
-        try:
-            partial.mkdir(parents=True)
-            try:
-                self._write(partial, data, stamps)
-                if replace:
-                    self.remove()
-                if not self.folder.exists():
-                    partial.replace(self.folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-            self._remove_old()
-        except OSError as error:
-            logger.warning("cannot keep the prepared data in %s (%s); each process reads them", self.folder, error)
-            return False
+        with self.scratch() as partial:
+            self._write(partial, data, stamps)
+            if replace:
+                self.remove()
+            if not self.folder.exists():
+                partial.replace(self.folder)
+        self._remove_old()
         size = annotation_bytes([str(self.folder)]) / 2**20
         logger.info("kept %d prepared records (%.0f MB) in %s", len(data.records), size, self.folder)
-        return True
 
     def remove(self) -> None:
         """Remove the entry, so that no process takes it any more."""
@@ -119,15 +124,14 @@ class DatasetCache:
         write_table(folder, data.records)
         for name in _COUNTS:
             np.save(folder / f"{name}.npy", getattr(data.counts, name))
-        if data.packs is not None:
-            np.save(folder / "pack_indices.npy", data.packs.indices)
-            np.save(folder / "pack_ends.npy", data.packs.ends)
+        np.save(folder / "pack_indices.npy", data.packs.indices)
+        np.save(folder / "pack_ends.npy", data.packs.ends)
+        (folder / _DIGEST).write_text(digest_samples(data.records, data.counts, data.packs))
         (folder / "media.txt").write_bytes(b"\0".join(stamps.paths))
         np.save(folder / "stamps.npy", stamps.stamps)
         meta = {
             "bad": [*map(astuple, data.bad)],
             "messages": data.messages,
-            "packed": data.packs is not None,
             "digest": _digest_entry(folder),
         }
         (folder / _META).write_text(json.dumps(meta))
@@ -147,30 +151,27 @@ class DatasetCache:
         return len(paths) == len(kept) and np.array_equal(_stat_all(paths), kept)
 
     def _remove_old(self) -> None:
-        """Remove entries that no run has used for a month, and what killed runs have left."""
+        """Remove entries that no run has used for a month, and what runs killed before yesterday have left."""
         for folder in self._root.iterdir():
             meta = folder / _META
             used = meta.stat().st_mtime if meta.exists() else folder.stat().st_mtime
-            if time.time() - used > _DAYS_KEPT * 86400:
+            days = _DAYS_UNFINISHED if folder.suffix == _UNFINISHED else _DAYS_KEPT
+            if time.time() - used > days * 86400:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 class MediaStamps:
     """When the media of records were last changed and how long they are; taken before they are read."""
 
-    def __init__(self, records: Iterable[Record], bad: Iterable[BadSample]) -> None:
-        paths = {path for record in records for path in _media_paths(record)}
+    def __init__(self, images: Iterable[str], videos: Iterable[str], bad: Iterable[BadSample]) -> None:
+        paths = {*filter(os.path.isabs, images)}
+        for video in filter(os.path.isabs, videos):
+            paths.add(video)
+            if is_frame_list(video):
+                paths.update(frame_paths(video))
         paths |= {bad.path for bad in bad if bad.path and os.path.isabs(bad.path)}
         self.paths = [*map(os.fsencode, sorted(paths))]
         self.stamps = _stat_all(self.paths)
-
-
-def _media_paths(record: Record) -> Iterator[str]:
-    yield from filter(os.path.isabs, record.images)
-    for video in filter(os.path.isabs, record.videos):
-        yield video
-        if is_frame_list(video):
-            yield from frame_paths(video)
 
 
 def _stat_all(paths: Sequence[bytes]) -> np.ndarray:
@@ -236,6 +237,18 @@ def digest_processor(processor: ProcessorMixin) -> str | None:
     versions = [transformers.__version__, tokenizers.__version__, np.__version__]
     code = [str(path) for room in ("data", "vision") for path in sorted((_CODE / room).rglob("*.py"))]
     return digest_of(*parts, processor.tokenizer.special_tokens_map, versions, digest_files(code))
+
+
+class RecordingLedger(BadSampleLedger):
+    """Hands bad samples on to the ledger of the run and remembers them."""
+
+    def __init__(self, ledger: BadSampleLedger) -> None:
+        super().__init__(ledger.policy, ledger.max_bad_samples)
+        self._ledger = ledger
+
+    def report(self, bad: BadSample) -> None:
+        self.samples.append(bad)
+        self._ledger.report(bad)
 
 
 @contextmanager

@@ -1,19 +1,23 @@
 """Read a JSON or JSONL file into rows, each with the place in the file where it stands."""
 
 import base64
+import codecs
 import gzip
+import io
 import json
 import os
 import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple, TextIO
 
+from qwenvl.data.json_items import JsonItems, MalformedListError
 from qwenvl.errors import UserError
 
 _GIB = 1 << 30
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 _TOO_LONG = "it holds a whole number of too many digits: shorten it, or make it a text"
@@ -41,32 +45,26 @@ class _UnusableError(ValueError):
 
 
 def read_json_rows(path: str, on_bad_row: OnBadRow) -> list[Row]:
-    """Read the rows of a JSON list, of JSONL, or of a file with one record, told apart by what the file holds.
+    """Return all rows that `iter_json_rows` yields."""
+    return list(iter_json_rows(path, on_bad_row))
+
+
+def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
+    """Yield the rows of a JSON list, of JSONL, or of a file with one record, told apart by what the file holds.
 
     A file called `.json` may hold JSONL and the other way round; UTF-8 with or without a byte order mark; `.gz` is
-    unpacked. `on_bad_row(place, reason)` is called for each malformed line of JSONL, and for each row with a repeated
-    key or a number that is too long: the others can still be read. Raises `UserError` for a file that is missing,
-    unreadable, empty, malformed as a whole, or no list of rows.
+    unpacked. Rows are read as they are asked for. `on_bad_row(place, reason)` is called for each malformed line of
+    JSONL, and for each row with a repeated key or a number that is too long: the others can still be read. Raises
+    `UserError` for a file that is missing, unreadable, empty, malformed as a whole, or no list of rows; of a list only
+    after the rows before the mistake.
     """
-    text = _read_text(path)
-    if _has_one_value_per_line(path, text):
-        return list(_jsonl_rows(text, on_bad_row))
-    marked = False
-    try:
-        try:
-            document = _load(text)
-        except _UnusableError:
-            document, marked = _load_marked(path, text), True
-    except json.JSONDecodeError as error:
-        raise _malformed(path, error) from None
-    except RecursionError:
-        raise UserError(f"{path}: {_TOO_DEEP}") from None
-    if isinstance(document, dict | _Unusable):
-        document = [document]
-    if not isinstance(document, list):
-        raise UserError(f"{path}: got a JSON {type(document).__name__}, expected a list of records: correct the file")
-    values = _usable(document, on_bad_row) if marked else enumerate(document)
-    return [Row(f"row {index}", index, value) for index, value in values]
+    shape = _inspect(path)
+    if _has_one_value_per_line(path, shape):
+        yield from _jsonl_rows(path, on_bad_row)
+    elif shape.first_character == "[":
+        yield from _list_rows(path, on_bad_row)
+    else:
+        yield from _document_rows(path, on_bad_row)
 
 
 def open_binary(path: str) -> IO[bytes]:
@@ -106,25 +104,69 @@ def json_default(value: Any) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _read_text(path: str) -> str:
-    data = bytearray()
-    with open_binary(path) as file:
+class _Shape(NamedTuple):
+    """The first character of a text that is no white space, and whether anything stands below its line."""
+
+    first_character: str
+    has_more_lines: bool
+
+
+def _inspect(path: str) -> _Shape:
+    """Read a file through once, holding a chunk of it; raises `UserError` unless all of it is text, and not empty."""
+    decode = codecs.getincrementaldecoder("utf-8")()
+    first, in_first_line, has_more_lines, num_bytes = "", True, False, 0
+    for chunk in _chunks(path):
+        pending = len(decode.getstate()[0])
         try:
-            while chunk := file.read(_CHUNK):
-                data += chunk
-                if len(data) > memory_bytes():
-                    raise UserError(f"{path}: unpacked it is larger than this machine's memory; split the file")
-        except (OSError, EOFError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path}: cannot read the annotation file ({reason}); give a readable file") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        kind = " (it looks like UTF-16)" if data[:2] in _UTF_16 else ""
-        raise UserError(f"{path}: byte {error.start} is not UTF-8 text{kind}; save the file as UTF-8") from None
-    if not text.strip():
+            text = decode.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            kind = " (it looks like UTF-16)" if chunk[:2] in _UTF_16 and not num_bytes else ""
+            at = num_bytes - pending + error.start
+            raise UserError(f"{path}: byte {at} is not UTF-8 text{kind}; save the file as UTF-8") from None
+        if not num_bytes:
+            text = text.removeprefix("\ufeff")
+        num_bytes += len(chunk)
+        if not first:
+            text = text.lstrip()
+            first = text[:1]
+        if first and in_first_line:
+            _, line_end, text = text.partition("\n")
+            in_first_line = not line_end
+        has_more_lines = has_more_lines or bool(not in_first_line and text.strip())
+    if not first:
         raise UserError(f"{path}: the annotation file is empty; expected a JSON list of records or JSONL")
-    return text
+    return _Shape(first, has_more_lines)
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    """Yield the bytes of a file, unpacked, and b"" at its end."""
+    num_bytes = 0
+    with open_binary(path) as file, _readable(path):
+        while chunk := file.read(_CHUNK):
+            num_bytes += len(chunk)
+            if num_bytes > memory_bytes():
+                raise UserError(f"{path}: unpacked it is larger than this machine's memory; split the file")
+            yield chunk
+    yield b""
+
+
+@contextmanager
+def _open_text(path: str) -> Iterator[TextIO]:
+    """Open a file that `_inspect` has passed, as text whose lines end at a line feed alone.
+
+    JSON strings may hold the other characters that `str.splitlines` cuts at, such as U+2028.
+    """
+    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream, _readable(path):
+        yield stream
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot read the annotation file ({reason}); give a readable file") from None
 
 
 def _kind(mode: int) -> str:
@@ -159,21 +201,18 @@ def _repeated(pairs: list[tuple[str, Any]]) -> str:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _load_marked(path: str, text: str) -> Any:
-    """Read a JSON document again, with an `_Unusable` in the place of each value that cannot be taken as it stands."""
+def _marked_object(pairs: list[tuple[str, Any]]) -> Any:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else _Unusable(_repeated(pairs))
 
-    def marked_object(pairs: list[tuple[str, Any]]) -> Any:
-        value = dict(pairs)
-        return value if len(value) == len(pairs) else _Unusable(_repeated(pairs))
 
-    def marked_number(digits: str) -> Any:
-        number = whole_number(digits)
-        return number if isinstance(number, int) else _Unusable(_TOO_LONG)
+def _marked_number(digits: str) -> Any:
+    number = whole_number(digits)
+    return number if isinstance(number, int) else _Unusable(_TOO_LONG)
 
-    try:
-        return json.loads(text, object_pairs_hook=marked_object, parse_int=marked_number)
-    except json.JSONDecodeError as error:
-        raise _malformed(path, error) from None
+
+# Puts an `_Unusable` in the place of each value that cannot be taken as it stands.
+_MARKING_DECODER = json.JSONDecoder(object_pairs_hook=_marked_object, parse_int=_marked_number)
 
 
 def _usable(values: list[Any], on_bad_row: OnBadRow) -> Iterator[tuple[int, Any]]:
@@ -209,12 +248,14 @@ def _reason(error: json.JSONDecodeError) -> str:
     return f"{error.msg} (is the comma before it one too many?)" if before.endswith(",") else error.msg
 
 
-def _has_one_value_per_line(path: str, text: str) -> bool:
-    first_line, _, rest = text.lstrip().partition("\n")
-    if not rest.strip() or (first_line.startswith("{") and path.removesuffix(".gz").endswith(".jsonl")):
-        return first_line.startswith("{")
+def _has_one_value_per_line(path: str, shape: _Shape) -> bool:
+    is_object = shape.first_character == "{"
+    if not shape.has_more_lines or (is_object and path.removesuffix(".gz").endswith(".jsonl")):
+        return is_object
+    with _open_text(path) as lines:
+        first_line = next(line for line in lines if line.strip())
     try:
-        _load(first_line)
+        _load(first_line.lstrip().removesuffix("\n"))
     except json.JSONDecodeError:
         return False
     # A value all the same, which is reported in its line.
@@ -223,17 +264,75 @@ def _has_one_value_per_line(path: str, text: str) -> bool:
     return True
 
 
-def _jsonl_rows(text: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    # Not str.splitlines: it also cuts at U+2028 and other characters that JSON strings may hold.
-    for index, line in enumerate(text.split("\n")):
-        if not line.strip():
-            continue
-        place = f"line {index + 1}"
+def _jsonl_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
+    with _open_text(path) as lines:
+        for index, line in enumerate(lines):
+            if not line.strip():
+                continue
+            place = f"line {index + 1}"
+            try:
+                value = _load(line.removesuffix("\n"))
+            except json.JSONDecodeError as error:
+                reason = f"malformed JSON at column {error.colno}: {_reason(error)}; correct or delete the line"
+                on_bad_row(place, reason)
+            except _UnusableError as error:
+                on_bad_row(place, str(error))
+            except RecursionError:
+                on_bad_row(place, _TOO_DEEP)
+            else:
+                yield Row(place, index, value)
+
+
+def _list_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
+    """Yield the items of a list; those that cannot be used are told at its end, when all of it is known to be JSON."""
+    flaws: list[tuple[str, str]] = []
+    index = -1
+    try:
+        with _open_text(path) as stream:
+            for index, value in enumerate(JsonItems(stream, _decode_item)):
+                if isinstance(value, _Unusable):
+                    flaws.append((f"row {index}", value.reason))
+                else:
+                    yield Row(f"row {index}", index, value)
+    except MalformedListError:
+        # Only the whole text tells the line and the column; and an item may just be very long.
+        flaws.clear()
+        rest = [*_document_rows(path, lambda *flaw: flaws.append(flaw))]
+        yield from (row for row in rest if row.index > index)
+    except RecursionError:
+        raise UserError(f"{path}: {_TOO_DEEP}") from None
+    for place, reason in flaws:
+        on_bad_row(place, reason)
+
+
+def _decode_item(text: str, start: int) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    # Of a number that is too long, or `_UnusableError`.
+    except ValueError:
+        value, end = _MARKING_DECODER.raw_decode(text, start)
+        return _Unusable(_flaw(value) or _TOO_LONG), end
+
+
+def _document_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
+    """Yield the rows of a text that is held as a whole."""
+    with _open_text(path) as stream:
+        text = stream.read()
+    marked = False
+    try:
         try:
-            yield Row(place, index, _load(line))
-        except json.JSONDecodeError as error:
-            on_bad_row(place, f"malformed JSON at column {error.colno}: {_reason(error)}; correct or delete the line")
-        except _UnusableError as error:
-            on_bad_row(place, str(error))
-        except RecursionError:
-            on_bad_row(place, _TOO_DEEP)
+            document = _load(text)
+        except _UnusableError:
+            document, marked = _MARKING_DECODER.decode(text), True
+    except json.JSONDecodeError as error:
+        raise _malformed(path, error) from None
+    except RecursionError:
+        raise UserError(f"{path}: {_TOO_DEEP}") from None
+    if isinstance(document, dict | _Unusable):
+        document = [document]
+    if not isinstance(document, list):
+        raise UserError(f"{path}: got a JSON {type(document).__name__}, expected a list of records: correct the file")
+    for index, value in _usable(document, on_bad_row) if marked else enumerate(document):
+        yield Row(f"row {index}", index, value)

@@ -1,6 +1,6 @@
 """Count the exact number of tokens that a record will take, counted from its text and from its media's headers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -138,9 +138,17 @@ def read_media_sizes(
     records: Sequence[Record], cache_dir: str | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> MediaSizes:
     """Return the sizes of all pictures and videos of the records, from the cache in `cache_dir` where it knows them."""
-    images = {path for record in records for path in record.images}
-    videos = {path for record in records for path in record.videos}
-    return scan_media_sizes(images, videos, cache_dir, max_image_pixels)
+    return scan_media_sizes(*media_paths(records), cache_dir, max_image_pixels)
+
+
+def media_paths(records: Iterable[Record]) -> tuple[set[str], set[str]]:
+    """Return the paths of all images and of all videos, in one pass over the records."""
+    images: set[str] = set()
+    videos: set[str] = set()
+    for record in records:
+        images.update(record.images)
+        videos.update(record.videos)
+    return images, videos
 
 
 def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, ledger: BadSampleLedger) -> np.ndarray:

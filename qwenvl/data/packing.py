@@ -2,7 +2,7 @@
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple, overload
 
@@ -64,16 +64,50 @@ class PackTable(Sequence[list[int]]):
         return np.diff(sums[np.concatenate([[0], self.ends])])
 
 
+def place_packs(packs: Sequence[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
+    """Return packs with the places that the samples at `kept`, (n,), now have, without those that were left out."""
+    # With a million samples the dictionary takes 150 MB.
+    places = {old: new for new, old in enumerate(kept.tolist())} if packs else {}
+    placed = [[places[index] for index in pack if index in places] for pack in packs]
+    return [pack for pack in placed if pack]
+
+
+def complete_packs(
+    given: Iterable[list[int]], lengths: np.ndarray, capacity: int, seed: int, describe: Callable[[int], str]
+) -> PackTable:
+    """Return the given packs of several samples, with packs planned for the samples that these leave alone.
+
+    `lengths` is (n,), in tokens. Raises `UserError` for a given pack over the capacity, naming its first sample as
+    `describe` does.
+    """
+    packs = [pack for pack in given if len(pack) > 1]
+    for pack in packs:
+        if lengths[pack].sum() > capacity:
+            raise UserError(
+                f"{describe(pack[0])}: its pack has {lengths[pack].sum()} tokens, expected at most "
+                f"--model_max_length {capacity}: raise it, or pack the file again with tools/pack_data.py"
+            )
+    alone = np.setdiff1d(np.arange(len(lengths)), [index for pack in packs for index in pack])
+    planned = plan_pack_table(lengths[alone], capacity, seed)
+    planned = PackTable(alone[planned.indices], planned.ends)
+    return PackTable.of([*packs, *planned]) if packs else planned
+
+
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> list[list[int]]:
+    """Return the packs of `plan_pack_table` as lists of sample indices."""
+    return [*plan_pack_table(lengths, capacity, seed)]
+
+
+def plan_pack_table(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> PackTable:
     """Put every sample into exactly one pack of at most `capacity` tokens.
 
     `lengths` is (n,), in tokens. Two plans are made and the one with fewer packs is taken: best-fit decreasing, better
     where lengths differ widely, and an even fill, better where they are alike. The same arguments give the same packs
-    everywhere. Returns lists of sample indices. Raises `UserError` for a sample longer than a pack.
+    everywhere. Raises `UserError` for a sample longer than a pack.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if not len(lengths):
-        return []
+        return PackTable.of([])
     if lengths.max() > capacity:
         index = int(lengths.argmax())
         raise UserError(
@@ -81,7 +115,8 @@ def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0
             "or leave the sample out"
         )
     order = np.random.default_rng(seed).permutation(len(lengths))
-    plans = [_best_fit_decreasing(lengths, order, capacity), _even_fill(lengths, order, capacity)]
+    # As tables, because two plans of a million samples as lists take hundreds of megabytes.
+    plans = [PackTable.of(plan(lengths, order, capacity)) for plan in (_best_fit_decreasing, _even_fill)]
     return min(plans, key=len)
 
 
@@ -92,7 +127,8 @@ def _best_fit_decreasing(lengths: np.ndarray, order: np.ndarray, capacity: int) 
     # Packs by the room that is left in them: with the rooms sorted, the fullest pack that fits is one bisection away.
     packs_by_room: dict[int, list[int]] = {}
     rooms: list[int] = []
-    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    # `data` gives Python's integers one by one; a list of a million of them takes 40 MB.
+    for index, length in zip(order.data, lengths[order].data, strict=True):
         position = bisect_left(rooms, length)
         if position == len(rooms):
             pack, room = len(packs), capacity
@@ -115,7 +151,7 @@ class _Pool:
 
     def __init__(self, lengths: np.ndarray, order: np.ndarray) -> None:
         self._samples: dict[int, list[int]] = {}
-        for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        for index, length in zip(order.data, lengths[order].data, strict=True):
             self._samples.setdefault(length, []).append(index)
         self.sizes = sorted(self._samples)
         self._count, self._tokens = len(lengths), int(lengths.sum())

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,20 @@ def write_films(folder: Path, count: int, longest_side: int) -> list[str]:
 
 
 def write_records(path: Path, names: list[str], words: int) -> None:
-    """Write a record for each film, with a report of about so many words, drawn by Zipf's law from 20,000 words."""
+    """Write a record for each film, with a report of about so many words."""
+    records = []
+    for name, report in zip(names, draw_reports(len(names), words), strict=True):
+        turns = [("human", "<image>\nWrite the findings and the impression of this film."), ("gpt", report)]
+        records.append({"image": name, "conversations": [{"from": role, "value": text} for role, text in turns]})
+    path.write_text(json.dumps(records), encoding="utf-8")
+
+
+def draw_reports(count: int, words: int) -> Iterator[str]:
+    """Yield reports of about so many words, drawn by Zipf's law from 20,000 words."""
     random = np.random.default_rng(1)
     letters = np.array(list("etaoinshrdlucmfpgvbyk"))
     vocabulary = ["".join(random.choice(letters, size)) for size in random.integers(2, 12, _VOCABULARY)]
-    records = []
-    for name in names:
+    for _ in range(count):
         size = max(int(random.normal(words, words / 4)), 5)
         ranks = random.zipf(1.2, size) % _VOCABULARY
-        report = " ".join(vocabulary[rank] for rank in ranks)
-        turns = [("human", "<image>\nWrite the findings and the impression of this film."), ("gpt", f"{report}.")]
-        records.append({"image": name, "conversations": [{"from": role, "value": text} for role, text in turns]})
-    path.write_text(json.dumps(records), encoding="utf-8")
+        yield " ".join([vocabulary[rank] for rank in ranks]) + "."

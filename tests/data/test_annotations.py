@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qwenvl.data import annotations
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record, Turn, read_annotations
 from qwenvl.errors import UserError
 
@@ -284,6 +285,29 @@ def test_skip_also_covers_malformed_lines_of_jsonl(folder: Path):
     ledger = BadSampleLedger("skip", max_bad_samples=5)
     assert len(read(folder, LINES + '{"conversations": [', "t.jsonl", ledger).records) == 3
     assert ledger.samples[0].where.endswith("t.jsonl line 4")
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+def test_bad_samples_come_in_one_order_however_many_records_are_held_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, name: str
+):
+    monkeypatch.setattr(annotations, "_DRAFTS_AT_ONCE", at_once)
+    rows = [*BAD_AND_GOOD, {"image_path": "a.png", "conversations": talk()}, ROWS[0]]
+    texts = [*map(json.dumps, rows), '{"a": 1, "a": 2}', json.dumps(BAD_AND_GOOD[0])]
+    text = "\n".join(texts) if name.endswith("l") else f"[{','.join(texts)}]"
+    ledger = BadSampleLedger("skip", 9)
+    result = read(folder, text, name, ledger)
+    assert [record.row for record in result.records] == [1, 3, 5]
+    first = int(name.endswith("l"))
+    assert [int(bad.where.split()[-1]) - first for bad in ledger.samples] == [6, 2, 4, 0, 7]
+    assert "in 1 of 7 records" in ledger.samples[2].reason
+
+
+def test_packs_that_lie_across_what_is_held_at_once_stay_together(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(annotations, "_DRAFTS_AT_ONCE", 1)
+    packs = [ROWS[:2], ROWS[2], [BAD_AND_GOOD[0], ROWS[0]]]
+    assert read(folder, packs, ledger=BadSampleLedger("skip", 1)).packs == [[0, 1], [2], [3]]
 
 
 def test_nothing_but_bad_samples_is_an_error_under_skip_too(folder: Path):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,7 @@ DATA_FLAGS = {
     "thinking_turns": "each",
     "data_flatten": False,
     "data_packing": False,
+    "max_image_pixels": 10**8,
     "max_pixels": 128 * 128,
     "min_pixels": 32 * 32,
     "video_fps": 2.0,
@@ -98,7 +100,11 @@ def entries(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_later_start_has_the_same_data_and_tells_the_same(
-    start: Callable[..., tuple[DataModule, bool]], caplog: pytest.LogCaptureFixture, packing: bool
+    start: Callable[..., tuple[DataModule, bool]],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    packing: bool,
 ):
     told, data = [], []
     for reads in (True, False):
@@ -116,6 +122,13 @@ def test_a_later_start_has_the_same_data_and_tells_the_same(
     assert [*first.train_dataset.records] == [*second.train_dataset.records]
     for column in ("total", "supervised", "patches"):
         assert np.array_equal(getattr(first.train_dataset.counts, column), getattr(second.train_dataset.counts, column))
+    assert (
+        first.train_dataset.digest == second.train_dataset.digest == (entries(folder)[0] / "samples.sha256").read_text()
+    )
+    monkeypatch.setattr(data_processor, "WORTH_BYTES", 10**6)
+    in_memory, _ = start(data_packing=packing)
+    assert isinstance(in_memory.train_dataset.records, list)
+    assert in_memory.train_dataset.digest == second.train_dataset.digest
     assert first.train_dataset.packs == second.train_dataset.packs
     assert [*first.train_sampler] == [*second.train_sampler]
     assert second.train_dataset.media_kinds() == {"image"}
@@ -246,7 +259,7 @@ def test_old_entries_and_what_killed_runs_left_are_removed(start: Callable[..., 
     os.utime(old / "meta.json", (0, 0))
     left = old.with_name("x.unfinished")
     left.mkdir()
-    os.utime(left, (0, 0))
+    os.utime(left, (time.time() - 2 * 86400,) * 2)
     start(max_pixels=64 * 64)
     assert old not in entries(folder) and left not in entries(folder) and len(entries(folder)) == 1
 

@@ -9,6 +9,7 @@ import pytest
 import qwenvl.data
 from qwenvl.data import DatasetSpec, data_dict, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleLedger
+from qwenvl.data.record_table import RecordSelection
 from qwenvl.errors import UserError
 
 
@@ -167,3 +168,11 @@ def test_other_kinds_of_files_are_named_by_their_path(tmp_path: Path):
 def test_notes_of_all_files_are_kept_once(registered: Path):
     (registered / "b.json").write_text(json.dumps([row | {"view": "PA"} for row in rows("b", 10)]))
     assert load_datasets("a,b,b%50", 0, BadSampleLedger()).notes == ("`view` is not read (10 of 10 records)",)
+
+
+@pytest.mark.parametrize("dataset_use", ["a", "a%50,b", "b%20,packed%40,a%10", "a,b,b%50", "packed"])
+def test_records_that_stay_on_disk_are_those_in_memory(registered: Path, tmp_path: Path, dataset_use: str):
+    expected = load_datasets(dataset_use, 3, BadSampleLedger())
+    on_disk = load_datasets(dataset_use, 3, BadSampleLedger(), None, tmp_path / "table")
+    assert isinstance(on_disk.records, RecordSelection)
+    assert [*on_disk.records] == expected.records and on_disk.packs == expected.packs

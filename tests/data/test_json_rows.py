@@ -4,11 +4,13 @@ import gzip
 import json
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from qwenvl.data.json_rows import Row, read_json_rows
+from qwenvl.data import json_items, json_rows
+from qwenvl.data.json_rows import Row, iter_json_rows, read_json_rows
 from qwenvl.errors import UserError
 
 VALUES = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
@@ -165,3 +167,51 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path, 
     monkeypatch.setattr("qwenvl.data.json_rows.memory_bytes", lambda: 1 << 15)
     with pytest.raises(UserError, match="unpacked it is larger than this machine's memory"):
         read_json_rows(str(tmp_path / "t.json.gz"), print)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_rows_are_the_same_however_the_file_is_cut_into_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+):
+    monkeypatch.setattr(json_rows, "_CHUNK", chunk)
+    rows = [{"text": "ü\u2028 😀"}, [{"a": "]"}, {"b": -1.5e3}], {"c": 1, "d": None}]
+    (tmp_path / "list.json").write_text("\ufeff\n" + json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+    (tmp_path / "lines.jsonl").write_text(
+        "\n\n" + "\r\n".join(json.dumps(value, ensure_ascii=False) for value in rows), encoding="utf-8", newline=""
+    )
+    for name in ("list.json", "lines.jsonl"):
+        assert [row.value for row in read_json_rows(str(tmp_path / name), pytest.fail)] == rows
+
+
+@pytest.mark.parametrize("text", ["[{}, {},\n {}] []", "[{},\n {}] x", '[{}, {"a": 1, "a": 2}, {"b" 1}]', "[{}, {}"])
+def test_a_list_malformed_anywhere_is_refused_before_a_row_of_it_is_reported(tmp_path: Path, text: str):
+    (tmp_path / "t.json").write_text(text)
+    reported = []
+    with pytest.raises(UserError, match="t.json: malformed JSON at line"):
+        read_json_rows(str(tmp_path / "t.json"), lambda *flaw: reported.append(flaw))
+    assert not reported
+
+
+def test_an_item_longer_than_what_is_read_at_once_is_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(json_items, "_LARGEST_ITEM", 10)
+    monkeypatch.setattr(json_items.JsonItems.__init__, "__defaults__", (4,))
+    rows = [{"a": 1}, {"b": "x" * 100}, {"c": 2}]
+    text = json.dumps(rows[:1])[:-1] + ', {"d": 1, "d": 2}, ' + json.dumps(rows[1:])[1:]
+    (tmp_path / "t.json").write_text(text)
+    reported = []
+    read = read_json_rows(str(tmp_path / "t.json"), lambda place, reason: reported.append(place))
+    assert [(row.place, row.value) for row in read] == [("row 0", rows[0]), ("row 2", rows[1]), ("row 3", rows[2])]
+    assert reported == ["row 1"]
+
+
+@pytest.mark.parametrize(("name", "start"), [("t.jsonl", ""), ("t.jsonl.gz", ""), ("t.json", "[")])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str, start: str):
+    separator = "," if start else "\n"
+    text = start + separator.join(json.dumps({"text": f"{number} " * 200}) for number in range(20_000))
+    data = (text + ("]" if start else "")).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data, 1) if name.endswith(".gz") else data)
+    tracemalloc.start()
+    assert sum(1 for _ in iter_json_rows(str(tmp_path / name), pytest.fail)) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20 < len(data)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwenvl.data.annotations import BadSample, Record, Turn
-from qwenvl.data.record_table import RecordTable, count_media, write_table
+from qwenvl.data.record_table import RecordTable, count_media, select, write_table
 
 TURNS = (
     Turn("system", "Be\u2028brief.\n"),
@@ -75,3 +75,18 @@ def test_a_table_can_be_handed_to_a_worker_and_read_by_several_threads(tmp_path:
     with ThreadPoolExecutor(4) as pool:
         assert [*pool.map(table.__getitem__, places)] == [records[place] for place in places]
     assert [*table] == records
+
+
+def test_chosen_records_of_a_table_are_those_of_a_list(table: RecordTable, tmp_path: Path):
+    places = np.array([2, 0, 0, 1])
+    expected = [RECORDS[place] for place in places]
+    chosen = select(table, places)
+    assert [*chosen] == expected == select(RECORDS, places)
+    assert [chosen[place] for place in range(-4, 4)] == expected * 2
+    assert chosen[1:3] == expected[1:3] and [*select(chosen, np.array([3, 1]))] == [expected[3], expected[1]]
+    assert [counts.tolist() for counts in count_media(chosen)] == [[1, 2, 2, 0], [0, 1, 1, 0]]
+    with pytest.raises(IndexError):
+        chosen[4]
+    write_table(tmp_path / "copy", chosen)
+    copy = RecordTable(tmp_path / "copy")
+    assert [*copy] == expected and [counts.tolist() for counts in count_media(copy)] == [[1, 2, 2, 0], [0, 1, 1, 0]]

@@ -1,0 +1,74 @@
+"""Read a JSON list item by item, so that no more than one item and one chunk of text are held at a time."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+_CHUNK = 1 << 20
+_LARGEST_ITEM = 1 << 26
+
+
+class MalformedListError(ValueError):
+    """Text that is not read as a JSON list: what is wrong, and the number of the item (None: it is no list)."""
+
+    def __init__(self, index: int | None, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+class JsonItems:
+    """The items of the JSON list in a text stream; `decode(text, start)` returns a value and where it ends in a text.
+
+    Raises `MalformedListError`, also for an item of more than 64 MiB, and whatever `decode` raises beside
+    `json.JSONDecodeError`. `_text` is what was read and not yet used.
+    """
+
+    def __init__(self, stream: TextIO, decode: Callable[[str, int], tuple[Any, int]], chunk: int = _CHUNK) -> None:
+        self._stream, self._decode, self._chunk = stream, decode, chunk
+        self._text, self._at, self._ended = "", 0, False
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._next_mark() != "[":
+            raise MalformedListError(None, "expected [ as the first character")
+        self._at += 1
+        index, closed = 0, self._next_mark() == "]"
+        self._at += closed
+        while not closed:
+            value = self._value(index)
+            mark = self._next_mark()
+            if mark not in (",", "]"):
+                raise MalformedListError(index, "no , or ] after it")
+            self._at += 1
+            closed = mark == "]"
+            yield value
+            index += 1
+        if self._next_mark():
+            raise MalformedListError(max(index - 1, 0), "more text after the end of the list")
+
+    def _value(self, index: int) -> Any:
+        self._next_mark()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                # A number near the end of the chunk may go on in the next one: "-1", ".5" or "-1.5", "e+3".
+                if end < len(self._text) - 2 or self._ended:
+                    self._at = end
+                    return value
+            except json.JSONDecodeError as error:
+                if self._ended or len(self._text) - self._at > _LARGEST_ITEM:
+                    raise MalformedListError(index, error.msg) from None
+            self._read_more()
+
+    def _next_mark(self) -> str:
+        """Skip white space; return the character that follows it, or "" at the end of the text."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read_more()
+
+    def _read_more(self) -> None:
+        # Twice what is waiting, so that a long item is not parsed again for each chunk.
+        chunk = self._stream.read(max(self._chunk, len(self._text) - self._at))
+        self._text, self._at, self._ended = self._text[self._at :] + chunk, 0, not chunk

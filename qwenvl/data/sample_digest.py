@@ -1,0 +1,51 @@
+"""Tell the samples of a run from other ones by a digest of what they say, how long they are, and their packs."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+
+import numpy as np
+
+from qwenvl.data.lengths import TokenCounts
+from qwenvl.data.packing import PackTable
+from qwenvl.data.records import Record, Turn
+
+# Where a record was read is not what it says: a data set may be moved.
+_LOCATION_FIELDS = ("source", "row", "place")
+_MEDIA_FIELDS = ("images", "videos")
+_turn_values = attrgetter(*(field.name for field in dataclasses.fields(Turn)))
+_record_values = attrgetter(
+    *(
+        field.name
+        for field in dataclasses.fields(Record)
+        if field.name not in (*_LOCATION_FIELDS, *_MEDIA_FIELDS, "turns")
+    )
+)
+
+
+def digest_samples(records: Sequence[Record], counts: TokenCounts, packs: PackTable) -> str:
+    """Return a SHA-256 of the records, their lengths and their packs.
+
+    Media count by their paths below the folder that they share, so that the digest stays when all of them are moved.
+    """
+    root = len(_shared_folder(path for record in records for path in (*record.images, *record.videos)))
+    digest = hashlib.sha256()
+    for record in records:
+        media = [[path[root:] for path in getattr(record, name)] for name in _MEDIA_FIELDS]
+        digest.update(repr((list(map(_turn_values, record.turns)), media, _record_values(record))).encode())
+    for numbers in (counts.total, counts.supervised, np.diff(packs.ends, prepend=0), packs.indices):
+        digest.update(np.ascontiguousarray(numbers, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _shared_folder(paths: Iterable[str]) -> str:
+    """Return the folder, with its last separator, in which all files lie; "" if there is none."""
+    shared: str | None = None
+    for path in paths:
+        if shared is None or not path.startswith(shared):
+            folder = f"{path.rpartition(os.sep)[0]}{os.sep}"
+            prefix = folder if shared is None else os.path.commonprefix([shared, folder])
+            shared = prefix[: prefix.rfind(os.sep) + 1]
+    return shared or ""

@@ -1,0 +1,131 @@
+"""Measure what a run's start costs on a large dataset: the first, which reads it, and one that takes what was kept."""
+
+import itertools
+import json
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+
+from qwenvl.checkpoint.data_digest import describe_data
+from qwenvl.data.data_processor import DataModule, make_supervised_data_module
+from qwenvl.model.build import load_processor
+from qwenvl.tools.made_up_films import draw_reports, write_films
+from qwenvl.train.argument import DataArguments
+
+_SIDE = 512
+_DISTINCT = 64
+_SAMPLES_OF_A_WORKER = 300
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """The training flags of a run of one process."""
+
+    model_max_length: int
+    per_device_train_batch_size: int = 1
+    per_device_eval_batch_size: int = 1
+    seed: int = 0
+    data_seed: int | None = None
+    world_size: int = 1
+    process_index: int = 0
+    local_process_index: int = 0
+
+    def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[None]:
+        """Wait for nobody."""
+        return nullcontext()
+
+
+class StartCost(NamedTuple):
+    """Seconds of work and of waiting; MiB of the process at its most, before and without the data, and of a worker."""
+
+    cpu: float
+    wall: float
+    peak: float
+    before: float
+    worker: float
+    num_samples: int
+    digest: str
+
+
+def bench_starts(
+    model: str, num_records: int, words: int, model_max_length: int, distinct: bool, folder: Path
+) -> list[tuple[str, str]]:
+    """Write a dataset and start twice on it, each time in a new process; the second finds what the first has kept."""
+    path = write_dataset(folder, num_records, words, distinct)
+    rows = [("annotation file", f"{path.stat().st_size / 1e6:,.0f} MB")]
+    costs = []
+    for name in ("first start", "second start"):
+        # A process that has done nothing else: the most that it ever took is the start's.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            cost = pool.submit(measure_start, str(path), model, model_max_length, str(folder / "cache")).result()
+        costs.append(cost)
+        rows += [
+            (f"{name}, processor time (and waiting included)", f"{cost.cpu:.1f} s ({cost.wall:.1f} s)"),
+            (f"{name}, memory at its most (before the data)", f"{cost.peak:,.0f} MiB ({cost.before:,.0f} MiB)"),
+            (f"{name}, memory that a worker has for itself", f"{cost.worker:,.0f} MiB"),
+        ]
+    if costs[0].digest != costs[1].digest:
+        raise RuntimeError(f"the second start has other samples than the first: {costs}")
+    return [*rows, ("samples", f"{costs[1].num_samples:,}")]
+
+
+def write_dataset(folder: Path, num_records: int, words: int, distinct: bool) -> Path:
+    """Write a JSONL file of so many records; each has a film of its own (a hard link) where they are `distinct`."""
+    names = write_films(folder, num_records if distinct else min(_DISTINCT, num_records), _SIDE)
+    question = {"from": "human", "value": "<image>\nWrite the findings and the impression of this X-ray."}
+    path = folder / "train.jsonl"
+    with open(path, "w", encoding="utf-8") as stream:
+        for name, report in zip(itertools.cycle(names), draw_reports(num_records, words), strict=False):
+            turns = [question, {"from": "gpt", "value": report}]
+            stream.write(f"{json.dumps({'image': name, 'conversations': turns})}\n")
+    return path
+
+
+def measure_start(annotation_path: str, model: str, model_max_length: int, cache_dir: str) -> StartCost:
+    """Make a run's data in this process, describe them as a checkpoint does, and start a worker on them."""
+    torch.set_num_threads(1)
+    processor = load_processor(model)
+    flags = DataArguments(dataset_use=annotation_path, data_packing=True, media_cache_dir=cache_dir)
+    before, cpu, wall = _memory("status", "VmRSS"), time.process_time(), time.perf_counter()
+    data = make_supervised_data_module(processor, flags, OneProcess(model_max_length))
+    described = describe_data(data.train_dataset)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak = _memory("status", "VmHWM")
+    return StartCost(cpu, wall, peak, before, _worker_memory(data), described["records"], described["sha256"])
+
+
+def _worker_memory(data: DataModule) -> float:
+    """Return the MiB that a DataLoader worker shares with no other process once it has made some hundred samples."""
+    loader = DataLoader(
+        data.train_dataset,
+        batch_sampler=data.train_sampler,
+        collate_fn=_report_worker,
+        num_workers=1,
+        # As in training; a spawned process would hand on its own way.
+        multiprocessing_context="fork",
+    )
+    made, memory = 0, 0.0
+    for count, private in loader:
+        made, memory = made + count, private
+        if made >= _SAMPLES_OF_A_WORKER:
+            break
+    return memory
+
+
+def _report_worker(samples: list) -> tuple[int, float]:
+    return len(samples), _memory("smaps_rollup", "Private_Clean", "Private_Dirty")
+
+
+def _memory(file: str, *names: str) -> float:
+    """Return the MiB that Linux tells of this process under these names, together."""
+    lines = Path(f"/proc/{os.getpid()}/{file}").read_text(encoding="ascii").splitlines()
+    values = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return sum(int(values[name].split()[0]) for name in names) / 1024
