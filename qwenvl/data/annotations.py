@@ -1,4 +1,4 @@
-"""Turn an annotation file into checked records, and account for the samples that could not be used."""
+"""Turn an annotation file into checked records, and tell what of it is not read."""
 
 import gc
 import logging
@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
+from qwenvl.data.bad_samples import BadSample, BadSampleLedger
 from qwenvl.data.boxes import Size
 from qwenvl.data.dialects import InvalidRecordError, UnreadMediumError, to_conversation
 from qwenvl.data.dialects.media import decode_data_url
@@ -64,46 +65,6 @@ class Annotations:
     records: Sequence[Record]
     packs: list[list[int]] | None = None
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class BadSample:
-    """A sample that cannot be used: where it stands, the file it is about (if any) and why."""
-
-    where: str
-    path: str | None
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}" if self.path is None else f"{self.where}: {self.path}: {self.reason}"
-
-
-@dataclass
-class BadSampleLedger:
-    """Applies `--bad_sample_policy`: "error" ends the run at the first bad sample, "skip" after `max_bad_samples`."""
-
-    policy: Literal["error", "skip"] = "error"
-    max_bad_samples: int = 100
-    samples: list[BadSample] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Number of bad samples met so far."""
-        return len(self.samples)
-
-    def report(self, bad: BadSample) -> None:
-        """Note a bad sample, once however often it is met; raises `UserError` if the policy allows none, or no more."""
-        if any(bad.where == known.where for known in self.samples):
-            return
-        self.samples.append(bad)
-        if self.policy == "error":
-            raise UserError(f"{bad} (or leave such samples out with --bad_sample_policy skip)")
-        logger.warning("bad sample left out: %s", bad)
-        if self.count > self.max_bad_samples:
-            raise UserError(
-                f"{self.count} bad samples, more than --max_bad_samples {self.max_bad_samples}; correct the data "
-                f"or raise the limit; the last one: {bad}"
-            )
 
 
 def read_annotations(
@@ -226,6 +187,7 @@ class _Reader:
         yield drafts
 
     def _report_unreadable(self, place: str, reason: str) -> None:
+        self._num_rows += 1
         self._ledger.report(BadSample(f"{self._source} {place}", None, reason))
 
     def _note_flaw(self, row: Row, error: Exception) -> None:

@@ -328,3 +328,10 @@ def test_a_hundred_thousand_records_are_read_in_a_few_seconds(folder: Path):
     records = read_annotations(str(folder / "large.json"), str(folder), BadSampleLedger()).records
     assert len(records) == 100_000
     assert time.perf_counter() - start < 20  # about 2 s on an idle core; room for a busy machine
+
+
+def test_rows_that_cannot_be_read_count_among_those_of_a_file_without_a_usable_record(tmp_path: Path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1,}\n{"messages": []}\n')
+    with pytest.raises(UserError, match="no usable record among 2 rows"):
+        read_annotations(str(path), str(tmp_path), BadSampleLedger("skip"))

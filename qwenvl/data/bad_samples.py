@@ -1,0 +1,49 @@
+"""Account for samples that cannot be used: what is wrong with each, and when there are too many."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qwenvl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that cannot be used: where it stands, the file it is about (if any) and why."""
+
+    where: str
+    path: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" if self.path is None else f"{self.where}: {self.path}: {self.reason}"
+
+
+@dataclass
+class BadSampleLedger:
+    """Applies `--bad_sample_policy`: "error" ends the run at the first bad sample, "skip" after `max_bad_samples`."""
+
+    policy: Literal["error", "skip"] = "error"
+    max_bad_samples: int = 100
+    samples: list[BadSample] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Number of bad samples met so far."""
+        return len(self.samples)
+
+    def report(self, bad: BadSample) -> None:
+        """Note a bad sample, once however often it is met; raises `UserError` if the policy allows none, or no more."""
+        if any(bad.where == known.where for known in self.samples):
+            return
+        self.samples.append(bad)
+        if self.policy == "error":
+            raise UserError(f"{bad} (or leave such samples out with --bad_sample_policy skip)")
+        logger.warning("bad sample left out: %s", bad)
+        if self.count > self.max_bad_samples:
+            raise UserError(
+                f"{self.count} bad samples, more than --max_bad_samples {self.max_bad_samples}; correct the data "
+                f"or raise the limit; the last one: {bad}"
+            )
