@@ -19,7 +19,6 @@ from transformers import ProcessorMixin
 
 from qwenvl.data import data_processor, dataset_cache
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
-from qwenvl.data.images import MAX_IMAGE_PIXELS
 from qwenvl.data.packing import Draw
 from qwenvl.data.record_table import RecordTable
 from qwenvl.errors import UserError
@@ -86,7 +85,7 @@ def start(
         reads.clear()
         given = DATA_FLAGS | {"dataset_use": str(folder / "train.json"), "media_cache_dir": str(folder / "cache")}
         given |= {key: flags.pop(key) for key in [*flags] if key in given}
-        data_args = SimpleNamespace(**given, max_image_pixels=MAX_IMAGE_PIXELS)
+        data_args = SimpleNamespace(**given)
         training_args = SimpleNamespace(main_process_first=lambda **_: nullcontext(), **TRAINING_FLAGS | flags)
         return make_supervised_data_module(copy.deepcopy(thinking_processor), data_args, training_args), bool(reads)
 
