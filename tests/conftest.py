@@ -1,12 +1,37 @@
 """Owns the fixtures that every part's tests share: a stand-in model, its processor and a few small media."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 from transformers import AutoProcessor, ProcessorMixin
 
 from demo.media import draw_shapes, moving_ball, write_video
 from demo.standin import build_standin
+
+SIGNALS = (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def usual_signal_handlers() -> None:
+    """Heed the signals that `nohup`, or the background of a script, has had ignored, and let PyTorch watch its workers.
+
+    It installs that watch once a process, with the first of them.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    next(iter(DataLoader([0], num_workers=1)))
+
+
+@pytest.fixture(autouse=True)
+def same_signal_handlers(usual_signal_handlers: None) -> Iterator[None]:
+    """Let no test leave its signal handlers to the next: a run that fails in this process sets them for its end."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture(scope="session")

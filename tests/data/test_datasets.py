@@ -166,8 +166,8 @@ def test_other_kinds_of_files_are_named_by_their_path(tmp_path: Path):
 
 
 def test_notes_of_all_files_are_kept_once(registered: Path):
-    (registered / "b.json").write_text(json.dumps([row | {"view": "PA"} for row in rows("b", 10)]))
-    assert load_datasets("a,b,b%50", 0, BadSampleLedger()).notes == ("`view` is not read (10 of 10 records)",)
+    (registered / "b.json").write_text(json.dumps([row | {"mood": "good"} for row in rows("b", 10)]))
+    assert load_datasets("a,b,b%50", 0, BadSampleLedger()).notes == ("`mood` is not read (10 of 10 records)",)
 
 
 @pytest.mark.parametrize("dataset_use", ["a", "a%50,b", "b%20,packed%40,a%10", "a,b,b%50", "packed"])

@@ -573,10 +573,10 @@ def test_frames_that_leave_the_folder_are_told(check, films: Path):
 
 def test_what_training_tells_of_the_records_is_told_by_the_check(check, films: Path, tmp_path: Path, caplog):
     model = build_standin(tmp_path / "thinking", thinking=True)
-    write(films / "train.json", [row("film0.png", "It is 0.", view="PA"), row("film1.png", "It is 1.")])
+    write(films / "train.json", [row("film0.png", "It is 0.", mood="good"), row("film1.png", "It is 1.")])
     assert check(films / "train.json", "--model_name_or_path", model).code == 0
     told = "\n".join(caplog.messages)
-    assert "`view` is not read (1 of 2 records)" in told and "2 of 2 answers come without a thought" in told
+    assert "`mood` is not read (1 of 2 records)" in told and "2 of 2 answers come without a thought" in told
 
 
 # One record for each way in which a record is read, made into several samples, or refused.

@@ -74,13 +74,7 @@ def launch(tmp_path: Path, source: str, *flags: str, processes: int = 1) -> subp
     command = [sys.executable, "-m", "qwenvl.train.launch", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        [*command, str(script), *flags],
-        env=environment,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Under `nohup` or in the background of a script these are ignored, and children inherit that.
-        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGINT)],
+        [*command, str(script), *flags], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
 
 
