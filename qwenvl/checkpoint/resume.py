@@ -43,9 +43,11 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     if INCOMPLETE in folder.resolve().parts:
         raise UserError(f"--resume_from_checkpoint {resume} was interrupted while it was written; name a whole one")
     if not (folder / TRAINER_STATE_NAME).is_file() and not (folder / MANIFEST_NAME).is_file():
+        there = [Path(path).name for path in sort_checkpoints(output_dir)]
+        held = f"{output_dir} holds {', '.join(there)}" if there else f"a folder {PREFIX_CHECKPOINT_DIR}-STEP is one"
         raise UserError(
-            f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME}); name a "
-            f"folder {PREFIX_CHECKPOINT_DIR}-STEP, or auto"
+            f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME}); {held}: "
+            "name one, or auto"
         )
     if is_named:
         check_whole(folder)

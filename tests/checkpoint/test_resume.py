@@ -125,3 +125,11 @@ def test_auto_does_not_start_afresh_over_superseded_checkpoints(tmp_path: Path) 
     with pytest.raises(UserError, match=f"but superseded ones; name the one to go on from, such as {folder}"):
         find_resume_checkpoint(str(tmp_path), "auto", now)
     assert find_resume_checkpoint(str(tmp_path), str(folder), now) == str(folder)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    now = arguments(tmp_path)
+    write_checkpoint(tmp_path / "checkpoint-16", PLAIN, now)
+
+    with pytest.raises(UserError, match=r"checkpoint-4 is no checkpoint of a run .*holds checkpoint-16: name one"):
+        find_resume_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-4"), now)
