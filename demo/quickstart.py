@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import matplotlib.figure
 import numpy as np
 import torch
+import transformers
 from transformers import PreTrainedModel, ProcessorMixin
 
 from demo.digits import DigitFiles, write_digits
@@ -311,6 +312,8 @@ def main(argv: list[str] | None = None) -> int:
         "--encoder", choices=("rad_dino", "dinov2"), help="swap the vision encoder for a small random one of this kind"
     )
     arguments = parser.parse_args(argv)
+    if not sys.stderr.isatty():  # as in training, bars are for terminals
+        transformers.logging.disable_progress_bar()
     result = run_quickstart(arguments.folder.resolve(), arguments.encoder)
     if not result.passed:
         sys.stderr.write("error: the score or its control is not as expected; see the table above\n")
