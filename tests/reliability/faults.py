@@ -17,8 +17,12 @@ _WAYS: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def break_file(checkpoint: Path, chance: random.Random) -> str:
-    """Break a random file of a checkpoint in a random way; return what was done."""
-    path = chance.choice(sorted(each for each in checkpoint.rglob("*") if each.is_file() and each.stat().st_size))
+    """Break a random file of a checkpoint in a random way; return what was done.
+
+    Not its model card, which people may edit: it breaks nothing.
+    """
+    files = (each for each in checkpoint.rglob("*") if each.is_file() and each.name != "README.md")
+    path = chance.choice(sorted(each for each in files if each.stat().st_size))
     way = chance.choice(sorted(_WAYS))
     _WAYS[way](path, chance)
     return f"{checkpoint.name}/{path.relative_to(checkpoint)} {way}"

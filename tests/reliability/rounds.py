@@ -74,7 +74,8 @@ class KillRounds:
         self._launcher_share = LAUNCHER_SHARE if launcher else 0.0
         self._broken_share, self._full_disk_share = (BROKEN_SHARE, FULL_DISK_SHARE) if faults else (0.0, 0.0)
         self.tally = tally
-        self._broken: set[int] = set()  # inodes of checkpoints that we have broken: a new one of that name is another
+        # Checkpoints that we have broken. A new one may get the name, and on some disks the inode, of one that is gone.
+        self._broken: set[tuple[int, int]] = set()
         self._flags = _write_inputs(folder)
         self.reference = folder / "reference"
         ending = server.start(self._arguments(self.reference))
@@ -170,11 +171,11 @@ class KillRounds:
         what = break_file(checkpoints[-1], self._random)
         self.tally.broken_files += 1
         history.append(what)
-        self._broken.add(checkpoints[-1].stat().st_ino)
+        self._broken.add(_identity(checkpoints[-1]))
 
     def _newest_step(self, output_dir: Path) -> int:
         """Return the step of the newest checkpoint that we have not broken; 0 if there is none."""
-        whole = [each for each in _checkpoints(output_dir) if each.stat().st_ino not in self._broken]
+        whole = [each for each in _checkpoints(output_dir) if _identity(each) not in self._broken]
         return int(whole[-1].name.partition("-")[2]) if whole else 0
 
     def _plan(self) -> Kill:
@@ -232,6 +233,12 @@ def _durations(marks: list[tuple[float, str]]) -> dict[str, float]:
     for (begin, phase), (end, _) in pairwise(marks):
         lengths.setdefault(phase, []).append(end - begin)
     return {phase: statistics.median(values) for phase, values in lengths.items()}
+
+
+def _identity(checkpoint: Path) -> tuple[int, int]:
+    """Return what tells a folder from one that takes its name or inode later; a broken one is not changed any more."""
+    state = checkpoint.stat()
+    return state.st_ino, state.st_ctime_ns
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
