@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         for _ in play_rounds(rounds, arguments.kills):
             faults = f"{len(tally.lost)} lost, {len(tally.wrong)} wrong"
             sys.stderr.write(f"{tally.total} of {arguments.kills} kills, {tally.runs} runs, {faults}\n")
-            if told < len(tally.lost) + len(tally.wrong):
-                told = len(tally.lost) + len(tally.wrong)
+            if told < (found := len(tally.lost) + len(tally.wrong) + len(tally.tracebacks)):
+                told = found
                 sys.stderr.write(f"{format_faults(tally)}\n")
     table = format_tally(tally, arguments.seed, time.monotonic() - begin)
     sys.stdout.write(f"{table}\n\n{format_faults(tally)}\n")

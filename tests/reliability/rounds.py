@@ -45,7 +45,7 @@ class Tally:
     small_disks: int = 0
     disks_refused: int = 0
     full_disks: int = 0
-    tracebacks: int = 0
+    tracebacks: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -113,7 +113,9 @@ class KillRounds:
             saved = self._newest_step(output_dir)
             ending, kill = self._start(output_dir, kill)
             history.append(_describe(kill, ending))
-            self.tally.tracebacks += "Traceback" in ending.output
+            if "Traceback" in ending.output:
+                shown = ending.output[ending.output.index("Traceback") :]
+                self.tally.tracebacks.append(f"{output_dir.parent.name}, {history[-1]}: {shown[:4000]}")
             if disk is not None and disk.is_small and ending.code == 2:
                 self.tally.full_disks += 1
                 disk.enlarge()

@@ -27,7 +27,7 @@ def format_tally(tally: Tally, seed: int, seconds: float) -> str:
         ("resumes", tally.resumes),
         ("broken files in the newest checkpoint", tally.broken_files),
         ("full disks", disks),
-        ("starts that printed a traceback", tally.tracebacks),
+        ("starts that printed a traceback", len(tally.tracebacks)),
         ("**lost**: runs that could not be finished, or began again before what was saved", len(tally.lost)),
         ("**wrong**: finished runs with other weights or steps than the undisturbed one", len(tally.wrong)),
         ("seed", seed),
@@ -41,7 +41,7 @@ def format_tally(tally: Tally, seed: int, seconds: float) -> str:
 def format_faults(tally: Tally) -> str:
     """Return the faults in words, one a line."""
     lines = [f"lost: {each}" for each in tally.lost] + [f"wrong: {each}" for each in tally.wrong]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"traceback: {each}" for each in tally.tracebacks)])
 
 
 def write_table(document: Path, table: str) -> None:

@@ -27,7 +27,7 @@ def test_a_run_that_is_killed_four_times_ends_as_the_one_that_was_not(rounds: Ki
     assert (rounds.tally.lost, rounds.tally.wrong) == ([], [])
     assert rounds.tally.total >= 3  # a planned moment may not come in what is left of a run
     assert rounds.tally.resumes == rounds.tally.total
-    assert rounds.tally.tracebacks == 0
+    assert rounds.tally.tracebacks == []
 
 
 def test_another_weight_and_another_step_are_seen(rounds: KillRounds, tmp_path: Path):
