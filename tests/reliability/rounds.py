@@ -113,7 +113,9 @@ class KillRounds:
             saved = self._newest_step(output_dir)
             ending, kill = self._start(output_dir, kill)
             history.append(_describe(kill, ending))
-            if "Traceback" in ending.output:
+            # A data worker whose trainer was ended by SIGKILL may say so: nobody is left to say it in one line.
+            by_sigkill = ending.killed and kill.signal == signal.SIGKILL
+            if "Traceback" in ending.output and not by_sigkill:
                 shown = ending.output[ending.output.index("Traceback") :]
                 self.tally.tracebacks.append(f"{output_dir.parent.name}, {history[-1]}: {shown[:4000]}")
             if disk is not None and disk.is_small and ending.code == 2:
