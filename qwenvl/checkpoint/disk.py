@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, folder_bytes
 from qwenvl.errors import UserError
 from qwenvl.model.components import named_component_parameters
-from qwenvl.train.distributed import is_first_process
+from qwenvl.utils.distributed import is_first_process
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from transformers.trainer_utils import sort_checkpoints
 
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault
 from qwenvl.checkpoint.save import MODEL_CONFIG_NAMES
-from qwenvl.checkpoint.trust import refuse_foreign_code, refuse_pickled_weights
 from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import ADAPTER_CONFIG_NAME, load_pretrained, load_processor
+from qwenvl.model.trust import refuse_foreign_code, refuse_pickled_weights
 from qwenvl.vision import CUSTOM_MODEL_TYPES, swap_vision_tower
 from qwenvl.vision.trust import trust_encoder_file
 

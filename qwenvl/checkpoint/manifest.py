@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from qwenvl.checkpoint.structure import find_structural_fault
+from qwenvl.model.structure import find_structural_fault
 
 MANIFEST_NAME = "manifest.json"
 # One thread hashes 2 GB/s by SHA-256 and 7 GB/s by CRC-32, which finds every damage of up to 32 bits in a row and all

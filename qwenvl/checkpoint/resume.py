@@ -16,9 +16,9 @@ from qwenvl.checkpoint.rollback import SUPERSEDED
 from qwenvl.checkpoint.same_run import check_same_run
 from qwenvl.checkpoint.save import INCOMPLETE, MODEL_CONFIG_NAMES, RUN_ARGUMENTS_NAME
 from qwenvl.checkpoint.select import check_whole, newest_whole_checkpoint
-from qwenvl.checkpoint.trust import refuse_foreign_pickles
 from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
+from qwenvl.model.trust import refuse_foreign_pickles
 
 logger = logging.getLogger(__name__)
 

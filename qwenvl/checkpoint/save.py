@@ -25,7 +25,7 @@ from qwenvl.checkpoint.manifest import MANIFEST_NAME, flush_folder, replace_file
 from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
-from qwenvl.train.distributed import barrier, is_first_process
+from qwenvl.utils.distributed import barrier, is_first_process
 
 # Checkpoints are written in this folder of the output folder and moved out of it when they are whole.
 INCOMPLETE = ".incomplete"

@@ -15,7 +15,7 @@ from qwenvl.data.images import MAX_IMAGE_PIXELS, image_size
 from qwenvl.data.media_store import DEFAULT_CACHE_DIR
 from qwenvl.data.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
-from qwenvl.utils.whole_files import remove_abandoned, written_whole
+from qwenvl.utils.files import remove_abandoned, written_whole
 
 logger = logging.getLogger(__name__)
 

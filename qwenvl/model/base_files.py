@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, ProcessorMixin
 
-from qwenvl.checkpoint.structure import find_broken_weights
 from qwenvl.errors import UserError
+from qwenvl.model.structure import find_broken_weights
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md: a pointer is text of less than 1024 bytes that starts so.
 _POINTER_START = b"version https://git-lfs.github.com/spec/"

@@ -19,7 +19,6 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qwenvl.checkpoint.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.errors import UserError
 from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.base_files import (
@@ -31,6 +30,7 @@ from qwenvl.model.base_files import (
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
+from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.train.argument import ModelArguments, TrainingArguments
 from qwenvl.vision import (
     CUSTOM_MODEL_TYPES,

@@ -18,9 +18,9 @@ from qwenvl.data.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL
 from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention
-from qwenvl.train.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_model
 from qwenvl.train.flag_rules import split_names
+from qwenvl.utils.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 
 CUSTOM_VISION_FLAGS = (
     "custom_vision_pretrained_path",

@@ -9,8 +9,8 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from transformers.trainer_utils import SaveStrategy
 
 from qwenvl.train.argument import TrainingArguments
-from qwenvl.train.distributed import any_process
 from qwenvl.train.signals import STOP_SIGNALS, handle, leave_dead_terminal
+from qwenvl.utils.distributed import any_process
 
 logger = logging.getLogger(__name__)
 

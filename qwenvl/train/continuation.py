@@ -16,8 +16,8 @@ from qwenvl.checkpoint.rollback import set_later_checkpoints_aside
 from qwenvl.checkpoint.save import RUN_ARGUMENTS_NAME
 from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
-from qwenvl.train.distributed import barrier
 from qwenvl.train.trainer import QwenVLTrainer
+from qwenvl.utils.distributed import barrier
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from qwenvl.data.workers import explain_dead_workers
 from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
-from qwenvl.train.distributed import barrier
+from qwenvl.utils.distributed import barrier
 from qwenvl.vision import CUSTOM_MODEL_TYPES
 from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes
 from qwenvl.vision.feature_filling import Work, fill_cache, hash_files

@@ -10,7 +10,7 @@ from torch import nn
 
 from qwenvl.data.collators import BatchMeta
 from qwenvl.model.components import named_component_parameters
-from qwenvl.train.distributed import sum_over_processes
+from qwenvl.utils.distributed import sum_over_processes
 
 _GIB = 2**30
 

@@ -57,7 +57,6 @@ from qwenvl.train.callbacks import (
     StopOnSigterm,
 )
 from qwenvl.train.continuation import prepare_continuation
-from qwenvl.train.distributed import barrier, exit_at_once_after_leaving, leave_together
 from qwenvl.train.features import cache_features, check_feature_cache
 from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
@@ -65,6 +64,7 @@ from qwenvl.train.plan import heed_few_steps, report_plan
 from qwenvl.train.signals import SIGNAL_EXIT_CODE, STOP_SIGNALS, handle, watch_launcher
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.utils import logs
+from qwenvl.utils.distributed import barrier, exit_at_once_after_leaving, leave_together
 from qwenvl.vision import swap_processor
 
 # Not __name__, which is __main__ when the file is run by path.

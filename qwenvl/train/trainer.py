@@ -23,10 +23,10 @@ from qwenvl.data.packing import PackSampler
 from qwenvl.data.workers import ignore_signals
 from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
-from qwenvl.train.distributed import sum_over_processes
 from qwenvl.train.loss import supervised_loss, supervised_targets
 from qwenvl.train.metrics import ThroughputMeter, gradient_norms
 from qwenvl.train.param_groups import build_param_groups
+from qwenvl.utils.distributed import sum_over_processes
 from qwenvl.vision import CUSTOM_MODEL_TYPES, CustomVisionTower
 
 _SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)

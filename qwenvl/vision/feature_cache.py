@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qwenvl.errors import UserError
-from qwenvl.utils.whole_files import remove_abandoned, written_whole
+from qwenvl.utils.files import remove_abandoned, written_whole
 from qwenvl.vision.encoder import weights_hash
 from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from qwenvl.data.images import load_image
 from qwenvl.errors import UserError
-from qwenvl.utils.whole_files import written_whole
+from qwenvl.utils.files import written_whole
 from qwenvl.vision import EncoderOptions, TowerOptions, feature_cache, feature_filling
 from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes
 from qwenvl.vision.feature_filling import Work, fill_cache, hash_files

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.utils.whole_files import ABANDONED_AFTER_SECONDS, remove_abandoned, written_whole
+from qwenvl.utils.files import ABANDONED_AFTER_SECONDS, remove_abandoned, written_whole
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from demo.standin import build_standin
 from qwenvl import load_checkpoint
 from qwenvl.checkpoint.manifest import MANIFEST_NAME
-from qwenvl.checkpoint.trust import refuse_foreign_code, refuse_foreign_pickles
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_config, load_processor
+from qwenvl.model.trust import refuse_foreign_code, refuse_foreign_pickles
 from qwenvl.train.train_qwen import train
 from tests.train.conftest import command_line
 
