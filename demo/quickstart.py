@@ -31,7 +31,7 @@ from demo.standin import build_standin, build_standin_encoder
 from qwenvl import load_checkpoint
 from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
-from qwenvl.data.images import load_image
+from qwenvl.data.media.images import load_image
 from qwenvl.data.messages import to_messages
 from qwenvl.train.param_groups import format_table
 

@@ -11,6 +11,8 @@ from transformers import AutoProcessor, ProcessorMixin
 from demo.media import draw_shapes, moving_ball, write_video
 from demo.standin import build_standin
 
+pytest_plugins = ["tests.trained_run"]
+
 SIGNALS = (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 

@@ -21,7 +21,7 @@ from qwenvl.data.dialects.media import decode_data_url
 from qwenvl.data.dialects.neutral import PLACEHOLDERS, Conversation, EmbeddedFile, FrameList, Medium, shown
 from qwenvl.data.dialects.objects import fill_objects
 from qwenvl.data.json_rows import Row
-from qwenvl.data.media_store import MediaStore, frames_in_folder
+from qwenvl.data.media.store import MediaStore, frames_in_folder
 from qwenvl.data.records import Record, Turn
 from qwenvl.data.rows import stream_rows
 from qwenvl.data.table_rows import is_table
@@ -335,7 +335,7 @@ def _frames(folder: str) -> list[str]:
 
 def _image_size(images: Sequence[str], number: int) -> Size:
     # Here, not above: few records need it.
-    from qwenvl.data.images import image_size
+    from qwenvl.data.media.images import image_size
 
     if number >= len(images):
         raise InvalidRecordError(f"`objects` names the image {number} (from 0), but there are {len(images)}")

@@ -36,7 +36,7 @@ from qwenvl.data.dataset_cache import (
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, media_paths, usable_places
-from qwenvl.data.media_sizes import scan_media_sizes
+from qwenvl.data.media.sizes import scan_media_sizes
 from qwenvl.data.packing import Draw, PackSampler, PackTable, complete_packs, place_packs
 from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
 from qwenvl.data.record_table import count_media, select

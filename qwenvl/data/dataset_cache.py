@@ -25,10 +25,10 @@ import transformers
 from transformers import ProcessorMixin
 
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
-from qwenvl.data.frames import frame_paths, is_frame_list
 from qwenvl.data.lengths import TokenCounts
-from qwenvl.data.media_sizes import scan_media_sizes
-from qwenvl.data.media_store import DEFAULT_CACHE_DIR
+from qwenvl.data.media.frames import frame_paths, is_frame_list
+from qwenvl.data.media.sizes import scan_media_sizes
+from qwenvl.data.media.store import DEFAULT_CACHE_DIR
 from qwenvl.data.packing import PackTable
 from qwenvl.data.record_table import RecordTable, write_table
 from qwenvl.data.sample_digest import digest_samples

@@ -12,11 +12,11 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.annotations import Record
 from qwenvl.data.collators import MEDIA_KEYS, Sample
-from qwenvl.data.frames import load_clip
-from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels
+from qwenvl.data.media.frames import load_clip
+from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.messages import to_messages, tools_of
-from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
+from qwenvl.data.positions import MediaTokens, mrope_position_ids
 from qwenvl.data.rendered_words import SpecialTokens, missing_words
 from qwenvl.errors import UserError
 

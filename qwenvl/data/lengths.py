@@ -11,10 +11,10 @@ import torch
 from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
 from qwenvl.data.encoding import RecordEncoder, supervised_answers
-from qwenvl.data.images import MAX_IMAGE_PIXELS
 from qwenvl.data.labels import supervised_mask
-from qwenvl.data.media_sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes, size_of
-from qwenvl.data.videos import VideoInfo, frames_metadata, sample_frame_indices
+from qwenvl.data.media.images import MAX_IMAGE_PIXELS
+from qwenvl.data.media.sizes import ImageSize, MediaSizes, Unreadable, scan_media_sizes, size_of
+from qwenvl.data.media.videos import VideoInfo, frames_metadata, sample_frame_indices
 from qwenvl.errors import UserError
 
 # Records whose tokens are held at a time.

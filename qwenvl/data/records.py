@@ -23,9 +23,9 @@ class Turn:
 class Record:
     """One training sample: `images` and `videos` are absolute paths in the order of their placeholders.
 
-    A video may be a list of frames, which is a file as well (see `qwenvl.data.frames`). `tools` is the JSON list of
-    functions that the model may call. `row` counts rows (or JSONL lines, or the items of a pack) from 0; `place` says
-    it as a reader of the file counts.
+    A video may be a list of frames, which is a file as well (see `qwenvl.data.media.frames`). `tools` is the JSON list
+    of functions that the model may call. `row` counts rows (or JSONL lines, or the items of a pack) from 0;
+    `place` says it as a reader of the file counts.
     """
 
     source: str

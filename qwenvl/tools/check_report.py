@@ -13,8 +13,8 @@ import numpy as np
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.frames import frame_paths, is_frame_list
 from qwenvl.data.lengths import TokenCounts
+from qwenvl.data.media.frames import frame_paths, is_frame_list
 from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.model.build import build_model

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from qwenvl.data.grayscale import GreyRange
-from qwenvl.data.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL, read_image
+from qwenvl.data.media.gray import GreyRange
+from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL, read_image
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import partial_path
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from qwenvl.data.annotations import BadSample, Record
-from qwenvl.data.frames import frame_paths, is_frame_list
+from qwenvl.data.media.frames import frame_paths, is_frame_list
 
 # Reading waits for the disk.
 _THREADS = 16

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from qwenvl.data.media_files import file_flaw
+from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
 
 _GROUP = re.compile(r"p\d\d")

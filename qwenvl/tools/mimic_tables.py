@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from qwenvl.data.media_files import file_flaw
+from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
 from qwenvl.tools.split_files import SPLITS
 

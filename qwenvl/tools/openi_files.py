@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from qwenvl.data.media_files import file_flaw
+from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import partial_path, progress
 

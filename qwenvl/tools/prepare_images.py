@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwenvl.data.dicom import HEAD_BYTES, is_dicom
-from qwenvl.data.grayscale import RANGES, GreyRange
-from qwenvl.data.images import MAX_IMAGE_MEGAPIXELS
+from qwenvl.data.media.dicom import HEAD_BYTES, is_dicom
+from qwenvl.data.media.gray import RANGES, GreyRange
+from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.tools.cli import (
     ToolParser,

@@ -10,10 +10,10 @@ from transformers import BaseVideoProcessor
 
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
-from qwenvl.data.frames import load_clip
-from qwenvl.data.images import MAX_IMAGE_PIXELS, load_image
-from qwenvl.data.media_sizes import MediaSizes, Unreadable, size_of
-from qwenvl.data.media_store import is_kept
+from qwenvl.data.media.frames import load_clip
+from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
+from qwenvl.data.media.sizes import MediaSizes, Unreadable, size_of
+from qwenvl.data.media.store import is_kept
 from qwenvl.errors import UserError
 from qwenvl.tools.cli import in_parallel, progress
 from qwenvl.tools.duplicates import files_of, media_of

@@ -14,7 +14,7 @@ import transformers
 from transformers import HfArgumentParser
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from qwenvl.data.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL
+from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL
 from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS, resolve_attention

@@ -14,16 +14,16 @@ from transformers import PreTrainedConfig
 
 from qwenvl.data.annotations import BadSample
 from qwenvl.data.data_processor import DataModule
-from qwenvl.data.images import load_image
-from qwenvl.data.media_sizes import ImageSize, scan_media_sizes
+from qwenvl.data.media.images import load_image
+from qwenvl.data.media.sizes import ImageSize, scan_media_sizes
 from qwenvl.data.workers import explain_dead_workers
 from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.utils.distributed import barrier
 from qwenvl.vision import CUSTOM_MODEL_TYPES
-from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes
-from qwenvl.vision.feature_filling import Work, fill_cache, hash_files
+from qwenvl.vision.cache.filling import Work, fill_cache, hash_files
+from qwenvl.vision.cache.store import FeatureCache, estimate_bytes
 
 logger = logging.getLogger(__name__)
 

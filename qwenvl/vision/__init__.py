@@ -7,7 +7,6 @@ try:
 except ModuleNotFoundError as error:
     exit_program_without(error)
 from qwenvl.vision.encoder import EncoderCard, EncoderOptions, VisionEncoder
-from qwenvl.vision.geometry import Preprocessing
 from qwenvl.vision.merger import MERGERS, SimpleVisionMerger
 from qwenvl.vision.modeling import (
     CUSTOM_MODEL_TYPES,
@@ -16,6 +15,7 @@ from qwenvl.vision.modeling import (
     plan_vision_config,
     swap_vision_tower,
 )
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.processing import swap_processor
 from qwenvl.vision.registry import build_encoder, list_encoders, register_encoder
 from qwenvl.vision.tower import INPUT_MODES, CustomVisionConfig, CustomVisionTower

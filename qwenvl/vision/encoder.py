@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qwenvl.errors import UserError
-from qwenvl.vision.geometry import Preprocessing, TokenRule
+from qwenvl.vision.preprocessing import Preprocessing, TokenRule
 
 LAST_LAYER = -1
 CONTRACT = (

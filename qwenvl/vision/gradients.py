@@ -7,8 +7,8 @@ from torch.func import functional_call
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import VisionEncoder, error_text, noise_image, pixel_dtype
-from qwenvl.vision.geometry import Geometry
 from qwenvl.vision.precision import owned_tensors
+from qwenvl.vision.preprocessing import Geometry
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from transformers.video_utils import (
 )
 
 from qwenvl.errors import UserError
-from qwenvl.vision.geometry import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, Geometry
 from qwenvl.vision.patches import PatchGrid, PatchLayout, patchify, with_header
+from qwenvl.vision.preprocessing import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, Geometry
 from qwenvl.vision.tower import QWEN, CustomVisionConfig
 
 IMAGE_CALL = {"return_tensors", "do_convert_rgb", "input_data_format", "data_format", "device", "disable_grouping"}

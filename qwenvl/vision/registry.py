@@ -14,7 +14,7 @@ import torch
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import CONTRACT, LAST_LAYER, EncoderOptions, VisionEncoder, check_contract
-from qwenvl.vision.geometry import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
+from qwenvl.vision.preprocessing import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.trust import FILE_FORM, encoder_file, refuse_untrusted_file, trust_encoder_file
 
 ENCODER_RESIZE = "encoder"

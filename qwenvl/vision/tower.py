@@ -16,7 +16,6 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import EncoderOptions, VisionEncoder, pixel_dtype
-from qwenvl.vision.geometry import WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.gradients import unreachable_parameters
 from qwenvl.vision.merger import build_merger
 from qwenvl.vision.patches import PatchGrid, PatchLayout, split_rows, unpatchify
@@ -29,6 +28,7 @@ from qwenvl.vision.precision import (
     hold,
     works_under_autocast,
 )
+from qwenvl.vision.preprocessing import WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.registry import EncoderSpec, build_encoder, encoder_geometry
 
 logger = logging.getLogger(__name__)

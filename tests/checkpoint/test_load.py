@@ -10,9 +10,9 @@ from qwenvl import load_checkpoint
 from qwenvl.checkpoint.manifest import MANIFEST_NAME
 from qwenvl.errors import UserError
 from qwenvl.train.train_qwen import train
-from tests.checkpoint.conftest import WAYS_TO_BREAK, Break, break_file, flipped, zeroed
 from tests.checkpoint.test_manifest import NEEDED_TO_LOAD
 from tests.train.conftest import command_line
+from tests.trained_run import WAYS_TO_BREAK, Break, break_file, flipped, zeroed
 
 QUESTIONS = ("What is shown?", "Say yes.", "Describe every part of this image, one after the other.", "Why?")
 

@@ -6,7 +6,7 @@ import pytest
 
 from qwenvl.checkpoint import manifest
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault, replace_file, write_manifest
-from tests.checkpoint.conftest import WAYS_TO_BREAK, Break, break_file, deleted, flipped
+from tests.trained_run import WAYS_TO_BREAK, Break, break_file, deleted, flipped
 
 NEEDED_TO_LOAD = {
     *("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "config.json"),

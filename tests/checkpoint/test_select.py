@@ -8,8 +8,8 @@ from qwenvl.checkpoint.manifest import MANIFEST_NAME
 from qwenvl.checkpoint.select import check_whole, newest_whole_checkpoint
 from qwenvl.errors import UserError
 from qwenvl.train.train_qwen import train
-from tests.checkpoint.conftest import WAYS_TO_BREAK, Break, break_file, flipped
 from tests.train.conftest import command_line, losses
+from tests.trained_run import WAYS_TO_BREAK, Break, break_file, flipped
 
 
 @pytest.mark.parametrize("way", WAYS_TO_BREAK)

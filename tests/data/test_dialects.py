@@ -360,7 +360,7 @@ def test_boxes_in_pixels_need_an_image_that_can_be_read(folder: Path):
 
 
 def test_the_size_of_an_image_over_the_pixel_limit_is_read_for_its_boxes(folder: Path, monkeypatch):
-    monkeypatch.setattr("qwenvl.data.images.MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr("qwenvl.data.media.images.MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert boxes(folder, "<bbox>", ["a.png"], bbox=[[20, 10, 100, 50]]) == "[100, 100, 500, 500]"
 

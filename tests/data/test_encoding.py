@@ -9,9 +9,9 @@ from transformers import ProcessorMixin
 
 from qwenvl.data.annotations import Record
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.images import load_image
 from qwenvl.data.labels import IGNORE_INDEX
-from qwenvl.data.videos import load_video
+from qwenvl.data.media.images import load_image
+from qwenvl.data.media.videos import load_video
 from qwenvl.errors import UserError
 
 

@@ -13,7 +13,7 @@ from qwenvl.data.annotations import Record, Turn
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes
-from tests.data.test_videos import write_uneven
+from tests.data.media.test_videos import write_uneven
 
 
 def count(processor: ProcessorMixin, records: list[Record], cache_dir: Path) -> TokenCounts:

@@ -5,7 +5,7 @@ import pytest
 
 from demo.standin import build_standin
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault
-from tests.checkpoint.conftest import WAYS_TO_BREAK, Break, break_file, deleted, flipped, half, zeroed
+from tests.trained_run import WAYS_TO_BREAK, Break, break_file, deleted, flipped, half, zeroed
 
 # What a file without a manifest does not show: a shorter template is a template, and a letter may be any.
 UNSEEN = {(half, "chat_template.jinja"), (deleted, "run_arguments.json")}

@@ -25,7 +25,7 @@ from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImagePro
 from qwenvl.errors import UserError
 from qwenvl.vision import EncoderOptions, list_encoders
 from qwenvl.vision.encoders.published import published_preprocessing
-from qwenvl.vision.geometry import Geometry, Preprocessing, TokenRule
+from qwenvl.vision.preprocessing import Geometry, Preprocessing, TokenRule
 from qwenvl.vision.registry import build_encoder, resolve_encoder
 from tests.vision.small_encoders import SMALL_ENCODERS, name_of, picture
 

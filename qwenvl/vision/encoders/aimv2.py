@@ -5,7 +5,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qwenvl.vision.encoder import EncoderCard, EncoderOptions
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder, load_whole, square
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 

@@ -4,7 +4,7 @@ from transformers import PreTrainedConfig, RadioModel
 
 from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 DEFAULT_SIZE = 512

@@ -8,7 +8,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder, square
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 

@@ -5,7 +5,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder, square
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 PUBLISHED_SIZE, PUBLISHED_EDGE = 224, 256

@@ -6,7 +6,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import LAST_LAYER, EncoderCard, EncoderOptions
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder, square
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 CONVNEXT = "dinov3_convnext"

@@ -14,8 +14,8 @@ from transformers import CONFIG_MAPPING, IMAGE_PROCESSOR_MAPPING, AutoImageProce
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 from qwenvl.errors import UserError
-from qwenvl.vision.geometry import NAFLEX, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.hub import first_line, missing_weights
+from qwenvl.vision.preprocessing import NAFLEX, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 
 # What the library makes of PIL's numbers for filters. Lanczos has no tensor form: it takes bicubic for it, too.
 FILTERS = {0: "nearest-exact", 1: "bicubic", 2: "bilinear", 3: "bicubic"}

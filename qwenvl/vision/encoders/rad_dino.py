@@ -3,7 +3,7 @@
 from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.dinov2 import Dinov2Encoder
 from qwenvl.vision.encoders.transformers_models import square
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 # Of chest X-rays, on each of three equal channels.

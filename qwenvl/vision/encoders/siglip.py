@@ -7,7 +7,7 @@ from transformers import SiglipVisionModel
 
 from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder, square
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, Siglip2VisionModel, SiglipVisionModel
 
 from qwenvl.vision.encoder import EncoderCard, EncoderOptions
 from qwenvl.vision.encoders.siglip import SiglipEncoder
-from qwenvl.vision.geometry import Preprocessing
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 NAFLEX = "siglip2_vision_model"

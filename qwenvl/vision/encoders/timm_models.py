@@ -11,8 +11,8 @@ from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
-from qwenvl.vision.geometry import UNKNOWN, Preprocessing
 from qwenvl.vision.hub import UNREADABLE, find_file, missing_package, missing_weights, read_settings
+from qwenvl.vision.preprocessing import UNKNOWN, Preprocessing
 from qwenvl.vision.registry import register_encoder
 
 EXTRA = "timm"

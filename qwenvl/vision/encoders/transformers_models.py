@@ -11,8 +11,8 @@ from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrained
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
 from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
-from qwenvl.vision.geometry import Preprocessing
 from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights, read_settings
+from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder, registered_classes
 
 NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Qwen3VLVideoProcessor
 
 from demo.media import write_video
-from qwenvl.data.videos import VideoError, VideoInfo, load_video, sample_frame_indices, video_info
+from qwenvl.data.media.videos import VideoError, VideoInfo, load_video, sample_frame_indices, video_info
 from qwenvl.errors import UserError
 
 READERS = pytest.mark.parametrize("read", [video_info, lambda path: load_video(path, Qwen3VLVideoProcessor())])

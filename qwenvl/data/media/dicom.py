@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qwenvl.data.grayscale import MEDICAL_EXTRA, GreyRange, dicom_to_uint8
-from qwenvl.data.media_files import most_bytes
+from qwenvl.data.media.files import most_bytes
+from qwenvl.data.media.gray import MEDICAL_EXTRA, GreyRange, dicom_to_uint8
 from qwenvl.errors import UserError
 
 _PREAMBLE = 128

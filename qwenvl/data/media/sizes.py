@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenvl.data.frames import frames_info, frames_stamp, is_frame_list
-from qwenvl.data.images import MAX_IMAGE_PIXELS, image_size
-from qwenvl.data.media_store import DEFAULT_CACHE_DIR
-from qwenvl.data.videos import VideoInfo, video_info
+from qwenvl.data.media.frames import frames_info, frames_stamp, is_frame_list
+from qwenvl.data.media.images import MAX_IMAGE_PIXELS, image_size
+from qwenvl.data.media.store import DEFAULT_CACHE_DIR
+from qwenvl.data.media.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
 from qwenvl.utils.files import remove_abandoned, written_whole
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenvl.data.images import ImageError, image_size, load_image
+from qwenvl.data.media.images import ImageError, image_size, load_image
 from qwenvl.errors import UserError
 
 READERS = pytest.mark.parametrize("read", [load_image, image_size])

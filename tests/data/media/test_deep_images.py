@@ -7,8 +7,8 @@ import pytest
 import torchvision
 from PIL import Image
 
-from qwenvl.data.grayscale import GreyRange
-from qwenvl.data.images import ImageError, image_size, load_image, read_image
+from qwenvl.data.media.gray import GreyRange
+from qwenvl.data.media.images import ImageError, image_size, load_image, read_image
 from qwenvl.tools.convert_image import ImageOptions, ImageTask, convert_image
 from tests.data.deep_files import png16, tiff
 

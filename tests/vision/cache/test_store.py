@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from qwenvl.data.images import load_image
+from qwenvl.data.media.images import load_image
 from qwenvl.errors import UserError
 from qwenvl.utils.files import written_whole
-from qwenvl.vision import EncoderOptions, TowerOptions, feature_cache, feature_filling
-from qwenvl.vision.feature_cache import FeatureCache, estimate_bytes
-from qwenvl.vision.feature_filling import Work, fill_cache, hash_files
+from qwenvl.vision import EncoderOptions, TowerOptions
+from qwenvl.vision.cache import filling, store
+from qwenvl.vision.cache.filling import Work, fill_cache, hash_files
+from qwenvl.vision.cache.store import FeatureCache, estimate_bytes
 from tests.vision.small_encoders import ask, picture, swap, with_encoder
 
 SIZES = [(40, 64), (90, 30), (40, 64)]
@@ -237,9 +238,9 @@ def test_autocast_and_versions_are_in_the_fingerprint(standin, tmp_path, monkeyp
     model, processor = swap(standin, with_encoder("rad_dino", merger="norm_linear"))
     made = model.model.visual, processor.image_processor
     folders = {FeatureCache(tmp_path, *made, autocast).folder for autocast in (None, torch.bfloat16, torch.float16)}
-    monkeypatch.setattr(feature_cache, "FORMAT", feature_cache.FORMAT + 1)
+    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
     folders.add(FeatureCache(tmp_path, *made).folder)
-    monkeypatch.setattr(feature_cache.importlib.metadata, "version", lambda name: "0")
+    monkeypatch.setattr(store.importlib.metadata, "version", lambda name: "0")
     folders.add(FeatureCache(tmp_path, *made).folder)
     assert len(folders) == 5
 
@@ -307,7 +308,7 @@ def test_two_runs_with_different_sight_of_the_folder_leave_nothing_out(standin, 
 
 def test_a_killed_filling_goes_on_after_its_finished_shards(standin, pictures, tmp_path, monkeypatch):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    monkeypatch.setattr(feature_filling, "SHARD_BYTES", 1)
+    monkeypatch.setattr(filling, "SHARD_BYTES", 1)
     cache = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
     Path(pictures[2]).write_bytes(b"broken")
     hash_files(cache, pictures, Work())
@@ -336,7 +337,7 @@ def test_an_unreadable_picture_is_reported_and_left_out(standin, pictures, tmp_p
 
 def test_progress_tells_rate_and_time_left(standin, pictures, tmp_path, monkeypatch, caplog):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    monkeypatch.setattr(feature_filling, "SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.setattr(filling, "SECONDS_BETWEEN_REPORTS", 0)
     with caplog.at_level("INFO", logger="qwenvl"):
         filled(model, processor, pictures, tmp_path / "cache")
     lines = [record.getMessage() for record in caplog.records if "pictures encoded" in record.getMessage()]

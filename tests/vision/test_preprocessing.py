@@ -8,7 +8,7 @@ from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImagePro
 
 from qwenvl.errors import UserError
 from qwenvl.vision.encoders.published import from_image_processor
-from qwenvl.vision.geometry import Geometry, Preprocessing, TokenRule
+from qwenvl.vision.preprocessing import Geometry, Preprocessing, TokenRule
 from tests.vision.small_encoders import picture
 
 RAD_DINO = {

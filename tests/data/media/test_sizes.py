@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl.data import media_sizes
-from qwenvl.data.media_sizes import CACHE_FILE, ImageSize, Unreadable, scan_media_sizes, size_of
-from qwenvl.data.videos import VideoInfo
+from qwenvl.data.media import sizes
+from qwenvl.data.media.sizes import CACHE_FILE, ImageSize, Unreadable, scan_media_sizes, size_of
+from qwenvl.data.media.videos import VideoInfo
 
 
 @pytest.fixture
@@ -18,13 +18,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by the path of every header that is read."""
     paths: list[str] = []
     for name in ("image_size", "video_info"):
-        original = getattr(media_sizes, name)
+        original = getattr(sizes, name)
 
         def noted(path: str, *limit: int, original=original) -> tuple:
             paths.append(path)
             return original(path, *limit)
 
-        monkeypatch.setattr(media_sizes, name, noted)
+        monkeypatch.setattr(sizes, name, noted)
     return paths
 
 
@@ -129,14 +129,14 @@ def test_a_video_in_a_damaged_cache_is_read_again(media: Path, tmp_path: Path, r
 
 def test_what_another_run_has_added_meanwhile_is_kept(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     one, other = str(media / "wide.png"), str(media / "tall.png")
-    original = media_sizes.image_size
+    original = sizes.image_size
 
     def meanwhile(path: str, *limit: int) -> tuple:
         if path == one:
             scan_media_sizes([other], [], str(tmp_path))
         return original(path, *limit)
 
-    monkeypatch.setattr(media_sizes, "image_size", meanwhile)
+    monkeypatch.setattr(sizes, "image_size", meanwhile)
     scan_media_sizes([one], [], str(tmp_path))
     assert set(json.loads((tmp_path / CACHE_FILE).read_text())) == {one, other}
 

@@ -9,9 +9,9 @@ import torch
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from qwenvl.data.images import image_size, load_image
-from qwenvl.data.media_store import FRAME_LIST_SUFFIX
-from qwenvl.data.videos import VideoError, VideoInfo, frames_metadata, load_video, sample_frame_indices
+from qwenvl.data.media.images import image_size, load_image
+from qwenvl.data.media.store import FRAME_LIST_SUFFIX
+from qwenvl.data.media.videos import VideoError, VideoInfo, frames_metadata, load_video, sample_frame_indices
 from qwenvl.errors import UserError
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin, Qwen3VLMod
 
 from qwenvl.data.annotations import Record
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.position_ids import MediaTokens, mrope_position_ids
+from qwenvl.data.positions import MediaTokens, mrope_position_ids
 
 IMAGE, VIDEO = 50, 51
 TOKENS = MediaTokens(IMAGE, VIDEO, merge_size=2)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from qwenvl.data.deep_images import DeepPixels, full_value
+from qwenvl.data.media.deep_images import DeepPixels, full_value
 
 TIFF_MARKS = (b"II*\0", b"MM\0*")
 _WIDTH, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANES, _PREDICTOR = 256, 258, 262, 274, 277, 284, 317

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from qwenvl.data.grayscale import GreyRange, levels_to_uint8, limits_of
+from qwenvl.data.media.gray import GreyRange, levels_to_uint8, limits_of
 
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1

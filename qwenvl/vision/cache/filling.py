@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qwenvl.errors import UserError
-from qwenvl.vision.feature_cache import FeatureCache
+from qwenvl.vision.cache.store import FeatureCache
 from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.data.media_store import MediaStore
+from qwenvl.data.media.store import MediaStore
 from qwenvl.errors import UserError
 
 

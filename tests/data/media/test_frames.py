@@ -9,9 +9,9 @@ from transformers import ProcessorMixin
 
 from qwenvl.data.annotations import BadSampleLedger, Record, Turn, read_annotations
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.frames import frames_info, frames_stamp, load_clip
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
-from qwenvl.data.media_store import MediaStore, frames_in_folder
+from qwenvl.data.media.frames import frames_info, frames_stamp, load_clip
+from qwenvl.data.media.store import MediaStore, frames_in_folder
 from qwenvl.errors import UserError
 
 

@@ -6,8 +6,8 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from qwenvl.data.deep_images import deep_pixels
-from qwenvl.data.dicom import (
+from qwenvl.data.media.deep_images import deep_pixels
+from qwenvl.data.media.dicom import (
     HEAD_BYTES,
     PIXEL_LIMIT_REMEDY,
     check_pixel_count,
@@ -15,9 +15,9 @@ from qwenvl.data.dicom import (
     dicom_size,
     is_dicom,
 )
-from qwenvl.data.grayscale import GreyRange
-from qwenvl.data.media_files import file_flaw, most_bytes
-from qwenvl.data.tiff_layouts import TIFF_MARKS, GrayLayout, relabel_gray
+from qwenvl.data.media.files import file_flaw, most_bytes
+from qwenvl.data.media.gray import GreyRange
+from qwenvl.data.media.tiff_layouts import TIFF_MARKS, GrayLayout, relabel_gray
 from qwenvl.errors import UserError
 
 MEGAPIXEL = 2**20

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl.data import grayscale
-from qwenvl.data.grayscale import RANGES, GreyRange, dicom_to_uint8, grey_to_uint8, levels_to_uint8
-from qwenvl.data.images import read_image
+from qwenvl.data.media import gray
+from qwenvl.data.media.gray import RANGES, GreyRange, dicom_to_uint8, grey_to_uint8, levels_to_uint8
+from qwenvl.data.media.images import read_image
 from qwenvl.errors import UserError
 
 pydicom = pytest.importorskip("pydicom")
@@ -99,7 +99,7 @@ def test_windows_agree_with_pydicom(function: str):
 def test_the_rescale_is_applied_before_the_window():
     tags = {"RescaleSlope": 2, "RescaleIntercept": -1000}
     shown = _shown(RAMP, WindowCenter=2000, WindowWidth=1000, **tags)
-    expected = grayscale.window_to_uint8(RAMP * 2.0 - 1000, 2000, 1000)
+    expected = gray.window_to_uint8(RAMP * 2.0 - 1000, 2000, 1000)
     assert np.array_equal(shown, expected)
 
 

@@ -12,8 +12,8 @@ import torch
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from qwenvl.data.images import MAX_IMAGE_PIXELS
-from qwenvl.data.media_files import file_flaw
+from qwenvl.data.media.files import file_flaw
+from qwenvl.data.media.images import MAX_IMAGE_PIXELS
 from qwenvl.errors import UserError
 
 # How far from the place of a constant rate a frame may be shown: times are told to the model in tenths of a second.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from qwenvl.data.images import ImageError, image_size, load_image
+from qwenvl.data.media.images import ImageError, image_size, load_image
 
 READERS = pytest.mark.parametrize("read", [load_image, image_size])
 RAMP = np.linspace(0, 1, 12).reshape(3, 4)  # (H, W), smallest value first and largest last

@@ -17,8 +17,8 @@ from PIL import Image
 from transformers import Qwen3VLVideoProcessor
 
 from demo.media import moving_ball, write_video
-from qwenvl.data.images import ImageError, image_size, load_image
-from qwenvl.data.videos import load_video, video_info
+from qwenvl.data.media.images import ImageError, image_size, load_image
+from qwenvl.data.media.videos import load_video, video_info
 from qwenvl.errors import UserError
 from qwenvl.tools.convert_image import ImageOptions, ImageTask, convert_image
 from qwenvl.tools.duplicates import picture_ids
