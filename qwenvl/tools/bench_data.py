@@ -23,8 +23,8 @@ from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
 from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.model.build import load_processor
-from qwenvl.tools.cli import ToolParser, cpu_name, default_workers, positive_int, print_summary
 from qwenvl.tools.made_up_films import write_films, write_records
+from qwenvl.utils.cli import ToolParser, cpu_name, default_workers, positive_int, print_summary
 
 _PLANNING_FILM_SIDE = 512
 

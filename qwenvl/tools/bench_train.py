@@ -15,11 +15,11 @@ from accelerate.utils import send_to_device
 from qwenvl.checkpoint.load import load_checkpoint
 from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
-from qwenvl.tools.cli import ToolParser, cpu_name, positive_int, refuse_inputs
 from qwenvl.tools.made_up_films import write_films, write_records
 from qwenvl.train import train_qwen
 from qwenvl.train.param_groups import format_table
 from qwenvl.train.trainer import QwenVLTrainer
+from qwenvl.utils.cli import ToolParser, cpu_name, positive_int, refuse_inputs
 
 
 def train_in_processes(flags: list[str], processes: int) -> None:

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
 from qwenvl.errors import UserError
-from qwenvl.tools.cli import default_workers
 from qwenvl.train.argument import DataArguments, FlagParser, ModelArguments, TrainingArguments
 from qwenvl.train.memory import Sharding
+from qwenvl.utils.cli import default_workers
 
 # A check reads data and counts: it must also run where the GPUs, kernels and trackers of the run are not.
 _WITHOUT_DEVICE = {"use_cpu": True, "deepspeed": None, "fsdp": None, "tf32": None, "report_to": "none"}

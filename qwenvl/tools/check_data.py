@@ -31,12 +31,12 @@ from qwenvl.tools.check_report import (
     memory_table,
     summarize_batches,
 )
-from qwenvl.tools.cli import WholeFiles, print_summary, refuse_inputs
 from qwenvl.tools.duplicates import files_of, find_duplicates, media_of, picture_ids
 from qwenvl.tools.raw_rows import iter_rows, write_sound_rows
 from qwenvl.tools.record_checks import find_outside, find_swapped_turns, find_undecodable, find_wrong_boxes
 from qwenvl.tools.split_checks import find_leaks, find_shared_subjects
 from qwenvl.train.param_groups import format_table
+from qwenvl.utils.cli import WholeFiles, print_summary, refuse_inputs
 from qwenvl.utils.logs import configure_logging
 from qwenvl.vision import CustomVisionConfig, swap_processor
 

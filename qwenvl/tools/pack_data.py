@@ -18,7 +18,9 @@ from qwenvl.data.rows import read_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
-from qwenvl.tools.cli import (
+from qwenvl.tools.raw_rows import moved_row
+from qwenvl.train.argument import DataArguments
+from qwenvl.utils.cli import (
     JsonListWriter,
     ToolParser,
     WholeFiles,
@@ -27,8 +29,6 @@ from qwenvl.tools.cli import (
     print_summary,
     refuse_inputs,
 )
-from qwenvl.tools.raw_rows import moved_row
-from qwenvl.train.argument import DataArguments
 from qwenvl.utils.logs import configure_logging
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.media.sizes import MediaSizes, Unreadable, size_of
 from qwenvl.data.media.store import is_kept
 from qwenvl.errors import UserError
-from qwenvl.tools.cli import in_parallel, progress
 from qwenvl.tools.duplicates import files_of, media_of
 from qwenvl.tools.raw_rows import iter_items, iter_rows
+from qwenvl.utils.cli import in_parallel, progress
 
 _BOX_KEY = '"bbox_2d"'
 # Qwen's answers list boxes; data sets also write a single one without the list.

@@ -21,13 +21,13 @@ from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.data.rows import read_rows
 from qwenvl.errors import UserError
+from qwenvl.medical.mimic import prepare
+from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
 from qwenvl.model.build import load_processor
-from qwenvl.tools import prepare_mimic_cxr
 from qwenvl.tools.check_arguments import parse_check_arguments
 from qwenvl.tools.check_data import DataCheck, main
 from qwenvl.tools.duplicates import picture_ids
 from qwenvl.tools.raw_rows import iter_rows
-from qwenvl.tools.synthetic_mimic import SyntheticOptions, build_synthetic_mimic
 from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import Sharding
 from qwenvl.train.train_qwen import train
@@ -518,7 +518,7 @@ def test_help_tells_the_own_options_first_and_those_of_training_by_name(capsys: 
 def test_the_made_up_archive_has_no_duplicates_of_its_own(check, tmp_path: Path):
     root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=60, film_size=32))
     command = ["--jpg_root", root, "--reports", root, "--out", tmp_path / "json", "--workers", 1]
-    assert prepare_mimic_cxr.main([str(word) for word in command]) == 0
+    assert prepare.main([str(word) for word in command]) == 0
     train_file, valid_file = (tmp_path / "json" / f"mimic_{name}.json" for name in ("train", "valid"))
     outcome = check(train_file, "--eval_dataset_use", valid_file)
     assert (outcome.code, outcome.problems) == (0, [])

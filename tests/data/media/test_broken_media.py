@@ -20,7 +20,7 @@ from demo.media import moving_ball, write_video
 from qwenvl.data.media.images import ImageError, image_size, load_image
 from qwenvl.data.media.videos import load_video, video_info
 from qwenvl.errors import UserError
-from qwenvl.tools.convert_image import ImageOptions, ImageTask, convert_image
+from qwenvl.medical.convert_image import ImageOptions, ImageTask, convert_image
 from qwenvl.tools.duplicates import picture_ids
 from tests.data.deep_files import png16, tiff
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from qwenvl.data.media.gray import GreyRange
 from qwenvl.data.media.images import ImageError, image_size, load_image, read_image
-from qwenvl.tools.convert_image import ImageOptions, ImageTask, convert_image
+from qwenvl.medical.convert_image import ImageOptions, ImageTask, convert_image
 from tests.data.deep_files import png16, tiff
 
 RANDOM = np.random.default_rng(0)

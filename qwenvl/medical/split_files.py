@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from qwenvl.errors import UserError
-from qwenvl.tools.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, write_json
+from qwenvl.utils.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, write_json
 
 SPLITS = ("train", "validate", "test")
 VIEWS = ("frontal", "image", "study")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenvl.tools.reports import OPENI_MARK, TextPolicy, clean_text, parse_sections, section_name
+from qwenvl.medical.reports import OPENI_MARK, TextPolicy, clean_text, parse_sections, section_name
 
 # As published: a title far to the right, one space before each line, blank lines that hold one space.
 PLAIN = "\n".join(

@@ -17,11 +17,11 @@ import pytest
 
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.errors import UserError
-from qwenvl.tools.prepare_mimic_cxr import main
-from qwenvl.tools.synthetic_mimic import SyntheticOptions, build_synthetic_mimic
-from tests.tools.mimic_tree import REPORT, Tree
+from qwenvl.medical.mimic.prepare import main
+from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
+from tests.medical.mimic.mimic_tree import REPORT, Tree
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

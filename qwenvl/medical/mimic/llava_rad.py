@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.errors import UserError
-from qwenvl.tools.json_stream import iter_json_list
-from qwenvl.tools.mimic_studies import Converted, MimicOptions
-from qwenvl.tools.mimic_tables import FRONTAL
-from qwenvl.tools.report_records import DroppedError, Prior, context_lines, sample, target_text, user_text
+from qwenvl.medical.json_stream import iter_json_list
+from qwenvl.medical.mimic.studies import Converted, MimicOptions
+from qwenvl.medical.mimic.tables import FRONTAL
+from qwenvl.medical.records import DroppedError, Prior, context_lines, sample, target_text, user_text
 
 _SPLIT_NAMES = {"train": "train", "dev": "validate", "valid": "validate", "validate": "validate", "test": "test"}
 _FILE_NAME = re.compile(r"chat_(train|dev|test)_")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.tools.cli import ToolParser, WholeFiles, in_parallel, positive_int, print_summary, refuse_inputs
+from qwenvl.utils.cli import ToolParser, WholeFiles, in_parallel, positive_int, print_summary, refuse_inputs
 
 
 def _square(number: int) -> int:

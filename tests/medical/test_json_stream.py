@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.tools import json_stream
-from qwenvl.tools.json_stream import iter_json_list
+from qwenvl.medical import json_stream
+from qwenvl.medical.json_stream import iter_json_list
 
 
 def _file(tmp_path: Path, text: str) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 from qwenvl.data.annotations import PLACEHOLDERS, RESERVED_TOKENS
 from qwenvl.errors import UserError
-from qwenvl.tools.cli import ToolParser, positive_int
-from qwenvl.tools.reports import DEID_POLICIES, WHITE_SPACE_POLICIES, TextPolicy, clean_text
+from qwenvl.medical.reports import DEID_POLICIES, WHITE_SPACE_POLICIES, TextPolicy, clean_text
+from qwenvl.utils.cli import ToolParser, positive_int
 
 TARGETS = {"findings": ("findings",), "impression": ("impression",), "both": ("findings", "impression")}
 # What stands in for a context section that the report does not have.

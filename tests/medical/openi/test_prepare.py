@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.tools.openi_files import unpack_films
-from qwenvl.tools.prepare_openi import main
+from qwenvl.medical.openi.files import unpack_films
+from qwenvl.medical.openi.prepare import main
 
 SECTIONS = {
     "COMPARISON": "XXXX.",

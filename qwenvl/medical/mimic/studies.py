@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwenvl.tools.mimic_reports import PatientReports, decode_report, read_texts
-from qwenvl.tools.mimic_tables import FRONTAL, ImageRow
-from qwenvl.tools.report_records import (
+from qwenvl.medical.mimic.reports import PatientReports, decode_report, read_texts
+from qwenvl.medical.mimic.tables import FRONTAL, ImageRow
+from qwenvl.medical.records import (
     DroppedError,
     Prior,
     ReportOptions,
@@ -18,7 +18,7 @@ from qwenvl.tools.report_records import (
     target_text,
     user_text,
 )
-from qwenvl.tools.reports import parse_sections
+from qwenvl.medical.reports import parse_sections
 
 PRIORS = ("none", "report", "image", "both")
 _VIEW_ORDER = (*FRONTAL, "LATERAL", "LL")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
-from qwenvl.tools.split_files import SPLITS
+from qwenvl.medical.split_files import SPLITS
 
 LABEL_TABLES = ("chexpert", "negbio")
 FRONTAL = ("PA", "AP")
