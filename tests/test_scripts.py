@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.tools.check_env import MIN_PYTHON
+from qwenvl.check.environment import MIN_PYTHON
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "scripts"

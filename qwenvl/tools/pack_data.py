@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qwenvl.check.raw_rows import moved_row
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
 from qwenvl.data.encoding import RecordEncoder
@@ -18,7 +19,6 @@ from qwenvl.data.rows import read_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
-from qwenvl.tools.raw_rows import moved_row
 from qwenvl.train.argument import DataArguments
 from qwenvl.utils.cli import (
     JsonListWriter,

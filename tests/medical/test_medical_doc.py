@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl.check.arguments import parse_check_arguments
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.medical import images
 from qwenvl.medical.mimic import prepare as prepare_mimic_cxr
 from qwenvl.medical.mimic import synthetic
 from qwenvl.medical.openi import prepare as prepare_openi
-from qwenvl.tools.check_arguments import parse_check_arguments
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "medical.md").read_text(encoding="utf-8")

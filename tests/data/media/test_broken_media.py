@@ -17,11 +17,11 @@ from PIL import Image
 from transformers import Qwen3VLVideoProcessor
 
 from demo.media import moving_ball, write_video
+from qwenvl.check.duplicates import picture_ids
 from qwenvl.data.media.images import ImageError, image_size, load_image
 from qwenvl.data.media.videos import load_video, video_info
 from qwenvl.errors import UserError
 from qwenvl.medical.convert_image import ImageOptions, ImageTask, convert_image
-from qwenvl.tools.duplicates import picture_ids
 from tests.data.deep_files import png16, tiff
 
 pydicom = pytest.importorskip("pydicom")

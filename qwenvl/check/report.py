@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qwenvl.check.arguments import CheckFlags
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.data.encoding import RecordEncoder
@@ -18,7 +19,6 @@ from qwenvl.data.media.frames import frame_paths, is_frame_list
 from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.model.build import build_model
-from qwenvl.tools.check_arguments import CheckFlags
 from qwenvl.train.memory import BatchShape, estimate_memory
 from qwenvl.vision import CustomVisionConfig
 

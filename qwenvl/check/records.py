@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 from transformers import BaseVideoProcessor
 
+from qwenvl.check.duplicates import files_of, media_of
+from qwenvl.check.raw_rows import iter_items, iter_rows
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
 from qwenvl.data.media.frames import load_clip
@@ -15,8 +17,6 @@ from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.media.sizes import MediaSizes, Unreadable, size_of
 from qwenvl.data.media.store import is_kept
 from qwenvl.errors import UserError
-from qwenvl.tools.duplicates import files_of, media_of
-from qwenvl.tools.raw_rows import iter_items, iter_rows
 from qwenvl.utils.cli import in_parallel, progress
 
 _BOX_KEY = '"bbox_2d"'

@@ -17,6 +17,10 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from demo.standin import build_standin
+from qwenvl.check.arguments import parse_check_arguments
+from qwenvl.check.data import DataCheck, main
+from qwenvl.check.duplicates import picture_ids
+from qwenvl.check.raw_rows import iter_rows
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.data.rows import read_rows
@@ -24,10 +28,6 @@ from qwenvl.errors import UserError
 from qwenvl.medical.mimic import prepare
 from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
 from qwenvl.model.build import load_processor
-from qwenvl.tools.check_arguments import parse_check_arguments
-from qwenvl.tools.check_data import DataCheck, main
-from qwenvl.tools.duplicates import picture_ids
-from qwenvl.tools.raw_rows import iter_rows
 from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import Sharding
 from qwenvl.train.train_qwen import train

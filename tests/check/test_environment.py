@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.tools import check_env
-from qwenvl.tools.check_env import MISSING, OK, OPTIONAL, Check
+from qwenvl.check import environment
+from qwenvl.check.environment import MISSING, OK, OPTIONAL, Check
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -26,52 +26,52 @@ REPOSITORY = Path(__file__).resolve().parents[2]
     ],
 )
 def test_driver_is_held_against_the_cuda_build(driver: str | None, cuda: str | None, status: str, advice: str):
-    check = check_env.check_driver(driver, cuda)
+    check = environment.check_driver(driver, cuda)
     assert check.status == status
     assert advice in check.advice
 
 
 def test_an_old_python_is_named():
-    assert check_env.check_python((3, 10, 14)).status == MISSING
-    assert check_env.check_python((3, 11, 0)).status == OK
+    assert environment.check_python((3, 10, 14)).status == MISSING
+    assert environment.check_python((3, 11, 0)).status == OK
 
 
 def test_an_absent_package_is_missing_and_another_version_only_told():
-    assert check_env.check_requirements("pytest==0.0.1\n").status == OK
-    assert "tested: 0.0.1" in check_env.check_requirements("pytest==0.0.1\n").found
-    absent = check_env.check_requirements("torch==2.11.0\nnot-there-at-all==1.0\n")
+    assert environment.check_requirements("pytest==0.0.1\n").status == OK
+    assert "tested: 0.0.1" in environment.check_requirements("pytest==0.0.1\n").found
+    absent = environment.check_requirements("torch==2.11.0\nnot-there-at-all==1.0\n")
     assert (absent.status, absent.found) == (MISSING, "not installed: not-there-at-all")
     assert "requirements.txt" in absent.advice
 
 
 def test_a_package_that_does_not_import_is_missing_with_its_own_last_words():
-    check = check_env.check_import("video", "no_such_module", "reads video files")
+    check = environment.check_import("video", "no_such_module", "reads video files")
     assert (check.status, check.found) == (MISSING, "ModuleNotFoundError: No module named 'no_such_module'")
 
 
 def test_small_shared_memory_comes_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert check_env.check_shared_memory(str(tmp_path / "absent")).status == OPTIONAL
-    monkeypatch.setattr(check_env, "MIN_SHARED_MEMORY_GIB", 1e9)
-    assert "--shm-size" in check_env.check_shared_memory(str(tmp_path)).advice
+    assert environment.check_shared_memory(str(tmp_path / "absent")).status == OPTIONAL
+    monkeypatch.setattr(environment, "MIN_SHARED_MEMORY_GIB", 1e9)
+    assert "--shm-size" in environment.check_shared_memory(str(tmp_path)).advice
 
 
 def test_a_driver_with_a_gpu_that_torch_cannot_use_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (check,) = check_env.check_gpus("580.10")
+    (check,) = environment.check_gpus("580.10")
     assert check.status == MISSING
     assert "CUDA_VISIBLE_DEVICES" in check.advice
-    assert check_env.check_gpus(None)[0].status == OPTIONAL
+    assert environment.check_gpus(None)[0].status == OPTIONAL
 
 
 def test_attention_row_gives_backend_and_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert check_env.check_attention() == Check("attention", OK, "sdpa: no CUDA device")
+    assert environment.check_attention() == Check("attention", OK, "sdpa: no CUDA device")
 
 
 @pytest.mark.parametrize(("status", "code"), [(OK, 0), (OPTIONAL, 0), (MISSING, 1)])
 def test_exit_code_tells_whether_something_needed_is_missing(status: str, code: int, capsys: pytest.CaptureFixture):
-    assert check_env.main([], lambda: [Check("thing", status, "what is there", "what to do")]) == code
+    assert environment.main([], lambda: [Check("thing", status, "what is there", "what to do")]) == code
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["thing", status, "what", "is", "there"]
     assert lines[1].strip() == "-> what to do"

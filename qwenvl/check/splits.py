@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qwenvl.check.duplicates import PictureIds, media_of
+from qwenvl.check.raw_rows import iter_items, iter_rows
 from qwenvl.data.annotations import BadSample, Record
-from qwenvl.tools.duplicates import PictureIds, media_of
-from qwenvl.tools.raw_rows import iter_items, iter_rows
 
 # Keys of a record that say whose images it shows.
 SUBJECT_KEYS = ("subject_id", "patient_id")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl.tools.check_report import draw_histogram, histogram_edges
+from qwenvl.check.report import draw_histogram, histogram_edges
 
 
 @pytest.mark.parametrize("lengths", [[7], [5, 5, 6], list(range(100, 400)), [1, 100_000]])
