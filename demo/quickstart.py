@@ -27,8 +27,8 @@ import transformers
 from transformers import PreTrainedModel, ProcessorMixin
 
 from demo.digits import DigitFiles, write_digits
-from demo.standin import build_standin, build_standin_encoder
 from qwenvl import load_checkpoint
+from qwenvl.bench.standin import build_standin, build_standin_encoder
 from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
 from qwenvl.data.media.images import load_image

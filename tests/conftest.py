@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor, ProcessorMixin
 
 from demo.media import draw_shapes, moving_ball, write_video
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 
 pytest_plugins = ["tests.trained_run"]
 

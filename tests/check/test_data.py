@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 from qwenvl.check.arguments import parse_check_arguments
 from qwenvl.check.data import DataCheck, main
 from qwenvl.check.duplicates import picture_ids

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoProcessor, ProcessorMixin
 
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 from qwenvl.data.annotations import Record, Turn
 
 

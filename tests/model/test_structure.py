@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault
 from tests.trained_run import WAYS_TO_BREAK, Break, break_file, deleted, flipped, half, zeroed
 

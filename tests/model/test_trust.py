@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.standin import build_standin
 from qwenvl import load_checkpoint
+from qwenvl.bench.standin import build_standin
 from qwenvl.checkpoint.manifest import MANIFEST_NAME
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_config, load_processor

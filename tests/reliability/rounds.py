@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from demo.media import draw_shapes
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 from tests.reliability.faults import SmallDisk, break_file
 from tests.reliability.starts import Ending, ForkServer, Kill, start_launcher
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.thinking_turns import split_thinking_turns

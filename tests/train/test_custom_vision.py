@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
-from demo.standin import build_standin
 from qwenvl import load_checkpoint
+from qwenvl.bench.standin import build_standin
 from qwenvl.errors import UserError
 from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import conversation, losses, write_records

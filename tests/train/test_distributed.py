@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.standin import build_standin_encoder
 from qwenvl import load_checkpoint
+from qwenvl.bench.standin import build_standin_encoder
 from qwenvl.train.train_qwen import train
 from tests.train.conftest import RECIPE, REPOSITORY, command_line, conversation, losses, write_records
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.standin import build_standin_encoder
+from qwenvl.bench.standin import build_standin_encoder
 from qwenvl.errors import UserError
 from tests.train.conftest import REPOSITORY, conversation, losses, write_records
 

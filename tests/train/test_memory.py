@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from demo.real_shape import real_shape_config
+from qwenvl.bench.real_shape import real_shape_config
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.train.memory import BatchShape, Sharding, estimate_memory
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from demo.standin import build_standin
 from qwenvl import load_checkpoint
+from qwenvl.bench.standin import build_standin
 from qwenvl.checkpoint.manifest import find_fault
 from qwenvl.errors import UserError
 from qwenvl.train import train_qwen

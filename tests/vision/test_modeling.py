@@ -11,7 +11,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 from qwenvl.errors import UserError
 from qwenvl.vision import custom_config, plan_vision_config, swap_processor, swap_vision_tower
 from qwenvl.vision.modeling import CUSTOM_MODEL_TYPES

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
-from demo.standin import build_standin
+from qwenvl.bench.standin import build_standin
 
 _TEXT = {
     "vocab_size": 151936,
@@ -83,7 +83,3 @@ def main() -> None:
     parser.add_argument("shape", choices=sorted(SHAPES), help="whose shape")
     arguments = parser.parse_args()
     print(build_real_shape(arguments.folder, arguments.shape))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from decord import VideoReader
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
-from demo.standin import PLAIN_ADDED_TOKENS, SPECIAL_TOKENS, build_standin
+from qwenvl.bench.standin import PLAIN_ADDED_TOKENS, SPECIAL_TOKENS, build_standin
 
 REAL_IMAGE_TOKEN_ID = 151655
 CONVERSATION = [

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl.bench.starts import measure_start, write_dataset
 from qwenvl.data import data_processor
-from qwenvl.tools.bench_starts import measure_start, write_dataset
 
 
 def test_a_second_start_has_the_samples_of_the_first_without_reading_them(

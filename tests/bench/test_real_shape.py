@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Dinov2Config
 
-from demo.real_shape import real_shape_config
+from qwenvl.bench.real_shape import real_shape_config
 from qwenvl.model.components import component_sizes
 from qwenvl.vision import TowerOptions, custom_config, plan_vision_config
 
