@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from qwenvl.bench.synthetic_xrays import draw_reports, write_films
 from qwenvl.checkpoint.data_digest import describe_data
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.model.build import load_processor
-from qwenvl.train.argument import DataArguments
 
 _SIDE = 512
 _DISTINCT = 64

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.errors import UserError
-from qwenvl.train.argument import CUSTOM_VISION_FLAGS
+from qwenvl.model.arguments import CUSTOM_VISION_FLAGS
 from qwenvl.vision.trust import FILE_FORM, encoder_file
 
 logger = logging.getLogger(__name__)

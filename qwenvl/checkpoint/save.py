@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
@@ -24,7 +24,6 @@ from qwenvl.checkpoint.lock import check_lock, lock_output_dir
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, flush_folder, replace_file, write_manifest
 from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
-from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.utils.distributed import barrier, is_first_process
 
 # Checkpoints are written in this folder of the output folder and moved out of it when they are whole.
@@ -159,8 +158,11 @@ def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
     return int(args.save_strategy == "best")
 
 
-def run_arguments(*groups: ModelArguments | DataArguments | TrainingArguments) -> dict[str, Any]:
-    """Return all arguments of a run as plain JSON values, without what looks like a password; folders absolute."""
+def run_arguments(*groups: Any) -> dict[str, Any]:
+    """Return all arguments of a run as plain JSON values, without what looks like a password; folders absolute.
+
+    The groups are dataclasses with a field for each flag.
+    """
     values: dict[str, Any] = {}
     for group in groups:
         for field in dataclasses.fields(group):

@@ -7,7 +7,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, find_fault
 from qwenvl.errors import UserError
-from qwenvl.train.argument import ModelArguments
+from qwenvl.model.arguments import ModelArguments
 from qwenvl.utils.distributed import broadcast_from_first, is_first_process
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from qwenvl.errors import UserError
+from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
-from qwenvl.train.argument import ModelArguments
 from qwenvl.vision import MERGERS, CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
 from qwenvl.vision.trust import refuse_untrusted_file, trust_encoder_file
 

@@ -11,6 +11,7 @@ import numpy as np
 from qwenvl.check.raw_rows import moved_row
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleLedger, Record
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import plan_packs
@@ -19,7 +20,6 @@ from qwenvl.data.rows import read_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
-from qwenvl.train.argument import DataArguments
 from qwenvl.utils.cli import (
     JsonListWriter,
     ToolParser,

@@ -8,192 +8,28 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import transformers
 from transformers import HfArgumentParser
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL
-from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
+from qwenvl.data.arguments import DataArguments
 from qwenvl.errors import UserError
-from qwenvl.model.attention import BACKENDS, resolve_attention
+from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, ModelArguments
+from qwenvl.model.attention import resolve_attention
 from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_model
 from qwenvl.train.flag_rules import split_names
 from qwenvl.utils.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 
-CUSTOM_VISION_FLAGS = (
-    "custom_vision_pretrained_path",
-    "custom_vision_input",
-    "vision_layer",
-    "vision_final_norm",
-    "vision_prefix_tokens",
-    "vision_resize",
-    "vision_input_size",
-    "vision_merger",
-    "save_encoder",
-)
-
-
-@dataclass
-class ModelArguments:
-    """Which model is trained and which of its parts."""
-
-    model_name_or_path: str = field(
-        default="Qwen/Qwen3-VL-4B-Instruct",
-        metadata={"help": "Folder or hub name of a Qwen3-VL (dense or MoE, Instruct or Thinking)."},
-    )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={
-            "help": "Let the encoder file run that the configuration of --model_name_or_path names (file.py:Class); "
-            "without it such a model is refused. The file of --custom_vision_encoder needs no leave."
-        },
-    )
-    tune_mm_llm: bool = field(
-        default=False,
-        metadata={"help": "Train the language model: by LoRA with --lora_enable True, wholly without it."},
-    )
-    tune_mm_mlp: bool = field(default=False, metadata={"help": "Train the merger and all DeepStack mergers."})
-    tune_mm_vision: bool = field(default=False, metadata={"help": "Train the vision encoder."})
-    attn_implementation: str = field(
-        default="auto",
-        metadata={
-            "help": f"Attention backend: {', '.join(BACKENDS)}. auto takes flash-attn if installed, else PyTorch's "
-            "variable-length kernel on a GPU, else sdpa."
-        },
-    )
-    custom_vision_encoder: str | None = field(
-        default=None,
-        metadata={
-            "help": "Swap the vision encoder: a registered name (python -m qwenvl.vision lists them), hf:org/model, "
-            "timm:model_name, or path/to/file.py:ClassName."
-        },
-    )
-    custom_vision_pretrained_path: str | None = field(
-        default=None, metadata={"help": "Folder, hub name or file with the encoder's weights (default: its published)."}
-    )
-    custom_vision_input: str = field(
-        default="native",
-        metadata={"help": "native: the encoder's own preprocessing; qwen: the official processor's pixel values."},
-    )
-    vision_layer: int = field(
-        default=-1, metadata={"help": "Layer whose features are taken: -1 the last, -2 that before."}
-    )
-    vision_final_norm: bool | None = field(
-        default=None, metadata={"help": "Apply the encoder's final norm (default: after the last layer alone)."}
-    )
-    vision_prefix_tokens: bool = field(default=False, metadata={"help": "Keep CLS and register tokens."})
-    vision_resize: str = field(
-        default="encoder",
-        metadata={"help": "How a picture meets the input size: encoder (as published), pad, squash, crop, native."},
-    )
-    vision_input_size: str | None = field(
-        default=None, metadata={"help": "Input size of the encoder in pixels: 518, or 518x1036 for height x width."}
-    )
-    vision_merger: str = field(default="simple", metadata={"help": "simple (one linear layer), norm_linear or mlp2."})
-    vision_merger_path: str | None = field(
-        default=None, metadata={"help": "Start from the merger (and encoder, if trained) in this output folder."}
-    )
-    cache_vision_features: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps a frozen encoder's features, computed once a picture."},
-    )
-    save_encoder: bool = field(
-        default=False, metadata={"help": "Copy a frozen encoder into every checkpoint; otherwise it is named there."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.custom_vision_encoder is not None:
-            return
-        for name in CUSTOM_VISION_FLAGS:
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise UserError(
-                    f"--{name} {getattr(self, name)} is for a custom encoder; name one by --custom_vision_encoder"
-                )
-
-
-@dataclass
-class DataArguments:
-    """Which samples are read and how they are turned into batches."""
-
-    dataset_use: str = field(
-        default="",
-        metadata={
-            "help": "Comma-separated data sets: names registered in qwenvl/data/__init__.py, or paths of .json/.jsonl "
-            "files; name%%50 takes half of one, drawn with --data_seed."
-        },
-    )
-    eval_dataset_use: str = field(
-        default="", metadata={"help": "Data sets, named likewise, for loss and token accuracy during training."}
-    )
-    data_flatten: bool = field(default=False, metadata={"help": "Concatenate the batch into one row, without padding."})
-    data_packing: bool = field(
-        default=False,
-        metadata={"help": "Fill rows up to --model_max_length with whole samples, planned from image headers."},
-    )
-    thinking_turns: Literal["each", "last"] = field(
-        default="each",
-        metadata={
-            "help": "For chats whose earlier answers hold thoughts, which a Thinking model's template leaves out: each "
-            "makes one sample for each question, last learns the answer to the last one alone."
-        },
-    )
-    max_pixels: int | None = field(default=None, metadata={"help": "Most pixels of an image after resizing (451584)."})
-    min_pixels: int | None = field(default=None, metadata={"help": "Fewest pixels of an image after resizing (12544)."})
-    video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
-    video_max_frames: int = field(default=8, metadata={"help": "Most frames sampled from a video."})
-    video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled from a video."})
-    video_max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels of a video after resizing, over all its frames (802816)."}
-    )
-    video_min_pixels: int | None = field(
-        default=None, metadata={"help": "Fewest pixels of a video after resizing, over all its frames (200704)."}
-    )
-    max_image_megapixels: int = field(
-        default=MAX_IMAGE_MEGAPIXELS,
-        metadata={"help": "Refuse an image file of more megapixels, each of 1,048,576 pixels (64 is 8192 x 8192)."},
-    )
-    bad_sample_policy: str = field(
-        default="error",
-        metadata={"help": "error: stop at the first unusable sample; skip: log it, count it and go on."},
-    )
-    max_bad_samples: int = field(
-        default=100,
-        metadata={"help": "Under --bad_sample_policy skip, stop when more samples than this are unusable."},
-    )
-    media_cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps the image sizes read from headers (default ~/.cache/qwenvl)."},
-    )
-
-    def __post_init__(self) -> None:
-        if self.bad_sample_policy not in ("error", "skip"):
-            raise UserError(f"--bad_sample_policy {self.bad_sample_policy!r} is unknown; choose error or skip")
-        if self.max_image_megapixels < 1:
-            raise UserError(f"--max_image_megapixels {self.max_image_megapixels}: give 1 or more")
-        if self.thinking_turns not in ("each", "last"):
-            raise UserError(f"--thinking_turns {self.thinking_turns!r} is unknown; choose each or last")
-        if self.max_bad_samples < 0:
-            raise UserError(f"--max_bad_samples {self.max_bad_samples}: give 0 or more")
-        if self.video_min_frames > self.video_max_frames:
-            raise UserError(
-                f"--video_min_frames {self.video_min_frames} is above --video_max_frames {self.video_max_frames}"
-            )
-        for name in OFFICIAL_PIXEL_LIMITS:
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise UserError(f"--{name} {getattr(self, name)}: give a number of pixels above 0")
-        if self.video_min_frames < 2:
-            raise UserError(
-                f"--video_min_frames {self.video_min_frames}: Qwen3-VL reads frames in pairs; give 2 or more"
-            )
-        if self.video_fps <= 0:
-            raise UserError(f"--video_fps {self.video_fps}: give a number above 0")
-
-    @property
-    def max_image_pixels(self) -> int:
-        """The most pixels that an image file may have."""
-        return self.max_image_megapixels * MEGAPIXEL
+__all__ = [
+    "CUSTOM_VISION_FLAGS",
+    "DataArguments",
+    "ModelArguments",
+    "TrainingArguments",
+    "check_arguments",
+    "parse_arguments",
+]
 
 
 @dataclass

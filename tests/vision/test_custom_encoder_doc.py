@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import qwenvl.vision  # noqa: F401  makes the classes known to the Auto classes
-from qwenvl.train.argument import ModelArguments
+from qwenvl.model.arguments import ModelArguments
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "custom_encoder.md").read_text()

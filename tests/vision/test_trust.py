@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from qwenvl.errors import UserError
+from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.custom_vision import plan_custom_vision
-from qwenvl.train.argument import ModelArguments
 from qwenvl.vision import TowerOptions, trust
 from qwenvl.vision.registry import EncoderSpec, build_encoder, build_without_memory, encoder_class, resolve_encoder
 from tests.vision.small_encoders import SMALL_ENCODERS, swap

@@ -1,0 +1,96 @@
+"""Flags of the model: which one is trained, which of its parts, and with which vision encoder."""
+
+from dataclasses import dataclass, field
+
+from qwenvl.errors import UserError
+from qwenvl.model.attention import BACKENDS
+
+CUSTOM_VISION_FLAGS = (
+    "custom_vision_pretrained_path",
+    "custom_vision_input",
+    "vision_layer",
+    "vision_final_norm",
+    "vision_prefix_tokens",
+    "vision_resize",
+    "vision_input_size",
+    "vision_merger",
+    "save_encoder",
+)
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained and which of its parts."""
+
+    model_name_or_path: str = field(
+        default="Qwen/Qwen3-VL-4B-Instruct",
+        metadata={"help": "Folder or hub name of a Qwen3-VL (dense or MoE, Instruct or Thinking)."},
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the encoder file run that the configuration of --model_name_or_path names (file.py:Class); "
+            "without it such a model is refused. The file of --custom_vision_encoder needs no leave."
+        },
+    )
+    tune_mm_llm: bool = field(
+        default=False,
+        metadata={"help": "Train the language model: by LoRA with --lora_enable True, wholly without it."},
+    )
+    tune_mm_mlp: bool = field(default=False, metadata={"help": "Train the merger and all DeepStack mergers."})
+    tune_mm_vision: bool = field(default=False, metadata={"help": "Train the vision encoder."})
+    attn_implementation: str = field(
+        default="auto",
+        metadata={
+            "help": f"Attention backend: {', '.join(BACKENDS)}. auto takes flash-attn if installed, else PyTorch's "
+            "variable-length kernel on a GPU, else sdpa."
+        },
+    )
+    custom_vision_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Swap the vision encoder: a registered name (python -m qwenvl.vision lists them), hf:org/model, "
+            "timm:model_name, or path/to/file.py:ClassName."
+        },
+    )
+    custom_vision_pretrained_path: str | None = field(
+        default=None, metadata={"help": "Folder, hub name or file with the encoder's weights (default: its published)."}
+    )
+    custom_vision_input: str = field(
+        default="native",
+        metadata={"help": "native: the encoder's own preprocessing; qwen: the official processor's pixel values."},
+    )
+    vision_layer: int = field(
+        default=-1, metadata={"help": "Layer whose features are taken: -1 the last, -2 that before."}
+    )
+    vision_final_norm: bool | None = field(
+        default=None, metadata={"help": "Apply the encoder's final norm (default: after the last layer alone)."}
+    )
+    vision_prefix_tokens: bool = field(default=False, metadata={"help": "Keep CLS and register tokens."})
+    vision_resize: str = field(
+        default="encoder",
+        metadata={"help": "How a picture meets the input size: encoder (as published), pad, squash, crop, native."},
+    )
+    vision_input_size: str | None = field(
+        default=None, metadata={"help": "Input size of the encoder in pixels: 518, or 518x1036 for height x width."}
+    )
+    vision_merger: str = field(default="simple", metadata={"help": "simple (one linear layer), norm_linear or mlp2."})
+    vision_merger_path: str | None = field(
+        default=None, metadata={"help": "Start from the merger (and encoder, if trained) in this output folder."}
+    )
+    cache_vision_features: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps a frozen encoder's features, computed once a picture."},
+    )
+    save_encoder: bool = field(
+        default=False, metadata={"help": "Copy a frozen encoder into every checkpoint; otherwise it is named there."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.custom_vision_encoder is not None:
+            return
+        for name in CUSTOM_VISION_FLAGS:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(
+                    f"--{name} {getattr(self, name)} is for a custom encoder; name one by --custom_vision_encoder"
+                )
