@@ -1,6 +1,8 @@
-"""Flags of the model: which one is trained, which of its parts, and with which vision encoder."""
+"""Flags of the model: which one is trained, which of its parts, with which adapter and which vision encoder."""
 
 from dataclasses import dataclass, field
+
+import transformers
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS
@@ -94,3 +96,37 @@ class ModelArguments:
                 raise UserError(
                     f"--{name} {getattr(self, name)} is for a custom encoder; name one by --custom_vision_encoder"
                 )
+
+
+@dataclass
+class AdapterArguments:
+    """Whether the language model is trained by LoRA, and how."""
+
+    lora_enable: bool = field(default=False, metadata={"help": "Train the language model by LoRA."})
+    lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=128, metadata={"help": "LoRA scale: updates are multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the LoRA matrices."})
+    lora_target_modules: str = field(
+        default="q_proj,k_proj,v_proj,o_proj",
+        metadata={"help": "Comma-separated linear layers of the language model that get LoRA, or all-linear."},
+    )
+
+
+@dataclass
+class BuildArguments(AdapterArguments, transformers.TrainingArguments):
+    """Transformers' training arguments with those of ours that `build_model` needs."""
+
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for models downloaded from the hub."})
+    mm_projector_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the merger (default: --learning_rate)."}
+    )
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether the model computes in bf16 or fp16."""
+        return bool(self.bf16 or self.fp16)
+
+    @property
+    def merger_learning_rate(self) -> float:
+        """The learning rate of the merger if it is trained."""
+        return self.learning_rate if self.mm_projector_lr is None else self.mm_projector_lr

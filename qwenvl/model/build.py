@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwenvl.errors import UserError
+from qwenvl.model.arguments import BuildArguments, ModelArguments
 from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.base_files import (
     refuse_broken_weights,
@@ -31,7 +32,6 @@ from qwenvl.model.components import component_of, plain_tower_name, set_trainabl
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
-from qwenvl.train.argument import ModelArguments, TrainingArguments
 from qwenvl.vision import (
     CUSTOM_MODEL_TYPES,
     CustomVisionConfig,
@@ -147,7 +147,7 @@ def load_pretrained(
 
 def build_model(
     model_args: ModelArguments,
-    training_args: TrainingArguments,
+    training_args: BuildArguments,
     vision_config: CustomVisionConfig | None = None,
     *,
     without_weights: bool = False,
@@ -158,7 +158,7 @@ def build_model(
     memory. Trainable parameters are float32, because steps of a small learning rate vanish in bf16's eight bits;
     DeepSpeed keeps such a copy itself.
     """
-    warn_of_slow_merger(model_args, training_args.component_learning_rates["merger"])
+    warn_of_slow_merger(model_args, training_args.merger_learning_rate)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     logger.info("attention: %s (%s)", attention.backend, attention.reason)
     dtype = compute_dtype(training_args)
@@ -198,7 +198,7 @@ def build_model(
     return model
 
 
-def _fit_encoder_precision(tower: nn.Module, training_args: TrainingArguments, *, is_new: bool) -> None:
+def _fit_encoder_precision(tower: nn.Module, training_args: BuildArguments, *, is_new: bool) -> None:
     """Try a custom encoder in the precision of the training, and hold one that came with the base model in it."""
     if not isinstance(tower, CustomVisionTower) or any(hasattr(each, "ds_id") for each in tower.encoder.parameters()):
         return
@@ -233,7 +233,7 @@ def _build_on_meta(
     return model
 
 
-def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
+def compute_dtype(training_args: BuildArguments) -> torch.dtype:
     """Return the precision in which frozen weights are held and products are computed."""
     if training_args.bf16:
         return torch.bfloat16
@@ -241,7 +241,7 @@ def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
 
 
 def _make_trainable(
-    model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments, saved: set[str]
+    model: PreTrainedModel, model_args: ModelArguments, training_args: BuildArguments, saved: set[str]
 ) -> PreTrainedModel | PeftModel:
     """Freeze what is not to be trained, and add the adapter, which also holds the components of `saved`."""
     tower = model.model.visual

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import transformers
 from transformers import HfArgumentParser
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 from qwenvl.data.arguments import DataArguments
 from qwenvl.errors import UserError
-from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, ModelArguments
+from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, BuildArguments, ModelArguments
 from qwenvl.model.attention import resolve_attention
 from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_model
 from qwenvl.train.flag_rules import split_names
@@ -33,28 +32,16 @@ __all__ = [
 
 
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(BuildArguments):
     """Transformers' training arguments, with the official repository's and ours beside them."""
 
     output_dir: str = field(default="", metadata={"help": "Folder that gets the checkpoints and the trained model."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Folder for models downloaded from the hub."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, one of Transformers' names."})
     model_max_length: int = field(
         default=512, metadata={"help": "Most tokens in a sample, and the size of a pack with --data_packing."}
     )
-    mm_projector_lr: float | None = field(
-        default=None, metadata={"help": "Learning rate of the merger (default: --learning_rate)."}
-    )
     vision_tower_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision encoder (default: --learning_rate)."}
-    )
-    lora_enable: bool = field(default=False, metadata={"help": "Train the language model by LoRA."})
-    lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=128, metadata={"help": "LoRA scale: updates are multiplied by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the LoRA matrices."})
-    lora_target_modules: str = field(
-        default="q_proj,k_proj,v_proj,o_proj",
-        metadata={"help": "Comma-separated linear layers of the language model that get LoRA, or all-linear."},
     )
     torch_compile: bool = field(
         default=False,
@@ -143,16 +130,11 @@ class TrainingArguments(transformers.TrainingArguments):
             )
 
     @property
-    def half_precision(self) -> bool:
-        """Whether the model computes in bf16 or fp16."""
-        return bool(self.bf16 or self.fp16)
-
-    @property
     def component_learning_rates(self) -> dict[str, float]:
         """The learning rate that each component gets if it is trained."""
         return {
             "vision": self.learning_rate if self.vision_tower_lr is None else self.vision_tower_lr,
-            "merger": self.learning_rate if self.mm_projector_lr is None else self.mm_projector_lr,
+            "merger": self.merger_learning_rate,
             "llm": self.learning_rate,
         }
 
