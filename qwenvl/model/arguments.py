@@ -6,18 +6,10 @@ import transformers
 
 from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS
+from qwenvl.vision.options import OPTION_FLAGS, InputMode, MergerName, ResizePolicy, option_flag
 
-CUSTOM_VISION_FLAGS = (
-    "custom_vision_pretrained_path",
-    "custom_vision_input",
-    "vision_layer",
-    "vision_final_norm",
-    "vision_prefix_tokens",
-    "vision_resize",
-    "vision_input_size",
-    "vision_merger",
-    "save_encoder",
-)
+# Flags that act on a custom encoder alone, and that a continued run must repeat.
+CUSTOM_VISION_FLAGS = ("custom_vision_pretrained_path", *OPTION_FLAGS, "save_encoder")
 
 
 @dataclass
@@ -58,25 +50,13 @@ class ModelArguments:
     custom_vision_pretrained_path: str | None = field(
         default=None, metadata={"help": "Folder, hub name or file with the encoder's weights (default: its published)."}
     )
-    custom_vision_input: str = field(
-        default="native",
-        metadata={"help": "native: the encoder's own preprocessing; qwen: the official processor's pixel values."},
-    )
-    vision_layer: int = field(
-        default=-1, metadata={"help": "Layer whose features are taken: -1 the last, -2 that before."}
-    )
-    vision_final_norm: bool | None = field(
-        default=None, metadata={"help": "Apply the encoder's final norm (default: after the last layer alone)."}
-    )
-    vision_prefix_tokens: bool = field(default=False, metadata={"help": "Keep CLS and register tokens."})
-    vision_resize: str = field(
-        default="encoder",
-        metadata={"help": "How a picture meets the input size: encoder (as published), pad, squash, crop, native."},
-    )
-    vision_input_size: str | None = field(
-        default=None, metadata={"help": "Input size of the encoder in pixels: 518, or 518x1036 for height x width."}
-    )
-    vision_merger: str = field(default="simple", metadata={"help": "simple (one linear layer), norm_linear or mlp2."})
+    custom_vision_input: InputMode = option_flag("input_mode")
+    vision_layer: int = option_flag("layer")
+    vision_final_norm: bool | None = option_flag("final_norm")
+    vision_prefix_tokens: bool = option_flag("keep_prefix_tokens")
+    vision_resize: ResizePolicy = option_flag("resize")
+    vision_input_size: str | None = option_flag("input_size")
+    vision_merger: MergerName = option_flag("merger")
     vision_merger_path: str | None = field(
         default=None, metadata={"help": "Start from the merger (and encoder, if trained) in this output folder."}
     )

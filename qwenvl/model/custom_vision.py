@@ -15,6 +15,7 @@ from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
 from qwenvl.vision import MERGERS, CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
+from qwenvl.vision.options import MERGER_OPTIONS, OPTION_FLAGS
 from qwenvl.vision.trust import refuse_untrusted_file, trust_encoder_file
 
 logger = logging.getLogger(__name__)
@@ -48,19 +49,14 @@ def plan_custom_vision(
         return None
     if model_args.vision_merger not in MERGERS:
         raise UserError(f"--vision_merger {model_args.vision_merger}: expected one of {', '.join(MERGERS)}")
-    options = EncoderOptions(
-        layer=model_args.vision_layer,
-        final_norm=model_args.vision_final_norm,
-        keep_prefix_tokens=model_args.vision_prefix_tokens,
-        resize=model_args.vision_resize,
-        input_size=_input_size(model_args.vision_input_size),
-    )
+    values = {option: getattr(model_args, flag) for flag, option in OPTION_FLAGS.items()}
+    values["input_size"] = _input_size(values["input_size"])
     tower = TowerOptions(
         encoder=model_args.custom_vision_encoder,
         path=model_args.custom_vision_pretrained_path,
-        options=options,
-        merger=model_args.vision_merger,
-        input_mode=model_args.custom_vision_input,
+        merger=values.pop("merger"),
+        input_mode=values.pop("input_mode"),
+        options=EncoderOptions(**values),
     )
     return plan_vision_config(base_config, tower, processor)
 
@@ -149,7 +145,7 @@ def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings
     if not isinstance(vision_config, CustomVisionConfig) or not (folder / "config.json").is_file():
         return
     theirs = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
-    for name in ("encoder", "layer", "final_norm", "keep_prefix_tokens", "encoder_sha256"):
+    for name in ("encoder", *MERGER_OPTIONS, "encoder_sha256"):
         before, now = theirs.get(name), getattr(vision_config, name)
         if name == "encoder_sha256" and (brings_encoder or None in (before, now)):
             continue

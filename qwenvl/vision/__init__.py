@@ -6,19 +6,19 @@ try:
     from qwenvl.vision import encoders  # noqa: F401  registers every family
 except ModuleNotFoundError as error:
     exit_program_without(error)
-from qwenvl.vision.encoder import EncoderCard, EncoderOptions, VisionEncoder
+from qwenvl.vision.encoder import EncoderCard, VisionEncoder
 from qwenvl.vision.merger import MERGERS, SimpleVisionMerger
 from qwenvl.vision.modeling import (
     CUSTOM_MODEL_TYPES,
-    TowerOptions,
     custom_config,
     plan_vision_config,
     swap_vision_tower,
 )
+from qwenvl.vision.options import INPUT_MODES, EncoderOptions, TowerOptions
 from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.processing import swap_processor
 from qwenvl.vision.registry import build_encoder, list_encoders, register_encoder
-from qwenvl.vision.tower import INPUT_MODES, CustomVisionConfig, CustomVisionTower
+from qwenvl.vision.tower import CustomVisionConfig, CustomVisionTower
 
 __all__ = [
     "CUSTOM_MODEL_TYPES",

@@ -18,30 +18,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qwenvl.errors import UserError
+from qwenvl.vision.options import EncoderOptions
 from qwenvl.vision.preprocessing import Preprocessing, TokenRule
 
-LAST_LAYER = -1
 CONTRACT = (
     "a subclass of qwenvl.vision.VisionEncoder with `hidden_size`, `preprocessing`, `patch_size` (or its own "
     "`token_grid(height, width) -> (rows, columns)`) and `forward(pixel_values (B, 3, h, w)) -> (B, N, hidden_size)`; "
     "docs/custom_encoder.md has a whole example"
 )
-
-
-@dataclass(frozen=True)
-class EncoderOptions:
-    """What a run may ask of an encoder beyond its defaults; saved with the tower.
-
-    layer: -1 is the last layer, -2 the one before. final_norm: None leaves it as published for the last layer and off
-    for an inner one. keep_prefix_tokens: keep CLS and register tokens. resize: "encoder" is the published way.
-    input_size: (height, width) in pixels, None for the published one.
-    """
-
-    layer: int = LAST_LAYER
-    final_norm: bool | None = None
-    keep_prefix_tokens: bool = False
-    resize: str = "encoder"
-    input_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

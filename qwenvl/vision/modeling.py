@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,9 +22,10 @@ from transformers import (
 )
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderOptions, VisionEncoder, check_forward, weights_hash
+from qwenvl.vision.encoder import VisionEncoder, check_forward, weights_hash
+from qwenvl.vision.options import QWEN, TowerOptions
 from qwenvl.vision.registry import build_encoder, build_without_memory, encoder_geometry, resolve_encoder
-from qwenvl.vision.tower import NATIVE, QWEN, CustomVisionConfig, CustomVisionTower
+from qwenvl.vision.tower import CustomVisionConfig, CustomVisionTower
 from qwenvl.vision.trust import trust_encoder_file
 
 logger = logging.getLogger(__name__)
@@ -86,18 +86,6 @@ CUSTOM_CLASSES = {
 CUSTOM_MODEL_TYPES = (CustomVisionQwen3VLConfig.model_type, CustomVisionQwen3VLMoeConfig.model_type)
 
 
-@dataclass(frozen=True)
-class TowerOptions:
-    """What a run says of its custom tower: NAME and weights of the encoder, options, merger, input mode."""
-
-    encoder: str = "rad_dino"
-    path: str | None = None
-    encoder_config: dict | None = None
-    options: EncoderOptions = field(default_factory=EncoderOptions)
-    merger: str = "simple"
-    input_mode: str = NATIVE
-
-
 def plan_vision_config(
     base_config: PreTrainedConfig, tower: TowerOptions, processor: ProcessorMixin
 ) -> CustomVisionConfig:
@@ -114,11 +102,7 @@ def plan_vision_config(
         encoder=spec.name,
         encoder_config=spec.config,
         encoder_weights=spec.weights,
-        layer=spec.options.layer,
-        final_norm=spec.options.final_norm,
-        keep_prefix_tokens=spec.options.keep_prefix_tokens,
-        resize=spec.options.resize,
-        input_size=None if spec.options.input_size is None else list(spec.options.input_size),
+        **spec.options.to_config(),
         preprocessing=spec.preprocessing.to_dict(),
         token_grid=None if geometry.tokens.fixed is None else list(geometry.tokens.fixed),
         prefix_tokens=geometry.tokens.prefix_tokens,

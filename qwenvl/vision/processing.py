@@ -30,9 +30,10 @@ from transformers.video_utils import (
 )
 
 from qwenvl.errors import UserError
+from qwenvl.vision.options import QWEN
 from qwenvl.vision.patches import PatchGrid, PatchLayout, patchify, with_header
 from qwenvl.vision.preprocessing import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, Geometry
-from qwenvl.vision.tower import QWEN, CustomVisionConfig
+from qwenvl.vision.tower import CustomVisionConfig
 
 IMAGE_CALL = {"return_tensors", "do_convert_rgb", "input_data_format", "data_format", "device", "disable_grouping"}
 VIDEO_CALL = IMAGE_CALL | {"video_metadata", "do_sample_frames", "return_metadata", "fps", "num_frames"}

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import CONTRACT, LAST_LAYER, EncoderOptions, VisionEncoder, check_contract
+from qwenvl.vision.encoder import CONTRACT, VisionEncoder, check_contract
+from qwenvl.vision.options import ENCODER_RESIZE, LAST_LAYER, MERGER_OPTIONS, EncoderOptions
 from qwenvl.vision.preprocessing import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.trust import FILE_FORM, encoder_file, refuse_untrusted_file, trust_encoder_file
 
-ENCODER_RESIZE = "encoder"
 _ENCODERS: dict[str, type[VisionEncoder]] = {}
 
 
@@ -222,12 +222,9 @@ def _ask_for_class(file: str) -> str:
 def _check_options(cls: type[VisionEncoder], name: str, options: EncoderOptions) -> None:
     if options.layer > LAST_LAYER:
         raise UserError(f"layer {options.layer}: expected -1 (last), -2 (the one before) and so on")
-    asked = {
-        "layer": options.layer != LAST_LAYER,
-        "final_norm": options.final_norm is not None,
-        "keep_prefix_tokens": options.keep_prefix_tokens,
-    }
-    refused = [option for option, is_asked in asked.items() if is_asked and option not in cls.supported_options]
+    # How an image is resized is the preprocessing's affair; what is taken from the encoder, its own code must support.
+    asked = [name for name in MERGER_OPTIONS if getattr(options, name) != getattr(EncoderOptions, name)]
+    refused = [name for name in asked if name not in cls.supported_options]
     if refused:
         raise UserError(
             f"encoder {name} ({cls.__name__}) has no option {', '.join(refused)}; leave it out, or list it in "

@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderOptions, VisionEncoder, pixel_dtype
+from qwenvl.vision.encoder import VisionEncoder, pixel_dtype
 from qwenvl.vision.gradients import unreachable_parameters
 from qwenvl.vision.merger import build_merger
+from qwenvl.vision.options import INPUT_MODES, NATIVE, EncoderOptions, TowerOptions
 from qwenvl.vision.patches import PatchGrid, PatchLayout, split_rows, unpatchify
 from qwenvl.vision.precision import (
     HALF_DTYPES,
@@ -33,8 +34,6 @@ from qwenvl.vision.registry import EncoderSpec, build_encoder, encoder_geometry
 
 logger = logging.getLogger(__name__)
 
-NATIVE, QWEN = "native", "qwen"
-INPUT_MODES = (NATIVE, QWEN)
 # A long video is encoded in pieces, so that its activations need not all fit; a trained encoder keeps them anyway.
 FROZEN_ENCODER_BATCH = 64
 
@@ -56,18 +55,18 @@ class CustomVisionConfig(PreTrainedConfig):
     encoder_weights: str | None = None
     encoder_sha256: str | None = None
     encoder_half: str | None = None
-    layer: int = -1
-    final_norm: bool | None = None
-    keep_prefix_tokens: bool = False
-    resize: str = "encoder"
+    layer: int = EncoderOptions.layer
+    final_norm: bool | None = EncoderOptions.final_norm
+    keep_prefix_tokens: bool = EncoderOptions.keep_prefix_tokens
+    resize: str = EncoderOptions.resize
     input_size: list[int] | None = None
     preprocessing: dict | None = None
     token_grid: list[int] | None = None
     prefix_tokens: int = 0
     patch_size: int = 14
-    input_mode: str = NATIVE
+    input_mode: str = TowerOptions.input_mode
     qwen_pixels: dict | None = None
-    merger: str = "simple"
+    merger: str = TowerOptions.merger
     hidden_size: int = 768
     out_hidden_size: int = 2560
     initializer_range: float = 0.02
@@ -88,8 +87,7 @@ class CustomVisionConfig(PreTrainedConfig):
 
     def encoder_spec(self) -> EncoderSpec:
         """Return what `build_encoder` takes."""
-        size = None if self.input_size is None else tuple(self.input_size)
-        options = EncoderOptions(self.layer, self.final_norm, self.keep_prefix_tokens, self.resize, size)
+        options = EncoderOptions.of_config(self)
         preprocessing = Preprocessing(**(self.preprocessing or {}))
         return EncoderSpec(self.encoder, self.encoder_config or {}, preprocessing, options, self.encoder_weights)
 

@@ -28,6 +28,7 @@ from torch import nn
 from qwenvl.errors import UserError
 from qwenvl.utils.files import remove_abandoned, written_whole
 from qwenvl.vision.encoder import weights_hash
+from qwenvl.vision.options import FEATURE_OPTIONS
 from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 
@@ -37,14 +38,11 @@ FINGERPRINT_DIGITS = 16
 CONFIGURED = (
     "encoder",
     "encoder_config",
-    "layer",
-    "final_norm",
-    "keep_prefix_tokens",
+    *FEATURE_OPTIONS,
     "preprocessing",
     "token_grid",
     "prefix_tokens",
     "patch_size",
-    "input_mode",
     "qwen_pixels",
 )
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")

@@ -3,8 +3,9 @@
 from transformers import Aimv2Config, Aimv2Model, Aimv2VisionModel, AutoConfig, PreTrainedModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from qwenvl.vision.encoder import EncoderCard, EncoderOptions
+from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder, load_whole, square
+from qwenvl.vision.options import EncoderOptions
 from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 

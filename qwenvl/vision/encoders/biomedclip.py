@@ -3,9 +3,10 @@
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderCard, EncoderOptions, EncoderSource, VisionEncoder
+from qwenvl.vision.encoder import EncoderCard, EncoderSource, VisionEncoder
 from qwenvl.vision.encoders.timm_models import TimmEncoder
 from qwenvl.vision.hub import read_settings
+from qwenvl.vision.options import EncoderOptions
 from qwenvl.vision.registry import register_encoder
 
 SETTINGS = "open_clip_config.json"

@@ -4,8 +4,9 @@ from transformers import DINOv3ConvNextModel, DINOv3ViTModel, PreTrainedConfig, 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import LAST_LAYER, EncoderCard, EncoderOptions
+from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.transformers_models import TransformersEncoder, square
+from qwenvl.vision.options import LAST_LAYER, EncoderOptions
 from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Siglip2VisionModel, SiglipVisionModel
 
-from qwenvl.vision.encoder import EncoderCard, EncoderOptions
+from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.siglip import SiglipEncoder
+from qwenvl.vision.options import EncoderOptions
 from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder
 

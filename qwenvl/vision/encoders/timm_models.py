@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
+from qwenvl.vision.encoder import EncoderSource, VisionEncoder
 from qwenvl.vision.hub import UNREADABLE, find_file, missing_package, missing_weights, read_settings
+from qwenvl.vision.options import LAST_LAYER, EncoderOptions
 from qwenvl.vision.preprocessing import UNKNOWN, Preprocessing
 from qwenvl.vision.registry import register_encoder
 

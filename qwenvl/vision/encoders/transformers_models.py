@@ -9,9 +9,10 @@ import torch
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import LAST_LAYER, EncoderOptions, EncoderSource, VisionEncoder
+from qwenvl.vision.encoder import EncoderSource, VisionEncoder
 from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
 from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights, read_settings
+from qwenvl.vision.options import LAST_LAYER, EncoderOptions
 from qwenvl.vision.preprocessing import Preprocessing
 from qwenvl.vision.registry import register_encoder, registered_classes
 
