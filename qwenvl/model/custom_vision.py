@@ -14,7 +14,8 @@ from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
-from qwenvl.vision import MERGERS, CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
+from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
+from qwenvl.vision.merger import merger_class
 from qwenvl.vision.options import MERGER_OPTIONS, OPTION_FLAGS
 from qwenvl.vision.trust import refuse_untrusted_file, trust_encoder_file
 
@@ -47,8 +48,7 @@ def plan_custom_vision(
         raise UserError(f"--vision_merger_path {path}: no .safetensors files; name an output folder")
     if model_args.custom_vision_encoder is None:
         return None
-    if model_args.vision_merger not in MERGERS:
-        raise UserError(f"--vision_merger {model_args.vision_merger}: expected one of {', '.join(MERGERS)}")
+    merger_class(model_args.vision_merger)  # raises for an unknown name, before the encoder is read
     values = {option: getattr(model_args, flag) for flag, option in OPTION_FLAGS.items()}
     values["input_size"] = _input_size(values["input_size"])
     tower = TowerOptions(

@@ -1,14 +1,38 @@
-"""Owns the merger: encoder features to the language model's token width, one token at a time.
+"""The mergers: encoder features to the language model's token width, one token at a time, and their registry.
 
-B pictures, N tokens of a picture, T tokens in all, D_vis encoder width, D_llm text width.
+B images, N tokens of an image, T tokens in all, D_vis encoder width, D_llm text width.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from qwenvl.errors import UserError
 
+MERGERS: dict[str, type["SimpleVisionMerger"]] = {}
 
+
+def register_merger(name: str) -> Callable[[type["SimpleVisionMerger"]], type["SimpleVisionMerger"]]:
+    """Register a merger class under an exact name; raises `UserError` if the name is taken."""
+
+    def register(cls: type["SimpleVisionMerger"]) -> type["SimpleVisionMerger"]:
+        if name in MERGERS:
+            raise UserError(f"merger {name!r} is already registered by {MERGERS[name].__name__}; choose another name")
+        MERGERS[name] = cls
+        return cls
+
+    return register
+
+
+def merger_class(name: str) -> type["SimpleVisionMerger"]:
+    """Return the class of a registered merger; raises `UserError` that lists the names."""
+    if name not in MERGERS:
+        raise UserError(f"--vision_merger {name}: expected one of {', '.join(MERGERS)}")
+    return MERGERS[name]
+
+
+@register_merger("simple")
 class SimpleVisionMerger(nn.Module):
     """One linear layer, `proj`, on each token: no patch is merged with another, so any number of tokens will do."""
 
@@ -24,8 +48,8 @@ class SimpleVisionMerger(nn.Module):
     def calibrate(self, features: torch.Tensor, target_rms: float) -> None:
         """Draw the weights so that these features (..., D_vis) come out with the given root mean square.
 
-        With the root mean square of a word's embedding, what the first layers add to a token changes it as much as it
-        changes a word, and the loss starts near that of the text alone.
+        With the root mean square of a text token's embedding, the first layers change an image token as much as a text
+        token, and the loss starts near that of the text alone.
         """
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
@@ -37,6 +61,7 @@ class SimpleVisionMerger(nn.Module):
             weight.mul_(target_rms / rms)
 
 
+@register_merger("norm_linear")
 class NormLinearMerger(SimpleVisionMerger):
     """A LayerNorm before the linear layer, for encoders without a final norm, whose features can be large."""
 
@@ -49,6 +74,7 @@ class NormLinearMerger(SimpleVisionMerger):
         return self.proj(self.norm(features))
 
 
+@register_merger("mlp2")
 class Mlp2Merger(SimpleVisionMerger):
     """Linear, GELU, linear: LLaVA-1.5's connector (arXiv 2310.03744)."""
 
@@ -61,15 +87,6 @@ class Mlp2Merger(SimpleVisionMerger):
         return self.proj(nn.functional.gelu(self.hidden(features)))
 
 
-MERGERS: dict[str, type[SimpleVisionMerger]] = {
-    "simple": SimpleVisionMerger,
-    "norm_linear": NormLinearMerger,
-    "mlp2": Mlp2Merger,
-}
-
-
 def build_merger(kind: str, vis_hidden_size: int, llm_hidden_size: int) -> SimpleVisionMerger:
     """Build a merger by name; raises `UserError` that lists the names."""
-    if kind not in MERGERS:
-        raise UserError(f"--vision_merger {kind}: expected one of {', '.join(MERGERS)}")
-    return MERGERS[kind](vis_hidden_size, llm_hidden_size)
+    return merger_class(kind)(vis_hidden_size, llm_hidden_size)

@@ -6,7 +6,7 @@ from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.vision import MERGERS, SimpleVisionMerger
-from qwenvl.vision.merger import build_merger
+from qwenvl.vision.merger import build_merger, register_merger
 
 
 @pytest.mark.parametrize("kind", MERGERS)
@@ -39,3 +39,8 @@ def test_calibrated_tokens_have_the_length_of_words_whatever_the_features(kind, 
 def test_unknown_merger_is_named_with_the_known_ones():
     with pytest.raises(UserError, match="--vision_merger big: expected one of simple, norm_linear, mlp2"):
         build_merger("big", 2, 2)
+
+
+def test_a_merger_name_is_registered_once() -> None:
+    with pytest.raises(UserError, match="merger 'simple' is already registered by SimpleVisionMerger"):
+        register_merger("simple")(SimpleVisionMerger)
