@@ -1,0 +1,1 @@
+"""Build, inspect and freeze Qwen3-VL models for training."""

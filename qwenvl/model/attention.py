@@ -1,4 +1,4 @@
-"""Owns the attention backends: which one a run uses, and the one made of PyTorch's variable-length kernel."""
+"""Choose the attention backend of a run, and register one made of PyTorch's variable-length kernel."""
 
 import importlib.util
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ class Attention(NamedTuple):
     reason: str
 
     @property
-    def by_sub_config(self) -> dict[str, str]:
+    def per_subconfig(self) -> dict[str, str]:
         """What `from_pretrained(attn_implementation=...)` wants.
 
-        The variable-length kernel serves the language model; the vision tower, whose pictures never share a row, keeps
+        The variable-length kernel serves the language model; the vision tower, whose images never share a row, keeps
         PyTorch's own attention.
         """
         vision = "sdpa" if self.backend == "varlen" else self.backend

@@ -1,4 +1,4 @@
-"""Owns what is built: from the run's arguments to the model and its processor, with or without weights."""
+"""Build the model and its processor from the run's arguments, with or without weights."""
 
 import json
 import logging
@@ -98,10 +98,10 @@ def load_processor(
             name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code, padding_side="left"
         )
         if Path(name_or_path).is_dir() and not any((Path(name_or_path) / name).is_file() for name in _TOKENIZER_FILES):
-            raise UserError(f"{name_or_path} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); copy it anew")
+            raise UserError(f"{name_or_path} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); copy it again")
         if processor.chat_template is None:
             raise UserError(
-                f"{name_or_path} has no chat template (chat_template.json or chat_template.jinja); copy it anew"
+                f"{name_or_path} has no chat template (chat_template.json or chat_template.jinja); copy it again"
             )
         processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
     except UserError:
@@ -109,7 +109,7 @@ def load_processor(
     except Exception as error:  # damaged files and templates may lead to anything
         raise UserError(
             f"{name_or_path}: no processor could be loaded: {type(error).__name__}: {_first_line(error)}; copy its "
-            "tokenizer, preprocessor and chat template files anew"
+            "tokenizer, preprocessor and chat template files again"
         ) from None
     return processor
 
@@ -132,12 +132,12 @@ def load_pretrained(
         model, loading_info = AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             dtype=dtype,
-            attn_implementation=attention.by_sub_config,
+            attn_implementation=attention.per_subconfig,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, in one line
+            ignore_mismatched_sizes=True,  # refused below, in one line
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{name_or_path}: no weights could be loaded: {_first_line(error)}") from None
@@ -212,7 +212,7 @@ def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
     """Compile each layer of the language model and of a custom encoder by itself, in place, at its first call.
 
     Layers of one kind share their code, so this takes a minute once. The whole model, and the official encoder's
-    layers, would be compiled anew for each number of pictures.
+    layers, would be compiled again for each number of images.
     """
     has_custom_tower = model.config.model_type in CUSTOM_MODEL_TYPES
     for name, module in model.named_modules():
@@ -227,7 +227,7 @@ def _build_on_meta(
     unset_hf_deepspeed_config()
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation=attention.by_sub_config
+            config, dtype=dtype, attn_implementation=attention.per_subconfig
         )
     model.name_or_path = name_or_path
     return model

@@ -1,4 +1,4 @@
-"""Owns the partition of a Qwen3-VL into vision, merger and llm, for every module that asks whose a parameter is."""
+"""Partition a Qwen3-VL into its components vision, merger and llm."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass

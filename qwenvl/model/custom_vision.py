@@ -101,8 +101,8 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
         own = {name: tensor for name, tensor in state.items() if component_of(f"visual.{name}") == component}
         if _shapes(tensors) != _shapes(own):
             raise UserError(
-                f"--vision_merger_path {folder}: its {component} is {_few(tensors)}, this model's is {_few(own)}; use "
-                "the same encoder, --vision_merger and base model in both stages"
+                f"--vision_merger_path {folder}: its {component} is {_describe_tensors(tensors)}, this model's is "
+                f"{_describe_tensors(own)}; use the same encoder, --vision_merger and base model in both stages"
             )
         if component == "vision" and all(_equal(own[name], tensor) for name, tensor in tensors.items()):
             continue
@@ -167,7 +167,7 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}
 
 
-def _few(tensors: dict[str, Tensor]) -> str:
+def _describe_tensors(tensors: dict[str, Tensor]) -> str:
     """Name the first few tensors and their shapes."""
     named = [f"{name} {shape}" for name, shape in sorted(_shapes(tensors).items())]
     return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")

@@ -1,4 +1,4 @@
-"""Owns the adapter: LoRA on the language model, and the merger (and encoder) that are trained whole beside it."""
+"""Add the adapter: LoRA on the language model, and the merger (and encoder) that are fully trained beside it."""
 
 import re
 from collections.abc import Collection
@@ -64,11 +64,11 @@ def add_adapter(
     components there, too. LoRA is https://arxiv.org/abs/2106.09685. Raises `UserError` for an encoder in which PEFT
     would take other modules for these.
     """
-    kept_whole = [name for component in sorted({*train, *save}) for name in module_names(model, component)]
-    _check_unmistakable(model, kept_whole)
-    _check_gradients_are_possible(model, kept_whole)
+    modules_to_save = [name for component in sorted({*train, *save}) for name in module_names(model, component)]
+    _check_module_name_collisions(model, modules_to_save)
+    _check_gradients_are_possible(model, modules_to_save)
     if lora is None:
-        config = LoraConfig(task_type="CAUSAL_LM", target_modules=DUMMY_TARGET_MODULES, modules_to_save=kept_whole)
+        config = LoraConfig(task_type="CAUSAL_LM", target_modules=DUMMY_TARGET_MODULES, modules_to_save=modules_to_save)
     else:
         config = LoraConfig(
             task_type="CAUSAL_LM",
@@ -76,7 +76,7 @@ def add_adapter(
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora_target_pattern(model, lora.target_modules),
-            modules_to_save=kept_whole or None,
+            modules_to_save=modules_to_save or None,
         )
     # PEFT would make LoRA float32 and leave the rest: what precision is trained in, `build_model` decides.
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -85,10 +85,10 @@ def add_adapter(
     return adapted
 
 
-def _check_unmistakable(model: nn.Module, kept_whole: list[str]) -> None:
+def _check_module_name_collisions(model: nn.Module, modules_to_save: list[str]) -> None:
     # PEFT finds what it saves whole by the end of its name.
     for name, _ in model.named_modules():
-        for kept in kept_whole:
+        for kept in modules_to_save:
             if name.endswith(kept) and name != f"model.{kept}":
                 raise UserError(
                     f"the encoder has a module called {plain_tower_name(f'{name}.')[:-1]}, which PEFT would take for "
@@ -96,9 +96,9 @@ def _check_unmistakable(model: nn.Module, kept_whole: list[str]) -> None:
                 )
 
 
-def _check_gradients_are_possible(model: nn.Module, kept_whole: list[str]) -> None:
+def _check_gradients_are_possible(model: nn.Module, modules_to_save: list[str]) -> None:
     # PEFT asks for gradients of all that it saves whole, also of what is frozen afterwards.
-    for kept in kept_whole:
+    for kept in modules_to_save:
         for name, parameter in model.get_submodule(f"model.{kept}").named_parameters():
             if not (parameter.is_floating_point() or parameter.is_complex()):
                 raise UserError(

@@ -104,7 +104,7 @@ def refuse_foreign_pickles(folder: Path, trust_remote_code: bool = False) -> Non
     patterns = ["*/" * depth + f"*{suffix}" for depth in range(5) for suffix in (".pt", ".pth")]
     paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
     by_deepspeed = any(path.parent != folder for path in paths)
-    with torch.serialization.safe_globals(list(_found_plain_classes(by_deepspeed))), warnings.catch_warnings():
+    with torch.serialization.safe_globals(list(_iterate_plain_classes(by_deepspeed))), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols: what is not understood is refused
         for path in paths:
             try:
@@ -125,7 +125,7 @@ def _holds_key(value: Any, key: str) -> bool:
     return isinstance(value, list) and any(_holds_key(inner, key) for inner in value)
 
 
-def _found_plain_classes(by_deepspeed: bool) -> Iterator[Any]:
+def _iterate_plain_classes(by_deepspeed: bool) -> Iterator[Any]:
     """Yield the classes of `_PLAIN_CLASSES`, DeepSpeed's where it has written: its import takes seconds."""
     for module, name in _PLAIN_CLASSES:
         if by_deepspeed or not module.startswith("deepspeed."):

@@ -1,4 +1,4 @@
-"""Owns the vision side that may replace Qwen3-VL's own: encoders, merger, tower, processors and the swap."""
+"""Custom vision towers for Qwen3-VL: encoders, mergers, tower, processors and the swap."""
 
 from qwenvl.errors import exit_program_without
 

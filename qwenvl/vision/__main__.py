@@ -1,4 +1,4 @@
-"""Owns `python -m qwenvl.vision`: the list of registered encoders, one line each."""
+"""Print the registered encoders, one line each: `python -m qwenvl.vision`."""
 
 import sys
 
@@ -12,7 +12,7 @@ OTHER_FORMS = (
 
 
 def encoder_table() -> str:
-    """Return the registered encoders as aligned text: class, width, input size in pixels, tokens per picture, terms."""
+    """Return the registered encoders as aligned text: class, width, input size in pixels, tokens per image, terms."""
     rows = [COLUMNS]
     for name in list_encoders():
         cls = encoder_class(name)

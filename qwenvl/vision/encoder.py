@@ -1,6 +1,6 @@
 """The contract that every vision encoder fulfils: what it must offer, what may be asked of it, and the check.
 
-B pictures, N tokens of a picture, D_vis encoder width, h x w encoder input in pixels.
+B images, N tokens of an image, D_vis encoder width, h x w encoder input in pixels.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class EncoderCard:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one picture at the default input size."""
+        """Tokens of one image at the default input size."""
         return (self.input_size // self.patch_size) ** 2
 
 
@@ -55,7 +55,7 @@ class EncoderSource:
 
 
 class VisionEncoder(nn.Module):
-    """Base class of encoders: pixel values (B, 3, h, w), normalised as `preprocessing` says, in; (B, N, D_vis) out.
+    """Base class of encoders: pixel values (B, 3, h, w), normalized as `preprocessing` says, in; (B, N, D_vis) out.
 
     A subclass whose keyword arguments all have defaults can be named on the command line as FILE.py:CLASS. `any_size`
     says that it takes every multiple of `patch_size` as input; `supported_options` names what it obeys of `layer`,

@@ -1,4 +1,4 @@
-"""Files of encoders on the hub, and what a user is told when they are missing, gated or of another kind."""
+"""Files of encoders on the hub, and the errors for files that are missing, gated or of another kind."""
 
 import json
 import pickle

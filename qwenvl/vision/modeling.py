@@ -24,7 +24,7 @@ from transformers import (
 from qwenvl.errors import UserError
 from qwenvl.vision.encoder import VisionEncoder, check_forward, weights_hash
 from qwenvl.vision.options import QWEN, TowerOptions
-from qwenvl.vision.registry import build_encoder, build_without_memory, encoder_geometry, resolve_encoder
+from qwenvl.vision.registry import build_encoder, build_on_meta, encoder_geometry, resolve_encoder
 from qwenvl.vision.tower import CustomVisionConfig, CustomVisionTower
 from qwenvl.vision.trust import trust_encoder_file
 
@@ -96,7 +96,7 @@ def plan_vision_config(
     """
     _classes_for(base_config)
     spec = resolve_encoder(tower.encoder, tower.path, tower.encoder_config, tower.options)
-    shape = build_without_memory(spec)
+    shape = build_on_meta(spec)
     geometry = encoder_geometry(shape)
     return CustomVisionConfig(
         encoder=spec.name,
@@ -133,7 +133,7 @@ def build_tower(vision_config: CustomVisionConfig, *, text_rms: float) -> Custom
     `UserError` for weights that are missing, not those that the configuration's hash names, or of a wrong shape.
     """
     encoder = build_encoder(vision_config.encoder_spec())
-    _settle_hash(encoder, vision_config)
+    _record_or_verify_hash(encoder, vision_config)
     size = encoder_geometry(encoder).input_size(encoder.preprocessing.height, encoder.preprocessing.width)
     features = check_forward(encoder, *size)
     tower = CustomVisionTower(vision_config, encoder)
@@ -187,8 +187,8 @@ def _rms(weight: nn.Parameter, default: float) -> float:
     return weight.detach()[::step].float().square().mean().sqrt().item()
 
 
-def _settle_hash(encoder: VisionEncoder, vision_config: CustomVisionConfig) -> None:
-    """Note the hash of named weights, or check it where one is noted already."""
+def _record_or_verify_hash(encoder: VisionEncoder, vision_config: CustomVisionConfig) -> None:
+    """Record the hash of named weights, or verify one that is recorded already."""
     if vision_config.encoder_weights is None:
         return
     found, noted = weights_hash(encoder), vision_config.encoder_sha256
@@ -201,7 +201,7 @@ def _settle_hash(encoder: VisionEncoder, vision_config: CustomVisionConfig) -> N
 
 
 def _official_pixels(processor: ProcessorMixin) -> dict[str, Any]:
-    """Read how the official image and video processors cut and normalise; they must do it alike."""
+    """Read how the official image and video processors cut and normalize; they must do it alike."""
 
     if not isinstance(processor.image_processor, Qwen2VLImageProcessor):
         found = type(processor.image_processor).__name__

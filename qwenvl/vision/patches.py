@@ -1,6 +1,6 @@
-"""Owns the flat layouts of pixels: rows of patches, as the official processor makes them, and back to pictures.
+"""Convert images to rows of patches, as the official processor lays them out, and back.
 
-Pictures of different sizes can only be joined as rows of one length. A header row before the rows of each picture tells
+Images of different sizes can only be joined as rows of one length. A header row before the rows of each image tells
 them apart again: it holds the patch grid and the number of frames, each as two digits of base 256, so that it is still
 exact after a cast to bfloat16 or float16.
 
@@ -26,7 +26,7 @@ class PatchLayout:
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Size of one picture or video in patches, and how many of its frames are real (the rest fill the last patch)."""
+    """Size of one image or video in patches, and how many of its frames are real (the rest fill the last patch)."""
 
     time: int
     height: int
@@ -57,7 +57,7 @@ def unpatchify(rows: torch.Tensor, grid: PatchGrid, layout: PatchLayout) -> torc
 
 
 def with_header(rows: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
-    """Put the header row before a picture's patch rows: (R, L) -> (1 + R, L)."""
+    """Put the header row before an image's patch rows: (R, L) -> (1 + R, L)."""
     header = rows.new_zeros(1, rows.shape[1])
     for i, value in enumerate((grid.time, grid.height, grid.width, grid.frames)):
         header[0, 2 * i], header[0, 2 * i + 1] = value // BASE, value % BASE
@@ -74,7 +74,7 @@ def read_header(row: torch.Tensor) -> PatchGrid | None:
 
 
 def split_rows(rows: torch.Tensor) -> list[tuple[torch.Tensor, PatchGrid]] | None:
-    """Split joined rows with headers (sum of 1 + R, L) into (rows, grid) a picture; None if they do not add up."""
+    """Split joined rows with headers (sum of 1 + R, L) into (rows, grid) an image; None if they do not add up."""
     pictures = []
     start = 0
     while start < len(rows):

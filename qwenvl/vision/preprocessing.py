@@ -1,6 +1,6 @@
-"""Owns the arithmetic of pictures: how an encoder wants its input made, and how many tokens an input size gives.
+"""Preprocess images for an encoder, and compute how many tokens an input size gives.
 
-H x W picture in pixels, h x w encoder input in pixels, B pictures.
+H x W image in pixels, h x w encoder input in pixels, B images.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -24,11 +24,11 @@ WHITE = 255.0
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an encoder wants a picture: input size in pixels, how it is reached, and the normalisation of RGB in 0..1.
+    """How an encoder wants an image: input size in pixels, how it is reached, and the normalization of RGB in 0..1.
 
-    resize: "crop" scales the shorter side to `resize_edge` (default: the input size) and cuts the centre out; "squash"
-    ignores the aspect, and cuts the centre out of a larger picture if `resize_edge` says so; "pad" fits the whole
-    picture and fills the rest with the mean colour; "native" keeps the aspect in an area between `min_pixels` and
+    resize: "crop" scales the shorter side to `resize_edge` (default: the input size) and cuts the center out; "squash"
+    ignores the aspect, and cuts the center out of a larger image if `resize_edge` says so; "pad" fits the whole
+    image and fills the rest with the mean color; "native" keeps the aspect in an area between `min_pixels` and
     `max_pixels`; "naflex" keeps the aspect and fills `max_pixels` as well as whole patches can (SigLIP 2, arXiv
     2502.14786). "unknown" says that what was published is none of these: a run must choose one. rounded_cut: a cut that
     would begin at half a pixel begins at the even one beside it, as in torchvision, and not before it, as in
@@ -57,7 +57,7 @@ class Preprocessing:
 
     @property
     def keeps_aspect(self) -> bool:
-        """Whether pictures of different shapes give inputs of different sizes."""
+        """Whether images of different shapes give inputs of different sizes."""
         return self.resize in KEEPS_ASPECT
 
     def to_dict(self) -> dict:
@@ -86,13 +86,13 @@ class TokenRule:
 
 @dataclass(frozen=True)
 class Geometry:
-    """From a picture's size to the encoder's input size and to its token grid; the processor and the tower share it."""
+    """From an image's size to the encoder's input size and to its token grid; the processor and the tower share it."""
 
     preprocessing: Preprocessing
     tokens: TokenRule
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the encoder's input size (h, w) in pixels for a picture of (height, width) pixels."""
+        """Return the encoder's input size (h, w) in pixels for an image of (height, width) pixels."""
         wanted = self.preprocessing
         if not wanted.keeps_aspect:
             return wanted.height, wanted.width
@@ -108,7 +108,7 @@ class Geometry:
         return max(height, patch), max(width, patch)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return (rows, columns) of tokens that a picture of (height, width) pixels takes."""
+        """Return (rows, columns) of tokens that an image of (height, width) pixels takes."""
         return self.tokens.grid(*self.input_size(height, width))
 
     def with_limits(self, min_pixels: int | None, max_pixels: int | None) -> "Geometry":
@@ -116,7 +116,7 @@ class Geometry:
         return replace(self, preprocessing=replace(self.preprocessing, min_pixels=min_pixels, max_pixels=max_pixels))
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn pictures (B, 3, H, W) in 0..255, uint8 or float, into the encoder's input (B, 3, h, w), float32."""
+        """Turn images (B, 3, H, W) in 0..255, uint8 or float, into the encoder's input (B, 3, h, w), float32."""
         wanted = self.preprocessing
         size = self.input_size(*pixels.shape[-2:])
         if wanted.resize == "crop":
@@ -164,7 +164,7 @@ def _size_before_cut(size: tuple[int, int], wanted: Preprocessing) -> tuple[int,
 
 
 def _covering_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size of the picture's aspect whose tighter side is as long as that of `size`."""
+    """Return the size of the image's aspect whose tighter side is as long as that of `size`."""
     height, width = picture
     to_height, to_width = size
     if height * to_width <= width * to_height:
@@ -180,13 +180,13 @@ def _centre(pixels: torch.Tensor, size: tuple[int, int], rounded: bool) -> torch
 
 
 def _fitting_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return the largest size of the picture's aspect inside the input size."""
+    """Return the largest size of the image's aspect inside the input size."""
     scale = min(size[0] / picture[0], size[1] / picture[1])
     return tuple(max(1, min(limit, round(side * scale))) for side, limit in zip(picture, size, strict=True))
 
 
 def _pad(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Put normalised pixels in the middle of the input; zero is the encoder's mean colour."""
+    """Put normalized pixels in the middle of the input; zero is the encoder's mean color."""
     missing_rows, missing_columns = (total - side for total, side in zip(size, pixels.shape[-2:], strict=True))
     top, left = missing_rows // 2, missing_columns // 2
     return tv.pad(pixels, [left, top, missing_columns - left, missing_rows - top])

@@ -1,4 +1,4 @@
-"""Owns the image and video processors of a custom tower: they count tokens and make the pixels that the tower takes.
+"""Image and video processors of a custom tower: they count tokens and make the pixels that the tower takes.
 
 `image_grid_thw` and `video_grid_thw` count frames, rows and columns of tokens, and merge_size is 1, so placeholders,
 rotary positions and features agree for any number of tokens.
@@ -53,7 +53,7 @@ class _CustomVision:
         return self.official is not None or Geometry.from_dict(self.geometry).preprocessing.keeps_aspect
 
     def grid_for(self, height: int, width: int, num_frames: int = 1) -> tuple[int, int]:
-        """Return (rows, columns) of tokens of a picture, or of each frame of a video, of (height, width) pixels."""
+        """Return (rows, columns) of tokens of an image, or of each frame of a video, of (height, width) pixels."""
         if self.official is not None:
             height, width = self.official_size(height, width, num_frames)
         return self.geometry_for(num_frames).grid(height, width)
@@ -66,7 +66,7 @@ class _CustomVision:
         return geometry
 
     def area_limits(self, num_frames: int) -> tuple[int, int]:
-        """Return the limits of a picture's or frame's area: its share of `size`, never above the encoder's own limit.
+        """Return the limits of an image's or frame's area: its share of `size`, never above the encoder's own limit.
 
         As in Qwen3-VL, a video's limits are of the volume frames * height * width.
         """
@@ -76,7 +76,7 @@ class _CustomVision:
         return min(self.size["shortest_edge"] // num_frames, largest), largest
 
     def official_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
-        """Return the size (height, width) that the official processor gives a picture or frame."""
+        """Return the size (height, width) that the official processor gives an image or frame."""
         raise NotImplementedError
 
     def rows_or_pixels(self, media: list[torch.Tensor]) -> tuple[torch.Tensor, list[list[int]]]:
@@ -108,9 +108,9 @@ class _CustomVision:
 
 
 class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
-    """Makes pictures into what a custom encoder takes; a picture may also be given as its features (h, w, D_vis).
+    """Makes images into what a custom encoder takes; an image may also be given as its features (h, w, D_vis).
 
-    A picture takes `rows * columns` tokens, as `grid_for` says; `get_number_of_image_patches` returns just that.
+    An image takes `rows * columns` tokens, as `grid_for` says; `get_number_of_image_patches` returns just that.
     """
 
     model_input_names = ["pixel_values", "image_grid_thw"]
@@ -126,7 +126,7 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         self.official = official
 
     def preprocess(self, images: ImageInput, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Return `pixel_values` and `image_grid_thw` (pictures, 3) for one picture or a list of them."""
+        """Return `pixel_values` and `image_grid_thw` (images, 3) for one image or a list of them."""
         _refuse_unknown(kwargs, IMAGE_CALL)
         images = make_flat_list_of_images(self.fetch_images(images))
         cached = [self._is_features(image) for image in images]
@@ -144,21 +144,21 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
-        """Return the number of tokens that a picture of (height, width) pixels takes."""
+        """Return the number of tokens that an image of (height, width) pixels takes."""
         rows, columns = self.grid_for(height, width)
         return rows * columns
 
     def blank_features(self, height: int, width: int) -> torch.Tensor:
-        """Return zero features (rows, columns, D_vis) of a picture of that size, where pictures come from a cache."""
+        """Return zero features (rows, columns, D_vis) of an image of that size, where images come from a cache."""
         return torch.zeros(*self.grid_for(height, width), self.hidden_size)
 
     def official_size(self, height: int, width: int, num_frames: int = 1) -> tuple[int, int]:
-        """Return the size (height, width) that the official processor gives a picture."""
+        """Return the size (height, width) that the official processor gives an image."""
         factor = self.official["patch_size"] * self.official["merge_size"]
         return official_image_size(height, width, factor, self.size["shortest_edge"], self.size["longest_edge"])
 
     def _one_frame(self, image: Any) -> torch.Tensor:
-        """Return a picture as (1, 3, H, W) in 0..255."""
+        """Return an image as (1, 3, H, W) in 0..255."""
         if isinstance(image, Image.Image):
             # A view with the channels last: putting them first copies an X-ray of 8 megapixels for longer than its
             # whole resize takes.

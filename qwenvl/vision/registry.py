@@ -109,7 +109,7 @@ def resolve_encoder(
         config, published, path = source.config, source.preprocessing, source.weights
     cls = cls.for_config(config)
     _check_options(cls, name, options)
-    shape = _without_memory(cls, config, options)
+    shape = _build_on_meta(cls, config, options)
     published = published or cls.default_preprocessing(config)
     if published is not None:
         shape.preprocessing = published
@@ -127,7 +127,7 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
         spec = resolve_encoder(spec)
     cls = encoder_class(spec.name).for_config(spec.config)
     if torch.get_default_device().type == "meta":
-        encoder = _without_memory(cls, spec.config, spec.options)
+        encoder = _build_on_meta(cls, spec.config, spec.options)
     else:
         encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
     encoder.preprocessing = spec.preprocessing
@@ -135,9 +135,9 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
     return encoder
 
 
-def build_without_memory(spec: EncoderSpec) -> VisionEncoder:
+def build_on_meta(spec: EncoderSpec) -> VisionEncoder:
     """Build an encoder to ask it for its sizes, without its weights."""
-    encoder = _without_memory(encoder_class(spec.name).for_config(spec.config), spec.config, spec.options)
+    encoder = _build_on_meta(encoder_class(spec.name).for_config(spec.config), spec.config, spec.options)
     encoder.preprocessing = spec.preprocessing
     return encoder
 
@@ -163,7 +163,7 @@ def encoder_geometry(encoder: VisionEncoder) -> Geometry:
     return Geometry(wanted, rule)
 
 
-def _without_memory(cls: type[VisionEncoder], config: dict, options: EncoderOptions) -> VisionEncoder:
+def _build_on_meta(cls: type[VisionEncoder], config: dict, options: EncoderOptions) -> VisionEncoder:
     """Build an encoder to ask it for its sizes: on the meta device, unless its own code cannot be built there."""
     try:
         with torch.device("meta"):
@@ -205,7 +205,7 @@ def _class_from_file(name: str) -> type[VisionEncoder]:
 
 
 def _ask_for_class(file: str) -> str:
-    """Return what to tell of a file that was named without its class: the classes in it, found without running it."""
+    """Return the error text for a file named without its class: the classes in it, found without running it."""
     path = Path(file).expanduser().resolve()
     if not path.is_file():
         return f"{file}: no file {path}; give path/to/file.py:CLASS, where CLASS is {CONTRACT}"

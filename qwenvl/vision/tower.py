@@ -1,6 +1,6 @@
 """The tower: an encoder and a merger behind the interface of Qwen3-VL's `model.visual`.
 
-B pictures, T frames of a video, N tokens of a picture, D_vis encoder width, D_llm text width, H x W picture in pixels.
+B images, T frames of a video, N tokens of an image, D_vis encoder width, D_llm text width, H x W image in pixels.
 """
 
 import logging
@@ -43,7 +43,7 @@ class CustomVisionConfig(PreTrainedConfig):
 
     encoder_weights and encoder_sha256 name a frozen encoder that a checkpoint does not copy. encoder_half says what of
     it is held in half precision (`qwenvl.vision.precision`; None: it has not been tried). token_grid is (rows, columns)
-    of an encoder with one input size. qwen_pixels says how the official processor cut and normalised, for input mode
+    of an encoder with one input size. qwen_pixels says how the official processor cut and normalized, for input mode
     "qwen".
     """
 
@@ -92,7 +92,7 @@ class CustomVisionConfig(PreTrainedConfig):
         return EncoderSpec(self.encoder, self.encoder_config or {}, preprocessing, options, self.encoder_weights)
 
     def geometry(self) -> Geometry:
-        """Return what turns picture sizes into token grids; the processor has the same."""
+        """Return what turns image sizes into token grids; the processor has the same."""
         fixed = None if self.token_grid is None else tuple(self.token_grid)
         rule = TokenRule(self.patch_size, self.prefix_tokens, fixed)
         return Geometry(Preprocessing(**(self.preprocessing or {})), rule)
@@ -102,7 +102,7 @@ class CustomVisionTower(PreTrainedModel):
     """Any encoder and its merger, in the place of `model.visual`.
 
     `pixel_values` may be (B, 3, h, w), already as the encoder wants them; rows of patches with a header row before each
-    picture, for pictures of several sizes or from the official processor; or features (tokens, 1, D_vis) from a cache.
+    image, for images of several sizes or from the official processor; or features (tokens, 1, D_vis) from a cache.
     """
 
     config: CustomVisionConfig
@@ -121,7 +121,7 @@ class CustomVisionTower(PreTrainedModel):
         self.geometry = config.geometry()
         self._features_were_finite: torch.Tensor | None = None
         self.merger = build_merger(config.merger, config.hidden_size, config.out_hidden_size)
-        # The encoder comes after the library's own initialisation, which would draw loaded weights anew.
+        # The encoder comes after the library's own initialization, which would draw loaded weights again.
         self.post_init()
         self.encoder = build_encoder(config.encoder_spec(), with_weights=False) if encoder is None else encoder
         _keep_all_buffers(self)
@@ -216,7 +216,7 @@ class CustomVisionTower(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any
     ) -> BaseModelOutputWithDeepstackFeatures:
-        """Encode pictures and videos; `grid_thw` (number of media, 3) counts frames, rows and columns of tokens.
+        """Encode images and videos; `grid_thw` (number of media, 3) counts frames, rows and columns of tokens.
 
         `pooler_output` is (all tokens, D_llm) in the order of the media, `last_hidden_state` (all tokens, D_vis).
         Raises `UserError` where pixels, grid and features do not agree.
@@ -300,7 +300,7 @@ class CustomVisionTower(PreTrainedModel):
         return [self.geometry.prepare(self._official_pixels(rows, grid)) for rows, grid in media]
 
     def _official_pixels(self, rows: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
-        """Undo the official processor's patches and normalisation: frames (T, 3, H, W) in 0..255."""
+        """Undo the official processor's patches and normalization: frames (T, 3, H, W) in 0..255."""
         made = self.config.qwen_pixels
         frames = unpatchify(
             rows, grid, PatchLayout(made["patch_size"], made["temporal_patch_size"], made["merge_size"])

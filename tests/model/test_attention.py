@@ -57,7 +57,7 @@ def _leak(model: torch.nn.Module, samples: list[dict], device: str, **changes: o
 
 
 def _load(standin: Path, backend: str, device: str, dtype: torch.dtype) -> torch.nn.Module:
-    attention = Attention(backend, "test").by_sub_config
+    attention = Attention(backend, "test").per_subconfig
     model = AutoModelForImageTextToText.from_pretrained(standin, attn_implementation=attention, dtype=dtype)
     return model.to(device).eval()
 

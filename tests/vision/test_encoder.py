@@ -8,7 +8,7 @@ import torch
 from qwenvl.errors import UserError
 from qwenvl.vision import build_encoder
 from qwenvl.vision.encoder import check_forward
-from qwenvl.vision.registry import build_without_memory, resolve_encoder
+from qwenvl.vision.registry import build_on_meta, resolve_encoder
 from tests.vision.small_encoders import PatchEncoder
 
 HEAD = """
@@ -46,7 +46,7 @@ def test_code_that_needs_real_numbers_can_be_asked_for_its_sizes(tmp_path: Path,
 
     with torch.device("meta"):
         assert build_encoder(resolve_encoder(name)).hidden_size == 8
-    assert build_without_memory(resolve_encoder(name)).hidden_size == 8
+    assert build_on_meta(resolve_encoder(name)).hidden_size == 8
     assert build_encoder(name).rates[0] == 0
 
 

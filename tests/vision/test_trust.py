@@ -12,7 +12,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.vision import TowerOptions, trust
-from qwenvl.vision.registry import EncoderSpec, build_encoder, build_without_memory, encoder_class, resolve_encoder
+from qwenvl.vision.registry import EncoderSpec, build_encoder, build_on_meta, encoder_class, resolve_encoder
 from tests.vision.small_encoders import SMALL_ENCODERS, swap
 
 FOREIGN = """
@@ -73,7 +73,7 @@ def test_no_way_of_loading_runs_the_file_that_a_configuration_names(
         lambda: AutoModelForImageTextToText.from_config(config),
         lambda: AutoModel.from_config(config.vision_config),
         lambda: build_encoder(spec),
-        lambda: build_without_memory(spec),
+        lambda: build_on_meta(spec),
         lambda: encoder_class(spec.name),
     ):
         with pytest.raises(UserError, match=REFUSED):

@@ -1,4 +1,4 @@
-"""Owns the filling of the feature cache: pictures read by loader processes, encoded in batches, kept in shards."""
+"""Fill the feature cache: images read by loader processes, encoded in batches, kept in shards."""
 
 import logging
 import time
@@ -40,7 +40,7 @@ class Work:
 
 
 class _Read(NamedTuple):
-    """One picture as the tower takes it, or why it could not be read."""
+    """One image as the tower takes it, or why it could not be read."""
 
     key: str
     path: str
@@ -50,7 +50,7 @@ class _Read(NamedTuple):
 
 
 class _Pictures(Dataset):
-    """Pictures, prepared for the tower in the process that reads them."""
+    """Images, prepared for the tower in the process that reads them."""
 
     def __init__(
         self,
@@ -113,15 +113,15 @@ def fill_cache(
     report_unreadable: Callable[[str, str], None],
     work: Work,
 ) -> int:
-    """Compute and store the features of the pictures {key: path} that are missing; return how many it added.
+    """Compute and store the features of the images {key: path} that are missing; return how many it added.
 
-    `load_image` returns an RGB picture or raises `UserError`, and then `report_unreadable(path, reason)` ends the
-    filling, or the picture is left out. Each of several processes takes its share, which depends on the contents alone;
+    `load_image` returns an RGB image or raises `UserError`, and then `report_unreadable(path, reason)` ends the
+    filling, or the image is left out. Each of several processes takes its share, which depends on the contents alone;
     wait for all, then `reload`. A run that is killed keeps the shards it has finished.
     """
     todo = [(key, path) for key, path in missing.items() if zlib.crc32(key.encode()) % work.world_size == work.rank]
     pictures = _Pictures(todo, load_image, image_processor)
-    # A batch comes as a list: its pictures may have as many sizes.
+    # A batch comes as a list: its images may have as many sizes.
     loader = DataLoader(pictures, work.batch_size, num_workers=work.num_workers, collate_fn=list)
     progress = _Progress(f"{work.name}: pictures encoded", len(todo))
     pending: dict[str, torch.Tensor] = {}

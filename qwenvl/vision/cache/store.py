@@ -1,8 +1,8 @@
 """Keep a frozen encoder's features on disk, and look them up by an image's content, never another's.
 
-A cached picture is a tensor (rows, columns, D_vis), and the image processor takes it in the place of the picture.
-Features lie in DIR/<fingerprint>/*.safetensors under the SHA-256 of the picture's file; the fingerprint is of all that
-decides what a picture's features are, so that what another encoder or another preprocessing made is never read.
+A cached image is a tensor (rows, columns, D_vis), and the image processor takes it in the place of the image.
+Features lie in DIR/<fingerprint>/*.safetensors under the SHA-256 of the image's file; the fingerprint is of all that
+decides what an image's features are, so that what another encoder or another preprocessing made is never read.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from qwenvl.vision.options import FEATURE_OPTIONS
 from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 
-# To be raised when this package reads or prepares pictures differently: older features are then of no use.
+# To be raised when this package reads or prepares images differently: older features are then of no use.
 FORMAT = 3
 FINGERPRINT_DIGITS = 16
 CONFIGURED = (
@@ -55,7 +55,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class FeatureCache:
-    """Features of pictures on disk, looked up by the picture's path: reading works in any number of processes.
+    """Features of images on disk, looked up by the image's path: reading works in any number of processes.
 
     `autocast` is the precision that the run's autocast computes in, None where it has none. Raises `UserError` for an
     encoder that is trained, and for a folder that cannot be used.
@@ -90,7 +90,7 @@ class FeatureCache:
         self.reload()
 
     def reload(self) -> None:
-        """Read anew what the folder holds, after this or another process has added to it."""
+        """Read again what the folder holds, after this or another process has added to it."""
         self._shards: dict[str, Path] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             with _readable(shard), safe_open(shard, "pt") as file:
@@ -163,7 +163,7 @@ class FeatureCache:
             raise ValueError("its features do not have the checksum that they were written with")
 
     def missing(self, paths: Sequence[str | Path]) -> dict[str, str]:
-        """Return {key: path} of the pictures that have no features yet, each content once, in the order given."""
+        """Return {key: path} of the images that have no features yet, each content once, in the order given."""
         absent: dict[str, str] = {}
         for key, path in zip(self.keys(paths), paths, strict=True):
             if key not in self._shards:
@@ -199,15 +199,15 @@ def estimate_bytes(
     image_processor: CustomVisionImageProcessor,
     autocast: torch.dtype | None = None,
 ) -> int:
-    """Return the bytes that features of pictures of these sizes, (height, width) in pixels, take on disk."""
-    # Many pictures share few sizes.
+    """Return the bytes that features of images of these sizes, (height, width) in pixels, take on disk."""
+    # Many images share few sizes.
     counts = Counter(tuple(size) for size in sizes)
     tokens = sum(image_processor.get_number_of_image_patches(*size) * count for size, count in counts.items())
     return tokens * tower.config.hidden_size * stored_dtype(tower, autocast).itemsize
 
 
 def describe(tower: CustomVisionTower, image_processor: CustomVisionImageProcessor) -> dict[str, Any]:
-    """Return what decides the features of a picture: encoder, weights, code, preprocessing, libraries."""
+    """Return what decides the features of an image: encoder, weights, code, preprocessing, libraries."""
     # PEFT wraps a frozen encoder that a checkpoint is to hold; both copies in it are the same.
     encoder = getattr(tower.encoder, "original_module", tower.encoder)
     official = image_processor.official

@@ -1,4 +1,4 @@
-"""Owns the list of encoder families: importing one registers it."""
+"""The encoder families; importing this package registers all of them."""
 
 from qwenvl.vision.encoders import (  # noqa: F401
     aimv2,

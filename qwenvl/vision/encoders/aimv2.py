@@ -1,4 +1,4 @@
-"""Owns AIMv2 (arXiv 2411.14402)."""
+"""AIMv2 (arXiv 2411.14402)."""
 
 from transformers import Aimv2Config, Aimv2Model, Aimv2VisionModel, AutoConfig, PreTrainedModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -36,6 +36,6 @@ class Aimv2Encoder(TransformersEncoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:
-        """Shorter side to the input size, centre crop."""
+        """Shorter side to the input size, center crop."""
         size = square(config.get("image_size", 224))
         return Preprocessing(*size, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)

@@ -1,4 +1,4 @@
-"""Owns BiomedCLIP's vision tower (arXiv 2303.00915): open_clip weights of a timm ViT."""
+"""BiomedCLIP's vision tower (arXiv 2303.00915): open_clip weights of a timm ViT."""
 
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 

@@ -1,4 +1,4 @@
-"""Owns C-RADIO (arXiv 2412.07679), one student of several foundation models."""
+"""C-RADIO (arXiv 2412.07679), one student of several foundation models."""
 
 from transformers import PreTrainedConfig, RadioModel
 
@@ -13,7 +13,7 @@ RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 @register_encoder("c_radio")
 class CRadioEncoder(TransformersEncoder):
-    """C-RADIO; takes pixels in 0..1, normalises them itself, and has no final norm (the merger may: norm_linear)."""
+    """C-RADIO; takes pixels in 0..1, normalizes them itself, and has no final norm (the merger may: norm_linear)."""
 
     card = EncoderCard("nvidia/C-RADIOv4-H", 1280, DEFAULT_SIZE, 16, "NVIDIA Open Model License")
     models = {"radio": RadioModel}

@@ -1,4 +1,4 @@
-"""Owns CLIP's vision tower (arXiv 2103.00020)."""
+"""CLIP's vision tower (arXiv 2103.00020)."""
 
 from typing import Any
 
@@ -31,6 +31,6 @@ class ClipEncoder(TransformersEncoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:
-        """Shorter side to the size of the position embeddings, centre crop."""
+        """Shorter side to the size of the position embeddings, center crop."""
         size = square(config.get("image_size", 224))
         return Preprocessing(*size, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)

@@ -1,4 +1,4 @@
-"""Owns DINOv2 (arXiv 2304.07193) in all sizes, with registers (arXiv 2309.16588) or without."""
+"""DINOv2 (arXiv 2304.07193) in all sizes, with registers (arXiv 2309.16588) or without."""
 
 from transformers import Dinov2Model, Dinov2WithRegistersModel, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

@@ -1,4 +1,4 @@
-"""Owns DINOv3 (arXiv 2508.10104): the ViTs and the ConvNeXts."""
+"""DINOv3 (arXiv 2508.10104): the ViTs and the ConvNeXts."""
 
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

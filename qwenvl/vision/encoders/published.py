@@ -1,4 +1,4 @@
-"""Owns the translation of a Transformers image processor, in the file beside the weights, into a preprocessing."""
+"""Translate a Transformers image processor, from the file beside the weights, into a `Preprocessing`."""
 
 import functools
 import math
@@ -21,7 +21,7 @@ from qwenvl.vision.preprocessing import NAFLEX, UNKNOWN, WHITE, Geometry, Prepro
 FILTERS = {0: "nearest-exact", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
 # From this size on, the image processor of ConvNeXt squashes instead of cutting.
 CONVNEXT_SQUASHES_FROM = 384
-# In levels of 0..255: the library rounds a resized picture once, or never where it rescales first (DINOv3).
+# In levels of 0..255: the library rounds a resized image once, or never where it rescales first (DINOv3).
 ROUNDING = 2.0
 TRIAL_SIZE = (71, 113)
 
@@ -57,10 +57,10 @@ def default_preprocessing(model_type: str) -> Preprocessing | None:
 
 
 def from_image_processor(processor: BaseImageProcessor, source: str) -> Preprocessing:
-    """Translate an image processor's sizes, crop, filter and normalisation, and try both on one picture.
+    """Translate an image processor's sizes, crop, filter and normalization, and try both on one image.
 
     Where only its way to the size is not one of the policies, `resize` is "unknown". Raises `UserError`, naming
-    `source`, for a filter or a normalisation that a preprocessing cannot say.
+    `source`, for a filter or a normalization that a preprocessing cannot say.
     """
     normalisation = _normalisation(processor, source)
     if hasattr(processor, "max_num_patches"):
@@ -68,12 +68,12 @@ def from_image_processor(processor: BaseImageProcessor, source: str) -> Preproce
         return Preprocessing(resize=NAFLEX, max_pixels=area, **normalisation)
     wanted = replace(_way_to_size(processor), **normalisation)
     noise = np.random.default_rng(0).integers(0, 256, (*TRIAL_SIZE, 3), dtype=np.uint8)
-    if wanted.resize != UNKNOWN and _agree(processor, wanted, noise):
+    if wanted.resize != UNKNOWN and _is_equivalent(processor, wanted, noise):
         return wanted
-    # No resize and no crop changes one colour.
+    # No resize and no crop changes one color.
     plain = replace(wanted, resize="squash", resize_edge=None)
     colours = [np.full((wanted.height, wanted.width, 3), level, dtype=np.uint8) for level in (0, 255)]
-    if not all(_agree(processor, plain, colour) for colour in colours):
+    if not all(_is_equivalent(processor, plain, colour) for colour in colours):
         raise UserError(
             f"{source}: {type(processor).__name__} makes something else of a picture than a size, a mean and a "
             "deviation can say; give a folder whose preprocessor_config.json is of a plain image processor, such as "
@@ -102,7 +102,7 @@ def _way_to_size(processor: BaseImageProcessor) -> Preprocessing:
 
 
 def _normalisation(processor: BaseImageProcessor, source: str) -> dict[str, Any]:
-    """Return the filter, and the mean and deviation of RGB in 0..1 that give what rescaling and normalising do."""
+    """Return the filter, and the mean and deviation of RGB in 0..1 that give what rescaling and normalizing do."""
     resample = getattr(processor, "resample", None)
     if resample is not None and resample not in FILTERS:
         raise UserError(
@@ -113,8 +113,8 @@ def _normalisation(processor: BaseImageProcessor, source: str) -> dict[str, Any]
     factor = 1.0 if math.isclose(factor, 1.0, rel_tol=1e-6) else factor
     mean, std = (0.0,) * 3, (1.0,) * 3
     if getattr(processor, "do_normalize", True):
-        mean = _three(processor.image_mean, f"{source}: image_mean")
-        std = _three(processor.image_std, f"{source}: image_std")
+        mean = _to_rgb_triple(processor.image_mean, f"{source}: image_mean")
+        std = _to_rgb_triple(processor.image_std, f"{source}: image_std")
     return {
         "mean": tuple(value / factor for value in mean),
         "std": tuple(value / factor for value in std),
@@ -123,7 +123,7 @@ def _normalisation(processor: BaseImageProcessor, source: str) -> dict[str, Any]
     }
 
 
-def _three(values: float | Sequence[float], where: str) -> tuple[float, float, float]:
+def _to_rgb_triple(values: float | Sequence[float], where: str) -> tuple[float, float, float]:
     """Return one number for each channel."""
     numbers = (values,) if isinstance(values, int | float) else tuple(values or ())
     numbers = numbers * 3 if len(numbers) == 1 else numbers
@@ -132,8 +132,8 @@ def _three(values: float | Sequence[float], where: str) -> tuple[float, float, f
     return numbers
 
 
-def _agree(processor: BaseImageProcessor, wanted: Preprocessing, picture: np.ndarray) -> bool:
-    """Whether the processor and the preprocessing make the same of a picture (H, W, 3), but for rounding."""
+def _is_equivalent(processor: BaseImageProcessor, wanted: Preprocessing, picture: np.ndarray) -> bool:
+    """Whether the processor and the preprocessing make the same of an image (H, W, 3), but for rounding."""
     try:
         expected = processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"]
     except Exception:  # Whatever processors of films, documents or audio ask for besides.

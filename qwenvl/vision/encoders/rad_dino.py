@@ -1,4 +1,4 @@
-"""Owns RAD-DINO (arXiv 2401.10815), a DINOv2 of chest X-rays, and its sibling in MAIRA-2 (arXiv 2406.04449)."""
+"""RAD-DINO (arXiv 2401.10815), a DINOv2 of chest X-rays, and its sibling in MAIRA-2 (arXiv 2406.04449)."""
 
 from qwenvl.vision.encoder import EncoderCard
 from qwenvl.vision.encoders.dinov2 import Dinov2Encoder
@@ -18,7 +18,7 @@ class RadDinoEncoder(Dinov2Encoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:
-        """Shorter side to the size of the position embeddings, centre crop."""
+        """Shorter side to the size of the position embeddings, center crop."""
         return Preprocessing(*square(config.get("image_size", 518)), mean=MEAN, std=STD)
 
 

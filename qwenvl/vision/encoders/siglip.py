@@ -1,4 +1,4 @@
-"""Owns SigLIP (arXiv 2303.15343) and MedSigLIP, its medical sibling (arXiv 2507.05201)."""
+"""SigLIP (arXiv 2303.15343) and MedSigLIP, its medical sibling (arXiv 2507.05201)."""
 
 from typing import Any
 

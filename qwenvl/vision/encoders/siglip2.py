@@ -1,4 +1,4 @@
-"""Owns SigLIP 2 (arXiv 2502.14786): fixed sizes, and NaFlex, which keeps each picture's aspect."""
+"""SigLIP 2 (arXiv 2502.14786): fixed sizes, and NaFlex, which keeps each image's aspect."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ class Siglip2Encoder(SiglipEncoder):
         self.is_naflex = model.config.model_type == NAFLEX
 
     def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        """Cut the pictures into patches for NaFlex, where all pictures of a call are of one size: none is padded."""
+        """Cut the images into patches for NaFlex, where all images of a call are of one size: none is padded."""
         if not self.is_naflex:
             return super().model_inputs(pixel_values)
         pictures, channels, height, width = pixel_values.shape

@@ -1,4 +1,4 @@
-"""Owns the form timm:NAME: any ViT, Swin, ConvNeXt or ResNet of timm, by its feature map."""
+"""The encoder form timm:NAME: any ViT, Swin, ConvNeXt or ResNet of timm, by its feature map."""
 
 import difflib
 import importlib
@@ -165,7 +165,7 @@ def _saved_settings(path: str) -> dict:
 
 
 def _preprocessing(settings: dict, options: EncoderOptions) -> Preprocessing:
-    """Translate timm's settings: to size / crop_pct, the aspect kept or not, then the centre."""
+    """Translate timm's settings: to size / crop_pct, the aspect kept or not, then the center."""
     height, width = settings["input_size"][-2:]
     edge = int(min(height, width) / settings["crop_pct"])
     policy = POLICIES.get(settings.get("crop_mode", "center"), UNKNOWN)
