@@ -86,7 +86,8 @@ def add_adapter(
 
 
 def _check_module_name_collisions(model: nn.Module, modules_to_save: list[str]) -> None:
-    # PEFT finds what it saves whole by the end of its name.
+    # PEFT finds what it saves whole by the end of its name; can go when it compares whole names:
+    # https://github.com/huggingface/peft/blob/v0.21.2/src/peft/utils/other.py#L1088
     for name, _ in model.named_modules():
         for kept in modules_to_save:
             if name.endswith(kept) and name != f"model.{kept}":
@@ -97,7 +98,8 @@ def _check_module_name_collisions(model: nn.Module, modules_to_save: list[str]) 
 
 
 def _check_gradients_are_possible(model: nn.Module, modules_to_save: list[str]) -> None:
-    # PEFT asks for gradients of all that it saves whole, also of what is frozen afterwards.
+    # PEFT asks for gradients of all that it saves whole, also of what is frozen afterwards; can go when it passes over
+    # integers: https://github.com/huggingface/peft/blob/v0.21.2/src/peft/utils/other.py#L284
     for kept in modules_to_save:
         for name, parameter in model.get_submodule(f"model.{kept}").named_parameters():
             if not (parameter.is_floating_point() or parameter.is_complex()):

@@ -202,7 +202,6 @@ def _record_or_verify_hash(encoder: VisionEncoder, vision_config: CustomVisionCo
 
 def _official_pixels(processor: ProcessorMixin) -> dict[str, Any]:
     """Read how the official image and video processors cut and normalize; they must do it alike."""
-
     if not isinstance(processor.image_processor, Qwen2VLImageProcessor):
         found = type(processor.image_processor).__name__
         raise UserError(f"--custom_vision_input qwen needs Qwen3-VL's own image processor, got {found}")
