@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, Trai
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from qwenvl.checkpoint.card import write_model_card
 from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, existing_folder
 from qwenvl.checkpoint.lock import check_lock, lock_output_dir
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, flush_folder, replace_file, write_manifest
@@ -103,6 +104,8 @@ def write_state(folder: Path, state: TrainerState, incomplete: Path) -> None:
     unfinished = incomplete / TRAINER_STATE_NAME
     state.save_to_json(str(unfinished))
     replace_file(folder, TRAINER_STATE_NAME, unfinished)
+    arguments = json.loads((folder / RUN_ARGUMENTS_NAME).read_text(encoding="utf-8"))
+    write_model_card(folder, arguments, state.log_history)
 
 
 def replace_folder(source: Path, target: Path) -> None:
