@@ -55,6 +55,7 @@ class CommitCheckpoints(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
+        """Warn of a disk that is too small for the checkpoints to come."""
         if state.is_local_process_zero and (count := _checkpoints_to_come(args, state)):
             size = checkpoint_bytes(model, optimizer, deepspeed=bool(args.deepspeed))
             there = len(sort_checkpoints(str(self.output_dir)))
@@ -64,6 +65,7 @@ class CommitCheckpoints(TrainerCallback):
             CheckpointDisk(args.output_dir).warn_if_short(size, count)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the checkpoint that was written into the output folder."""
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(self.output_dir / name)

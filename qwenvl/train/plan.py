@@ -1,4 +1,4 @@
-"""Owns the plan of a run: what a training command will do, told before it does it."""
+"""Plan a run: log what a training command will do before it does it."""
 
 import logging
 import math

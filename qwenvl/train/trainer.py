@@ -1,4 +1,4 @@
-"""Owns the training loop's hooks: Transformers' Trainer with our batches, groups, loss and checkpoints."""
+"""Transformers' Trainer with this project's batches, parameter groups, loss and checkpoints."""
 
 import math
 import time
