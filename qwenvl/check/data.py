@@ -29,15 +29,13 @@ from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Record
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
-from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
-from qwenvl.model.build import load_config, load_processor
-from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.param_groups import format_table
+from qwenvl.train.prepare import prepare_base
 from qwenvl.utils.cli import WholeFiles, print_summary, refuse_inputs
 from qwenvl.utils.logs import configure_logging
-from qwenvl.vision import CustomVisionConfig, swap_processor
+from qwenvl.vision import CustomVisionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -178,14 +176,8 @@ def _whole(records: Iterable[Record]) -> list[Record]:
 
 def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig | None]:
     """Return the encoder of records that training would use, and the configuration of a custom tower."""
-    base, is_trusted = (flags.model.model_name_or_path, flags.training.cache_dir), flags.model.trust_remote_code
-    base_config = load_config(*base, trust_remote_code=is_trusted)
-    processor = load_processor(*base, trust_remote_code=is_trusted)
-    vision_config = plan_custom_vision(flags.model, base_config, processor)
-    if vision_config is not None:
-        processor = swap_processor(processor, vision_config)
-    set_pixel_limits(processor, flags.data)
-    return RecordEncoder(processor, flags.data.max_image_pixels), vision_config
+    base = prepare_base(flags.model, flags.data, flags.training.cache_dir)
+    return RecordEncoder(base.processor, flags.data.max_image_pixels), base.vision_config
 
 
 def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annotations:

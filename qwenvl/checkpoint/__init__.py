@@ -1,0 +1,1 @@
+"""Checkpoints: write them whole, verify, load, and continue a run from them."""

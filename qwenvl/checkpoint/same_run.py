@@ -96,7 +96,9 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     `before` is what the checkpoint's run_arguments.json says, `now` are this run's. Flags that the older program did
     not know are not compared.
     """
-    changed = {name for name in before if name in now and not _are_equal(before[name], now[name])}
+    # Without the values that took effect: they follow from the flags and the machine.
+    compared = (before.keys() & now.keys()) - {"effective"}
+    changed = {name for name in compared if not _are_equal(before[name], now[name])}
     if "data" in before:
         changed.discard("dataset_use")  # what is in the files decides, wherever they lie: `check_same_data`
     for name, rule in RULES.items():

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, Trai
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from qwenvl.checkpoint.card import write_model_card
 from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, existing_folder
 from qwenvl.checkpoint.lock import check_lock, lock_output_dir
 from qwenvl.checkpoint.manifest import MANIFEST_NAME, flush_folder, replace_file, write_manifest
@@ -54,6 +55,7 @@ class CommitCheckpoints(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
+        """Warn of a disk that is too small for the checkpoints to come."""
         if state.is_local_process_zero and (count := _checkpoints_to_come(args, state)):
             size = checkpoint_bytes(model, optimizer, deepspeed=bool(args.deepspeed))
             there = len(sort_checkpoints(str(self.output_dir)))
@@ -63,6 +65,7 @@ class CommitCheckpoints(TrainerCallback):
             CheckpointDisk(args.output_dir).warn_if_short(size, count)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the checkpoint that was written into the output folder."""
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(self.output_dir / name)
@@ -103,6 +106,8 @@ def write_state(folder: Path, state: TrainerState, incomplete: Path) -> None:
     unfinished = incomplete / TRAINER_STATE_NAME
     state.save_to_json(str(unfinished))
     replace_file(folder, TRAINER_STATE_NAME, unfinished)
+    arguments = json.loads((folder / RUN_ARGUMENTS_NAME).read_text(encoding="utf-8"))
+    write_model_card(folder, arguments, state.log_history)
 
 
 def replace_folder(source: Path, target: Path) -> None:

@@ -1,0 +1,1 @@
+"""Training: flags, plan, optimizer groups, loss and the loop around Transformers' Trainer."""

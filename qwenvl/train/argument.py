@@ -1,4 +1,4 @@
-"""Owns the command line of training: every flag with its help, and the rules between flags."""
+"""Parse the command line of training: every flag with its help, and the rules between flags."""
 
 import dataclasses
 import difflib

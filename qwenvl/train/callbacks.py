@@ -48,6 +48,7 @@ class StopOnSigterm(TrainerCallback):
             signal.signal(each, signal.SIG_IGN if ignored else previous or signal.SIG_DFL)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Act when training begins."""
         self._previous = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGINT)}
         for each in STOP_SIGNALS:
             handle(each, self._remember)
@@ -56,10 +57,12 @@ class StopOnSigterm(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Act when training ends."""
         if signal.SIGINT in self._previous:
             signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT) or signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Act at the end of a step."""
         if self._interrupted:
             raise KeyboardInterrupt
         if any_process(self._signalled, args.device) and state.global_step < state.max_steps:  # else it ends by itself
@@ -71,12 +74,14 @@ class StopOnSigterm(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Act at the end of an epoch."""
         if self.stopped:  # the Trainer takes a stop for the end of the epoch
             control.should_save = control.should_evaluate = False
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Act after a batch of an evaluation."""
         if self.is_published and any_process(self._signalled, args.device):
             raise EvaluationStoppedError
 
@@ -100,6 +105,7 @@ class EvaluateAfterSaving(TrainerCallback):
         self._put_off = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Act at the end of a step."""
         epoch_ends = state.epoch.is_integer() or control.should_training_stop
         if control.should_evaluate and args.save_strategy == SaveStrategy.EPOCH and epoch_ends:
             self._put_off, control.should_evaluate = True, False
@@ -107,6 +113,7 @@ class EvaluateAfterSaving(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Act at the end of an epoch."""
         if self._put_off:
             self._put_off, control.should_evaluate = False, True
 
@@ -122,6 +129,7 @@ class ProgressLines(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Act when an entry is logged."""
         if self.training_bar is not None and logs:
             self.training_bar.write(f"step {state.global_step}: {log_line(logs)}")
 
@@ -137,6 +145,7 @@ class LogLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Act when an entry is logged."""
         if state.is_world_process_zero and logs:
             logger.info("step %d of %d: %s", state.global_step, state.max_steps, log_line(logs))
 

@@ -35,6 +35,7 @@ class ContinueRun(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Bring the loaded state up to date with the flags, and evaluate the step if that is due."""
         # The Trainer would go on logging, evaluating and saving as often as the run did that wrote the checkpoint.
         state.compute_steps(args, state.max_steps)
         find_best_checkpoint(state, self._folders)

@@ -1,4 +1,4 @@
-"""Owns the feature cache in a run: filled before training by all processes, then read in the place of pictures."""
+"""Fill the feature cache of a run before training, in all processes, and let the data read it instead of images."""
 
 import logging
 import shutil
@@ -50,15 +50,15 @@ def cache_features(
 ) -> None:
     """Compute the encoder features that `folder` does not hold yet, and let the data use them all.
 
-    Tells their size first, which is all that a dry run does. Pictures that cannot be read go to the ledger of bad
-    samples. Raises `UserError` if the disk has no room, and for a folder that cannot be read or written.
+    Logs their size first, which is all that a dry run does. Images that cannot be read are reported as bad samples.
+    Raises `UserError` if the disk has no room, and for a folder that cannot be read or written.
     """
-    wheres, num_videos = _pictures_and_videos(data)
+    locations, num_videos = _images_and_videos(data)
     if num_videos:
         logger.info("vision features: %d videos are not cached, their frames are encoded each time", num_videos)
-    if not wheres:
+    if not locations:
         return
-    paths = sorted(wheres)
+    paths = sorted(locations)
     tower = next(module for name, module in model.named_modules() if name.endswith("model.visual"))
     image_processor = data.train_dataset.encoder.processor.image_processor
     autocast = _autocast(training_args)
@@ -68,13 +68,13 @@ def cache_features(
         return estimate_bytes([s for s in sizes if isinstance(s, ImageSize)], tower, image_processor, autocast)
 
     def report_unreadable(path: str, reason: str) -> None:
-        for where in wheres[path]:
+        for where in locations[path]:
             data.bad_samples.report(BadSample(where, None, reason))
 
     if training_args.dry_run:
-        _tell_size(len(paths), num_bytes(paths), folder)
+        _log_size(len(paths), num_bytes(paths), folder)
         return
-    read_picture = partial(load_image, max_pixels=data_args.max_image_pixels)
+    read_image = partial(load_image, max_pixels=data_args.max_image_pixels)
     work = Work(training_args.process_index, training_args.world_size, training_args.dataloader_num_workers)
     with _whole_weights(tower):
         cache = FeatureCache(folder, tower, image_processor, autocast)
@@ -86,22 +86,22 @@ def cache_features(
         barrier()
         tower.to(training_args.device)
         with explain_dead_workers(work.num_workers, go_on="start again: the features that are stored are kept"):
-            fill_cache(cache, tower, image_processor, missing, read_picture, report_unreadable, work)
+            fill_cache(cache, tower, image_processor, missing, read_image, report_unreadable, work)
         barrier()
     cache.reload()
     data.use_features(cache.load)
 
 
-def _pictures_and_videos(data: DataModule) -> tuple[dict[str, list[str]], int]:
-    """Return where each picture's records stand, by its path, and the number of videos."""
-    wheres = defaultdict(list)
+def _images_and_videos(data: DataModule) -> tuple[dict[str, list[str]], int]:
+    """Return the locations of each image's records, by its path, and the number of videos."""
+    locations = defaultdict(list)
     videos = set()
     for dataset in data.datasets:
         for record in dataset.records:
             videos.update(record.videos)
             for path in record.images:
-                wheres[path].append(record.where)
-    return wheres, len(videos)
+                locations[path].append(record.where)
+    return locations, len(videos)
 
 
 def _autocast(training_args: TrainingArguments) -> torch.dtype | None:
@@ -120,7 +120,7 @@ def _whole_weights(tower: nn.Module) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(partitioned)
 
 
-def _tell_size(count: int, needed: int, folder: str) -> None:
+def _log_size(count: int, needed: int, folder: str) -> None:
     logger.info(
         "vision features: %d pictures take %.3g GB in %s, where %.3g GB are free; those that are there already count",
         count,

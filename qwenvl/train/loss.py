@@ -1,4 +1,4 @@
-"""Owns the loss: from the logits of the supervised positions to the mean over the global batch."""
+"""Compute the loss: from the logits of the supervised positions to the mean over the global batch."""
 
 import torch
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""Owns the estimate of the GPU memory that a run will take, from shapes alone."""
+"""Estimate the GPU memory that a run will take, from shapes alone."""
 
 from dataclasses import dataclass
 

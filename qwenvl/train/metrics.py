@@ -1,4 +1,4 @@
-"""Owns the numbers of a run beside its loss: throughput, padding, waiting for data, gradient norms, memory."""
+"""Measure a run beside its loss: throughput, padding, waiting for data, gradient norms, memory."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""Owns the plan of a run: what a training command will do, told before it does it."""
+"""Plan a run: log what a training command will do before it does it."""
 
 import logging
 import math
@@ -50,7 +50,7 @@ def count_steps(micro_batches: int, training_args: TrainingArguments) -> tuple[i
     return steps_per_epoch, math.ceil(steps_per_epoch * training_args.num_train_epochs)
 
 
-def heed_few_steps(micro_batches: int, data_args: DataArguments, training_args: TrainingArguments) -> None:
+def adapt_to_few_steps(micro_batches: int, data_args: DataArguments, training_args: TrainingArguments) -> None:
     """Warn of a run that has few steps without having been asked for, and log each step of one that would log none.
 
     `micro_batches` are those of an epoch. Lowers `training_args.logging_steps` where it is above the number of steps.

@@ -1,4 +1,4 @@
-"""Owns the training loop's hooks: Transformers' Trainer with our batches, groups, loss and checkpoints."""
+"""Transformers' Trainer with this project's batches, parameter groups, loss and checkpoints."""
 
 import math
 import time
@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from qwenvl.checkpoint.card import write_model_card
 from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, is_checkpoint_folder
 from qwenvl.checkpoint.save import CommitCheckpoints, cache_as_for_use, write_run_arguments
 from qwenvl.data.annotations import BadSampleLedger
@@ -303,6 +304,7 @@ class QwenVLTrainer(Trainer):
             # A pickle of all arguments, hub token included; run_arguments.json says the same.
             (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             write_run_arguments(folder, self.run_arguments)
+            write_model_card(Path(folder), self.run_arguments, self.state.log_history)
             if self.model.config.model_type in CUSTOM_MODEL_TYPES:
                 # An adapter folder has no model configuration; here it names the tower that the base model lacks.
                 self.model.config.save_pretrained(folder)

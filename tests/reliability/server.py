@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from qwenvl.train import train_qwen
+from qwenvl.train import run, train_qwen
 
 
 class Marks:
@@ -74,7 +74,7 @@ def run_job(job: dict[str, Any]) -> int:
     try:
         marks = Marks(job["marks"], job["kill"])
         marks.mark("start")
-        train_qwen.QwenVLTrainer = marked(train_qwen.QwenVLTrainer, marks)
+        run.QwenVLTrainer = marked(run.QwenVLTrainer, marks)
         sys.argv = ["train_qwen.py", *job["arguments"]]
         train_qwen.main()
         marks.mark("done")

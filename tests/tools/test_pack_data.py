@@ -5,16 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
 from qwenvl.bench.standin import build_standin
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.packing import plan_packs
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
+from qwenvl.model.arguments import ModelArguments
 from qwenvl.tools.pack_data import main
+from qwenvl.train.argument import TrainingArguments
+from qwenvl.train.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -154,3 +160,28 @@ def test_a_packed_file_is_trained_on_where_it_is_written(dataset: Path, standin:
     records = read_annotations(str(packed), str(packed.parent), BadSampleLedger(), str(tmp_path)).records
     assert len(records) == 31 and {path for record in records for path in record.images} == {str(tmp_path / "film.png")}
     assert "`id` is not read" not in caplog.text
+
+
+def test_packing_for_a_swapped_run_counts_what_training_counts(
+    dataset: Path, standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = f"{REPOSITORY / 'tests/train/own_encoder.py'}:TileEncoder"
+    counted: list[list[int]] = []
+
+    def keep(lengths: np.ndarray, *args: int) -> list[np.ndarray]:
+        counted.append(sorted(lengths.tolist()))
+        return plan_packs(lengths, *args)
+
+    monkeypatch.setattr("qwenvl.check.pack_file.plan_packs", keep)
+    pack(dataset, standin, "--out", str(tmp_path / "native.json"))
+    pack(dataset, standin, "--out", str(tmp_path / "swapped.json"), "--custom_vision_encoder", encoder)
+    native, swapped = counted
+
+    model_args = ModelArguments(model_name_or_path=str(standin), custom_vision_encoder=encoder, tune_mm_mlp=True)
+    data_args = DataArguments(
+        dataset_use=str(tmp_path / "swapped.json"), data_packing=True, media_cache_dir=str(tmp_path)
+    )
+    training_args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, model_max_length=200)
+    planned = prepare(model_args, data_args, training_args).data.train_dataset.counts.total
+
+    assert sorted(planned.tolist()) == swapped != native

@@ -6,7 +6,7 @@ import pytest
 
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
-from qwenvl.train.plan import count_steps, heed_few_steps
+from qwenvl.train.plan import adapt_to_few_steps, count_steps
 
 
 def _arguments(tmp_path: Path, **flags: object) -> TrainingArguments:
@@ -21,7 +21,7 @@ def test_steps_are_counted_as_the_trainer_does(tmp_path: Path) -> None:
 def test_a_run_of_few_steps_is_told_with_what_to_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     training_args = _arguments(tmp_path, gradient_accumulation_steps=2, model_max_length=8192)
 
-    heed_few_steps(1, DataArguments(data_packing=True), training_args)
+    adapt_to_few_steps(1, DataArguments(data_packing=True), training_args)
 
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     for words in ("only 1 step,", "EPOCHS", "--gradient_accumulation_steps 2 (GRAD_ACCUM)", "--model_max_length 8192"):
@@ -29,7 +29,7 @@ def test_a_run_of_few_steps_is_told_with_what_to_change(tmp_path: Path, caplog: 
 
 
 def test_a_flag_that_cannot_give_more_steps_is_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    heed_few_steps(21, DataArguments(), _arguments(tmp_path, per_device_train_batch_size=1))
+    adapt_to_few_steps(21, DataArguments(), _arguments(tmp_path, per_device_train_batch_size=1))
 
     assert "only 21 steps," in caplog.text
     assert "lower" not in caplog.text
@@ -39,7 +39,7 @@ def test_a_flag_that_cannot_give_more_steps_is_not_named(tmp_path: Path, caplog:
 def test_a_run_of_many_steps_or_of_those_asked_for_is_not_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, micro_batches: int, flags: dict
 ) -> None:
-    heed_few_steps(micro_batches, DataArguments(), _arguments(tmp_path, **flags))
+    adapt_to_few_steps(micro_batches, DataArguments(), _arguments(tmp_path, **flags))
 
     assert not caplog.records
 
@@ -48,7 +48,7 @@ def test_a_run_of_many_steps_or_of_those_asked_for_is_not_warned_of(
 def test_the_only_steps_there_are_are_logged(tmp_path: Path, given: float, kept: float) -> None:
     training_args = _arguments(tmp_path, logging_steps=given, max_steps=7)
 
-    heed_few_steps(7, DataArguments(), training_args)
+    adapt_to_few_steps(7, DataArguments(), training_args)
 
     assert training_args.logging_steps == kept
 
@@ -77,4 +77,4 @@ def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flag
     training_args = _arguments(tmp_path, **{"eval_strategy": "steps"} | flags)
 
     with contextlib.nullcontext() if told is None else pytest.raises(UserError, match=told):
-        heed_few_steps(21, DataArguments(), training_args)
+        adapt_to_few_steps(21, DataArguments(), training_args)

@@ -14,8 +14,9 @@ from qwenvl import load_checkpoint
 from qwenvl.bench.standin import build_standin
 from qwenvl.checkpoint.manifest import find_fault
 from qwenvl.errors import UserError
-from qwenvl.train import train_qwen
-from qwenvl.train.train_qwen import run_folder, train
+from qwenvl.train import run as run_module
+from qwenvl.train.run import run_folder
+from qwenvl.train.train_qwen import train
 from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
 
@@ -244,7 +245,7 @@ def test_sigterm_after_the_last_step_ends_well_with_the_model_published(
     run_training: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, moment: str
 ) -> None:
     caplog.set_level(logging.INFO, logger="qwenvl")
-    owner = QwenVLTrainer if moment == "evaluate" else train_qwen
+    owner = QwenVLTrainer if moment == "evaluate" else run_module
     original = getattr(owner, moment)
 
     def with_signal(*args: object, **kwargs: object) -> object:

@@ -1,0 +1,75 @@
+"""Prepare what a run reads before its model is built: configuration, processor, tower plan, attention and data."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig, ProcessorMixin
+
+from qwenvl.data.arguments import DataArguments
+from qwenvl.data.data_processor import DataModule, make_supervised_data_module
+from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
+from qwenvl.model.arguments import ModelArguments
+from qwenvl.model.attention import Attention, resolve_attention
+from qwenvl.model.base_files import refuse_broken_weights, refuse_other_processor
+from qwenvl.model.build import load_config, load_processor
+from qwenvl.model.custom_vision import plan_custom_vision
+from qwenvl.train.argument import TrainingArguments
+from qwenvl.train.features import check_feature_cache
+from qwenvl.vision import CustomVisionConfig, swap_processor
+
+
+@dataclass(frozen=True)
+class BasePlan:
+    """The base model's configuration, the tower planned for it, and the processor that fits this tower.
+
+    `vision_config` is None where the model keeps its own tower.
+    """
+
+    config: PreTrainedConfig
+    vision_config: CustomVisionConfig | None
+    processor: ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run knows before its model is built."""
+
+    base: BasePlan
+    attention: Attention
+    data: DataModule
+
+
+def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str | None = None) -> BasePlan:
+    """Load configuration and processor, plan the tower, and set the pixel limits; no weights of the model are read.
+
+    Training, `check_data` and `pack_data` count tokens with this processor. Raises `UserError` for a model that is no
+    Qwen3-VL, and for flags that fit neither the encoder nor the model.
+    """
+    name, is_trusted = model_args.model_name_or_path, model_args.trust_remote_code
+    config = load_config(name, cache_dir, trust_remote_code=is_trusted)
+    check_feature_cache(model_args, config)
+    processor = load_processor(name, cache_dir, trust_remote_code=is_trusted)
+    refuse_other_processor(name, config, processor)
+    vision_config = plan_custom_vision(model_args, config, processor)
+    if vision_config is not None:
+        processor = swap_processor(processor, vision_config)
+    set_pixel_limits(processor, limits)
+    return BasePlan(config, vision_config, processor)
+
+
+def prepare(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Prepared:
+    """Prepare a run up to its data, which are read, checked, counted and planned into batches.
+
+    Raises `UserError` for whatever is wrong with the base model, the encoder or the data.
+    """
+    base = prepare_base(model_args, data_args, training_args.cache_dir)
+    if not training_args.dry_run:
+        refuse_broken_weights(model_args.model_name_or_path)
+    attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
+    data = make_supervised_data_module(
+        base.processor,
+        data_args,
+        training_args,
+        varlen=attention.backend == "varlen",
+        only_vision_is_trained=not model_args.tune_mm_llm,
+    )
+    return Prepared(base, attention, data)
