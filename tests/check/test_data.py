@@ -18,7 +18,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from qwenvl.bench.standin import build_standin
 from qwenvl.check.arguments import parse_check_arguments
-from qwenvl.check.data import DataCheck, main
+from qwenvl.check.data import DataCheck
 from qwenvl.check.duplicates import picture_ids
 from qwenvl.check.raw_rows import iter_rows
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
@@ -28,6 +28,7 @@ from qwenvl.errors import UserError
 from qwenvl.medical.mimic import prepare
 from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
 from qwenvl.model.build import load_processor
+from qwenvl.tools.check_data import main
 from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import Sharding
 from qwenvl.train.train_qwen import train
