@@ -1,4 +1,4 @@
-"""Owns the pre-flight check: every record of a run's data sets, and what the run would do with them."""
+"""Check every record of a run's datasets before training, and report what the run would do with them."""
 
 import importlib.util
 import json
@@ -188,7 +188,7 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
 
 
 def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annotations:
-    """Read the data sets; one without a single usable record is left out, with all its rows in the ledger."""
+    """Read the datasets; one without a single usable record is left out, with all its rows in the ledger."""
     attempt = _Collector()
     try:
         annotations = load_datasets(dataset_use, flags.seed, attempt, flags.data.media_cache_dir)

@@ -1,4 +1,4 @@
-"""Owns the check of the machine: what a training run needs, what is there, what is missing and what to do about it."""
+"""Check the machine for what a training run needs, with a remedy for what is missing."""
 
 import os
 import re
