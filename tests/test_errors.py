@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl import errors
 from qwenvl.errors import LAUNCHER_VARIABLE, UserError, exit_on_user_error
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,6 +53,27 @@ def test_plain_torchrun_prints_a_users_line_last_and_once(tmp_path: Path):
     errors = subprocess.run(command, env=environment, capture_output=True, text=True).stderr
     assert errors.count("error: no such file") == 1
     assert errors.rstrip("=\n").endswith("error: no such file")
+
+
+@pytest.mark.parametrize(("rank", "delays"), [(None, []), ("0", []), ("3", [errors._SECONDS_FOR_THE_FIRST_PROCESS])])
+def test_only_the_first_process_of_a_run_writes_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None, delays: list[int]
+):
+    slept = []
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert capsys.readouterr().err == ""  # the line comes after the delay
+
+    monkeypatch.setattr(errors.time, "sleep", sleep)
+    with pytest.raises(SystemExit, match="2"):
+        end_with(UserError("no such file"))
+    assert slept == delays
+    assert capsys.readouterr().err == "error: no such file\n"
 
 
 def test_a_missing_package_is_one_line_and_a_missing_module_of_ours_a_defect(capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,1 @@
+"""Pre-flight checks of a run: its data and its machine."""

@@ -81,6 +81,7 @@ class _CheckParser(FlagParser):
     """Tells its own options first and in full, and those of training by their names."""
 
     def format_help(self) -> str:
+        """Return the help text: the check's own options, then the names of those of training."""
         own = FlagParser(
             (CheckArguments,),
             usage="python tools/check_data.py --dataset_use NAMES_OR_FILES --out FOLDER [options] [flags of training]",

@@ -1,4 +1,4 @@
-"""Owns the pre-flight check: every record of a run's data sets, and what the run would do with them."""
+"""Check every record of a run's datasets before training, and report what the run would do with them."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from typing import TextIO
 
 import numpy as np
 
-from qwenvl.check.arguments import CheckFlags, parse_check_arguments
+from qwenvl.check.arguments import CheckFlags
 from qwenvl.check.duplicates import files_of, find_duplicates, media_of, picture_ids
 from qwenvl.check.raw_rows import iter_rows, write_sound_rows
 from qwenvl.check.records import find_outside, find_swapped_turns, find_undecodable, find_wrong_boxes
@@ -33,8 +33,7 @@ from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking
 from qwenvl.errors import UserError
 from qwenvl.train.param_groups import format_table
 from qwenvl.train.prepare import prepare_base
-from qwenvl.utils.cli import WholeFiles, print_summary, refuse_inputs
-from qwenvl.utils.logs import configure_logging
+from qwenvl.utils.cli import WholeFiles, format_summary, refuse_inputs
 from qwenvl.vision import CustomVisionConfig
 
 logger = logging.getLogger(__name__)
@@ -181,7 +180,7 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
 
 
 def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annotations:
-    """Read the data sets; one without a single usable record is left out, with all its rows in the ledger."""
+    """Read the datasets; one without a single usable record is left out, with all its rows in the ledger."""
     attempt = _Collector()
     try:
         annotations = load_datasets(dataset_use, flags.seed, attempt, flags.data.media_cache_dir)
@@ -242,33 +241,69 @@ def _write_clean(
         yield name, write_sound_rows(streams[name], rows, sound[source], roots, str(out))
 
 
-def _print_plan(check: DataCheck, split: _Split) -> None:
-    """Print what training on the sound records would be like."""
+@dataclass(frozen=True)
+class CheckResult:
+    """What a finished check found and wrote.
+
+    Attributes:
+        check: The check, with its problems.
+        training: The training data as read.
+        written: The name of each clean file and the number of its records.
+        lengths: Tokens of each readable training record, (n,).
+        has_histogram: Whether the histogram was written.
+    """
+
+    check: DataCheck
+    training: _Split
+    written: Sequence[tuple[str, int]]
+    lengths: np.ndarray
+    has_histogram: bool
+
+    @property
+    def num_problems(self) -> int:
+        """The number of problems of all checks."""
+        return len(self.check.problems)
+
+    def sections(self) -> Iterator[str]:
+        """Yield the report part by part, as computed: the last parts plan an epoch and build a model."""
+        flags, problems = self.check.flags, self.check.problems
+        rows = [("problems", len(problems)), *((f"  {name}", count) for name, count in problems.by_check())]
+        rows += [(f"records in {name}", count) for name, count in self.written]
+        rows += length_rows(self.lengths, flags.training.model_max_length) if len(self.lengths) else []
+        yield format_summary(f"Checked {flags.data.dataset_use} -> {Path(flags.check.out)}", rows)
+        if not self.has_histogram:
+            yield f"no {HISTOGRAM}: matplotlib is not installed (pip install matplotlib)"
+        yield from _plan_sections(self.check, self.training)
+
+
+def _plan_sections(check: DataCheck, split: _Split) -> Iterator[str]:
+    """Yield what training on the valid records would be like."""
     data, flags = check.sound_data(split), check.flags
     if not data.records:
-        print("no record is left to train on")
+        yield "no record is left to train on"
         return
     logger.info("planning an epoch")
     summaries = summarize_batches(data, flags, check.encoder)
     chosen = summaries[chosen_batches(flags)]
     supervised = f"{chosen.num_supervised:,} ({chosen.num_supervised / chosen.num_tokens:.1%})"
-    print_summary(
+    yield format_summary(
         "Without the problems",
         [("records", chosen.num_samples), ("tokens", chosen.num_tokens), ("supervised tokens", supervised)],
     )
-    print(format_table(batch_table(summaries, flags)))
-    print(f"(* what the flags choose; {flags.sharding.processes} process(es))")
+    yield format_table(batch_table(summaries, flags))
+    yield f"(* what the flags choose; {flags.sharding.processes} process(es))"
     if flags.model.tune_mm_llm or flags.model.tune_mm_mlp or flags.model.tune_mm_vision:
-        print(format_table(memory_table(chosen, flags, check.vision_config)))
+        yield format_table(memory_table(chosen, flags, check.vision_config))
     else:
-        print("GPU memory: no estimate, because no --tune_mm_* flag says what is trained")
+        yield "GPU memory: no estimate, because no --tune_mm_* flag says what is trained"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Check the data of a run; returns 0 where all is well and 1 where problems were found."""
-    flags = parse_check_arguments(argv)
-    # What training tells as well: keys that are not read, thoughts that make several samples of a record.
-    configure_logging()
+def check_data(flags: CheckFlags) -> CheckResult:
+    """Check the data of a run and write the problems, the clean files and the histogram into `--out`.
+
+    Raises:
+        UserError: For files that cannot be read at all, or outputs that would replace other files.
+    """
     check = DataCheck(flags)
     out = Path(flags.check.out)
     names = output_names(check.specs, check.eval_specs)
@@ -284,11 +319,4 @@ def main(argv: list[str] | None = None) -> int:
         lengths = np.delete(splits[0].counts.total, list(splits[0].counts.bad))
         if HISTOGRAM in streams and len(lengths):
             streams[HISTOGRAM].buffer.write(draw_histogram(lengths, flags.training.model_max_length))
-    rows = [("problems", len(check.problems)), *((f"  {name}", count) for name, count in check.problems.by_check())]
-    rows += [(f"records in {name}", count) for name, count in written]
-    rows += length_rows(lengths, flags.training.model_max_length) if len(lengths) else []
-    print_summary(f"Checked {flags.data.dataset_use} -> {out}", rows)
-    if HISTOGRAM not in names:
-        print(f"no {HISTOGRAM}: matplotlib is not installed (pip install matplotlib)")
-    _print_plan(check, splits[0])
-    return 1 if len(check.problems) else 0
+    return CheckResult(check, splits[0], written, lengths, HISTOGRAM in names)

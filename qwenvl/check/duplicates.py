@@ -1,4 +1,4 @@
-"""Find what is there twice: equal images, and records that repeat another."""
+"""Find duplicates: equal files, and records that repeat another."""
 
 import hashlib
 import os
@@ -51,8 +51,8 @@ def _file_ids(paths: Iterable[str], by_content: bool) -> PictureIds:
         ids: dict[str, tuple] = {path: inode[-1:] for inode, path in one_of.items()}
         for look in (_edges, _digest):
             shared = Counter(ids.values())
-            crowded = [path for path, known in ids.items() if shared[known] > 1]
-            for path, more in zip(crowded, pool.map(look, crowded), strict=True):
+            candidates = [path for path, known in ids.items() if shared[known] > 1]
+            for path, more in zip(candidates, pool.map(look, candidates), strict=True):
                 ids[path] += (more,)
     return {path: ids[one_of[inode]] for path, inode in links.items()}
 
@@ -67,12 +67,12 @@ def find_duplicates(records: Sequence[Record], ids: PictureIds, same: str) -> It
         media = tuple(ids[path] for path in media_of(record))
         whole = same == "record" or not media
         said = tuple(turn for turn in record.turns if whole or turn.role == "assistant")
-        twin = first.setdefault((media, said), record)
-        # A data set that is named twice gives the same object twice, and is meant twice.
-        if twin is not record:
-            kept = "media" if media_of(record) == media_of(twin) else "content of its media"
+        duplicate = first.setdefault((media, said), record)
+        # A dataset that is named twice gives the same object twice, and is meant twice.
+        if duplicate is not record:
+            kept = "media" if media_of(record) == media_of(duplicate) else "content of its media"
             what = "text" if not media else f"{kept} and the same " + ("turns" if whole else "answer")
-            yield BadSample(record.where, next(iter(media_of(record)), None), f"the same {what} as {twin.where}")
+            yield BadSample(record.where, next(iter(media_of(record)), None), f"the same {what} as {duplicate.where}")
 
 
 def _inode(path: str) -> tuple:

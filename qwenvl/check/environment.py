@@ -1,12 +1,10 @@
-"""Owns the check of the machine: what a training run needs, what is there, what is missing and what to do about it."""
+"""Check the machine for what a training run needs, with a remedy for what is missing."""
 
-import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -189,11 +187,6 @@ def format_checks(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None, run: Callable[[], list[Check]] = run_checks) -> int:
-    """Print the table and return 0, or 1 if something that training needs is missing."""
-    argparse.ArgumentParser(description="Check whether this machine has what training needs.").parse_args(argv)
-    checks = run()
-    print(format_checks(checks))
-    missing = [check.name for check in checks if check.status == MISSING]
-    print(f"\nmissing: {', '.join(missing)}" if missing else "\nready to train")
-    return 1 if missing else 0
+def missing_parts(checks: list[Check]) -> list[str]:
+    """Return the names of the checks that found something missing which training needs."""
+    return [check.name for check in checks if check.status == MISSING]

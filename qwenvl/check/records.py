@@ -1,4 +1,4 @@
-"""Owns the checks of records that training itself does not make: where paths lead, boxes, pixels."""
+"""Check records for what training does not: paths that leave the folder, wrong boxes, undecodable media."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from qwenvl.errors import UserError
 from qwenvl.utils.cli import in_parallel, progress
 
 _BOX_KEY = '"bbox_2d"'
-# Qwen's answers list boxes; data sets also write a single one without the list.
+# Qwen's answers list boxes; datasets also write a single one without the list.
 _SINGLE_BOX = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
 _FILES_A_TASK = 32
 
@@ -41,18 +41,18 @@ def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSampl
     root = os.path.join(os.path.abspath(data_path), "")
     real_root = os.path.join(os.path.realpath(data_path), "")
     folders: dict[str, str] = {}
-    climbing: dict[str, tuple[Record, list[str]]] = {}
+    escaping: dict[str, tuple[Record, list[str]]] = {}
     for record in records:
         files = files_of(record)
         outside = [path for path in files if not path.startswith(root) and not is_kept(path)]
         if outside:
-            climbing[record.place or ""] = (record, outside)
+            escaping[record.place or ""] = (record, outside)
         linked = next((p for p in files if p.startswith(root) and not _real(p, folders).startswith(real_root)), None)
         if linked is not None:
             yield BadSample(
                 record.where, linked, f"a link leads out of data_path {data_path!r}, to {_real(linked, {})}"
             )
-    for record, path in _not_absolute(climbing):
+    for record, path in _not_absolute(escaping):
         yield BadSample(record.where, path, f"leaves data_path {data_path!r} through `..`: move the file into it")
 
 
@@ -138,16 +138,16 @@ def _real(path: str, folders: dict[str, str]) -> str:
     return os.path.join(folders[folder], name)
 
 
-def _not_absolute(climbing: Mapping[str, tuple[Record, list[str]]]) -> Iterator[tuple[Record, str]]:
+def _not_absolute(escaping: Mapping[str, tuple[Record, list[str]]]) -> Iterator[tuple[Record, str]]:
     """Yield those of one file's records that do not name their path outright, as the file itself shows."""
-    if not climbing:
+    if not escaping:
         return
-    record, _ = next(iter(climbing.values()))
+    record, _ = next(iter(escaping.values()))
     for row in iter_rows(record.source, by_line=(record.place or "").startswith("line")):
         for place, value in iter_items(row):
-            if place not in climbing:
+            if place not in escaping:
                 continue
-            record, outside = climbing[place]
+            record, outside = escaping[place]
             named = {_plain(text) for text in _strings(value)}
             # A folder of frames is named in place of its files.
             relative = next((path for path in outside if named.isdisjoint((path, os.path.dirname(path)))), None)

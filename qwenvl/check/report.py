@@ -1,4 +1,4 @@
-"""Owns what the pre-flight check tells: problems and their places, and lengths, batches and memory in tables."""
+"""Report what the pre-flight check found: problems and their locations, and tables of lengths, batches and memory."""
 
 import io
 import math

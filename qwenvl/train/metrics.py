@@ -36,7 +36,7 @@ class ThroughputMeter:
         self._waited += waited
 
     def pause(self) -> float:
-        """Return the clock before something that is no training (an evaluation)."""
+        """Return the clock before something that is no training (an evaluation, a save)."""
         return time.perf_counter()
 
     def resume(self, paused_at: float) -> None:

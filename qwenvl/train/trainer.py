@@ -283,12 +283,14 @@ class QwenVLTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model (or adapter), the processor and the run's arguments, if there is room for them."""
         folder = output_dir or self.args.output_dir
+        paused_at = self.throughput.pause()
         with self.disk.explain_errors(), cache_as_for_use(self.model.config):
             if self.args.should_save:
                 optimizer = self.optimizer if is_checkpoint_folder(Path(folder)) else None
                 size = checkpoint_bytes(self.model, optimizer, deepspeed=self.is_deepspeed_enabled)
                 self.disk.check_room(size)
             self._write_model(folder, _internal_call)
+        self.throughput.resume(paused_at)
 
     def _write_model(self, folder: str, internal_call: bool) -> None:
         if isinstance(self.model, PeftModel) and is_deepspeed_zero3_enabled():

@@ -205,14 +205,17 @@ def encoded_json(value: Any) -> str:
     return text
 
 
-def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    """Print a two-column table on standard output; whole numbers get thousands separators."""
+def format_summary(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    """Lay out a title and a two-column table below it; whole numbers get thousands separators."""
     cells = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]
     left = max((len(name) for name, _ in cells), default=0)
     right = max((len(value) for _, value in cells), default=0)
-    print(title)
-    for name, value in cells:
-        print(f"  {name:<{left}}  {value:>{right}}")
+    return "\n".join([title, *(f"  {name:<{left}}  {value:>{right}}" for name, value in cells)])
+
+
+def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
+    """Print a two-column table on standard output; whole numbers get thousands separators."""
+    print(format_summary(title, rows))
 
 
 def peak_memory_mib() -> int:

@@ -8,8 +8,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from qwenvl.check.data import main as check_data
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.tools.check_data import main as check_data
 from qwenvl.tools.pack_data import main as pack_data
 
 

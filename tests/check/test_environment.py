@@ -8,6 +8,7 @@ import pytest
 
 from qwenvl.check import environment
 from qwenvl.check.environment import MISSING, OK, OPTIONAL, Check
+from qwenvl.tools import check_env
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -71,7 +72,7 @@ def test_attention_row_gives_backend_and_reason(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("status", "code"), [(OK, 0), (OPTIONAL, 0), (MISSING, 1)])
 def test_exit_code_tells_whether_something_needed_is_missing(status: str, code: int, capsys: pytest.CaptureFixture):
-    assert environment.main([], lambda: [Check("thing", status, "what is there", "what to do")]) == code
+    assert check_env.main([], lambda: [Check("thing", status, "what is there", "what to do")]) == code
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["thing", status, "what", "is", "there"]
     assert lines[1].strip() == "-> what to do"

@@ -161,6 +161,7 @@ def test_the_holder_renews_its_lock(folder: Path, monkeypatch: pytest.MonkeyPatc
     lock_output_dir(str(folder))
     os.utime(folder / LOCK_NAME, (0, 0))
 
-    time.sleep(0.2)
-
+    deadline = time.monotonic() + 10
+    while (folder / LOCK_NAME).stat().st_mtime == 0 and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
     assert (folder / LOCK_NAME).stat().st_mtime > 0

@@ -119,8 +119,16 @@ def test_zero3_saves_a_trained_encoder_with_what_is_frozen_in_it(run_processes: 
     assert model.config.vision_config.encoder == "rad_dino"
 
 
-def test_a_dry_run_under_zero3_needs_no_weights(run_processes: Run) -> None:
-    run_processes(1, use_cpu=False, dry_run=True, deepspeed=REPOSITORY / "scripts/zero3.json")
+def test_a_dry_run_under_zero3_needs_no_weights(run_processes: Run, standin: Path, tmp_path: Path) -> None:
+    shutil.copytree(standin, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+
+    run_processes(
+        1,
+        model_name_or_path=tmp_path / "model",
+        use_cpu=False,
+        dry_run=True,
+        deepspeed=REPOSITORY / "scripts/zero3.json",
+    )
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])

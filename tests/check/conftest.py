@@ -1,0 +1,81 @@
+"""Fixtures of the pre-flight check: a folder of different images, and a function that checks an annotation file."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+
+from qwenvl.tools.check_data import main
+
+
+class Outcome(NamedTuple):
+    """What one check returned, wrote and printed."""
+
+    code: int
+    problems: list[dict[str, Any]]
+    out: Path
+    text: str
+
+    def clean(self, name: str = "clean.json") -> Any:
+        """Return the rows of a clean file, after a look that their media are found, with the names of these alone."""
+        text = (self.out / name).read_text(encoding="utf-8")
+        return json.loads(text, object_hook=self._with_names)
+
+    def _with_names(self, value: dict[str, Any]) -> dict[str, Any]:
+        for kind in ("image", "video"):
+            paths = value.get(kind, [])
+            for path in [paths] if isinstance(paths, str) else paths:
+                assert (self.out / path).is_file()
+            if paths:
+                names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+                value[kind] = names[0] if isinstance(paths, str) else names
+        return value
+
+    def told(self, name: str) -> str:
+        """Return the value that a table gives under this name."""
+        found = re.search(rf"^ *{re.escape(name)}  +(.*)$", self.text, re.MULTILINE)
+        assert found, f"no row {name!r} in:\n{self.text}"
+        return found[1].strip()
+
+
+def row(image: str | list[str] | None, answer: str, question: str = "What is it?", **more: Any) -> dict[str, Any]:
+    """Return a record about pictures; `more` are keys that training does not read."""
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return more | ({} if image is None else {"image": image}) | {"conversations": turns}
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """Return a folder of eight different pictures, film0.png to film7.png, 96 wide and 64 high."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("L", (96, 64), number * 20).save(folder / f"film{number}.png")
+    return folder
+
+
+@pytest.fixture
+def check(standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
+    """Return a function that checks an annotation file with these flags."""
+
+    def run(dataset: Path | str, *flags: object, out: str = "out") -> Outcome:
+        required = ["--model_name_or_path", standin, "--dataset_use", dataset, "--out", tmp_path / out]
+        required += ["--model_max_length", 512, "--media_cache_dir", tmp_path, "--workers", 1]
+        code = main([str(word) for word in (*required, *flags)])
+        lines = (tmp_path / out / "problems.jsonl").read_text(encoding="utf-8").splitlines()
+        return Outcome(code, [json.loads(line) for line in lines], tmp_path / out, capsys.readouterr().out)
+
+    return run
+
+
+def sound_rows(count: int = 8) -> list[dict[str, Any]]:
+    return [row(f"film{number}.png", f"It is film {number}.", id=number) for number in range(count)]
