@@ -26,7 +26,7 @@ from qwenvl.check.report import (
 )
 from qwenvl.check.splits import find_leaks, find_shared_subjects
 from qwenvl.data import DatasetSpec, data_list, load_datasets
-from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Record
+from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.pixel_limits import set_pixel_limits
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 PROBLEMS, HISTOGRAM = "problems.jsonl", "token_lengths.png"
 
 
-class _Collector(BadSampleLedger):
+class _Collector(BadSampleTracker):
     """Keeps every bad sample and ends nothing."""
 
     def report(self, bad: BadSample) -> None:
@@ -123,7 +123,7 @@ class DataCheck:
         files = list(dict.fromkeys(spec.annotation_path for spec in specs))
         return _Split(_clean_names(files, name), annotations, counts)
 
-    def _add_by_path(self, check: str, ledger: BadSampleLedger) -> None:
+    def _add_by_path(self, check: str, ledger: BadSampleTracker) -> None:
         """Note bad samples under "file" where they are about one."""
         for bad in ledger.samples:
             self.problems.add(check if bad.path is None else "file", [bad])
@@ -188,7 +188,7 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
     return RecordEncoder(processor, flags.data.max_image_pixels), vision_config
 
 
-def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annotations:
+def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleTracker) -> Annotations:
     """Read the data sets; one without a single usable record is left out, with all its rows in the ledger."""
     attempt = _Collector()
     try:
@@ -204,7 +204,7 @@ def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annot
     return annotations
 
 
-def _has_records(entry: str, flags: CheckFlags, ledger: BadSampleLedger) -> bool:
+def _has_records(entry: str, flags: CheckFlags, ledger: BadSampleTracker) -> bool:
     attempt = _Collector()
     try:
         load_datasets(entry, flags.seed, attempt, flags.data.media_cache_dir)

@@ -132,7 +132,7 @@ def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tu
                 f"{name} *" if name == chosen_batches(flags) else name,
                 f"{summary.padding_share:.1%}",
                 f"{fill:.1%}" if name == "packed" else "-",
-                f"{summary.most_tokens:,}",
+                f"{summary.max_tokens:,}",
                 f"{summary.micro_batches:,}",
                 f"{math.ceil(summary.micro_batches / flags.training.gradient_accumulation_steps):,}",
             )
@@ -147,7 +147,7 @@ def memory_table(
     model = build_model(flags.model, flags.training, vision_config, without_weights=True)
     memory = estimate_memory(
         model,
-        BatchShape(summary.most_tokens, summary.most_supervised, summary.most_patches),
+        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
         gradient_checkpointing=bool(flags.training.activation_checkpointing),
         sharding=flags.sharding,
     )

@@ -22,7 +22,7 @@ class BadSample:
 
 
 @dataclass
-class BadSampleLedger:
+class BadSampleTracker:
     """Applies `--bad_sample_policy`: "error" ends the run at the first bad sample, "skip" after `max_bad_samples`."""
 
     policy: Literal["error", "skip"] = "error"

@@ -10,7 +10,7 @@ import numpy as np
 
 from qwenvl.check.raw_rows import moved_row
 from qwenvl.data import DatasetSpec, data_list, load_datasets
-from qwenvl.data.annotations import BadSampleLedger, Record
+from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
@@ -55,7 +55,7 @@ def pack_dataset(options: argparse.Namespace, max_image_pixels: int) -> list[tup
     spec = _one_dataset(options.dataset_use)
     output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
     refuse_inputs([output], [spec.annotation_path])
-    ledger = BadSampleLedger(options.bad_sample_policy, options.max_bad_samples)
+    ledger = BadSampleTracker(options.bad_sample_policy, options.max_bad_samples)
     annotations = load_datasets(options.dataset_use, options.seed, ledger, options.media_cache_dir)
     if annotations.packs is not None:
         raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
