@@ -29,6 +29,7 @@ from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
+from qwenvl.data.packing import place_packs
 from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
@@ -164,9 +165,7 @@ class DataCheck:
         sound = [place for place, record in enumerate(split.records) if self.problems.is_sound(record)]
         packs = split.annotations.packs
         if packs is not None:
-            new_places = {place: new for new, place in enumerate(sound)}
-            packs = [[new_places[place] for place in pack if place in new_places] for pack in packs]
-            packs = [pack for pack in packs if pack]
+            packs = place_packs(packs, np.array(sound, dtype=np.int64))
         records = [split.records[place] for place in sound]
         return SoundData(records, split.counts.of(np.array(sound, dtype=np.int64)), packs)
 
