@@ -72,7 +72,7 @@ class DataCheck:
         self.flags = flags
         self.specs = data_list(flags.data.dataset_use)
         self.eval_specs = data_list(flags.data.eval_dataset_use) if flags.data.eval_dataset_use else []
-        self.problems = ProblemList({spec.annotation_path for spec in [*self.specs, *self.eval_specs]})
+        self.problems = ProblemList()
         self.encoder, self.vision_config = _build_encoder(flags)
 
     def run(self) -> list[_Split]:
@@ -158,7 +158,7 @@ class DataCheck:
             tokens = split.counts.total[pack].sum()
             if tokens > limit and len(pack) > 1:
                 reason = f"its pack has {tokens} tokens, more than --model_max_length {limit}: pack the file again"
-                self.problems.add("length", [BadSample(split.records[index].where, None, reason) for index in pack])
+                self.problems.add("length", [BadSample.of(split.records[index], None, reason) for index in pack])
 
     def sound_data(self, split: _Split) -> SoundData:
         """Return the records without a problem, their counts, and their packs where the file has some."""

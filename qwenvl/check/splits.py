@@ -23,7 +23,7 @@ def find_leaks(records: Sequence[Record], held_out: Sequence[Record], ids: Pictu
             continue
         other, path = seen[ids[shared]]
         what = "the same file is" if _is_one_file(shared, path) else f"a file of the same content, {path}, is"
-        yield BadSample(record.where, shared, f"{what} in the evaluation data ({other.where}): keep it in one")
+        yield BadSample.of(record, shared, f"{what} in the evaluation data ({other.where}): keep it in one")
 
 
 def find_shared_subjects(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[BadSample]:
@@ -36,7 +36,7 @@ def find_shared_subjects(records: Sequence[Record], held_out: Sequence[Record]) 
         if shared is not None:
             key, value = shared
             reason = f"{key} {value} is in the evaluation data too ({seen[shared].where}): keep a subject in one"
-            yield BadSample(record.where, None, reason)
+            yield BadSample.of(record, None, reason)
 
 
 def _with_subjects(records: Sequence[Record]) -> Iterator[tuple[Record, list[Subject]]]:

@@ -154,7 +154,7 @@ class _Reader:
                 try:
                     record = self._finish(draft, missing, folders) if missing else draft.record
                 except InvalidRecordError as error:
-                    lost.append(BadSample(draft.record.where, error.path, str(error)))
+                    lost.append(BadSample.of(draft.record, error.path, str(error)))
                     continue
                 rows.append(draft.pack)
                 add_record(record)
@@ -188,7 +188,7 @@ class _Reader:
 
     def _report_unreadable(self, place: str, reason: str) -> None:
         self._num_rows += 1
-        self._tracker.report(BadSample(f"{self._source} {place}", None, reason))
+        self._tracker.report(BadSample(self._source, place, None, reason))
 
     def _note_flaw(self, row: Row, error: Exception) -> None:
         """Report a flaw: of tables, whose rows may take long to fetch, at once; else when all rows have been read."""
@@ -205,7 +205,7 @@ class _Reader:
             reason = f"{error}{self._share(error.key)}"
         else:
             reason, path = str(error), error.path
-        self._tracker.report(BadSample(f"{self._source} {row.place}", path, reason))
+        self._tracker.report(BadSample(self._source, row.place, path, reason))
 
     def _share(self, key: str) -> str:
         """Return in how many records of a JSON file a key stands: a slip mostly goes through a whole file."""

@@ -141,7 +141,7 @@ class SupervisedDataset(Dataset):
             sample = self.encoder.encode(record)
             self._check_length(ref.index, len(sample["input_ids"]))
         except (UserError, OSError) as error:
-            bad = BadSample(record.where, None, str(error))
+            bad = BadSample.of(record, None, str(error))
             if self._bad_sample_policy == "error":
                 raise SampleError(str(bad)) from error
             return {"bad": bad}

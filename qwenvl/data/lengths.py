@@ -75,12 +75,12 @@ class TokenCounter:
         rendered = self._encoder.render_checked(records)
         for place, (record, text) in enumerate(zip(records, rendered, strict=True), start):
             if isinstance(text, UserError):
-                counts.bad[place] = BadSample(record.where, None, str(text))
+                counts.bad[place] = BadSample.of(record, None, str(text))
                 continue
             try:
                 text, record_media = self._shortened(record, text, sizes)
             except InvalidRecordError as error:
-                counts.bad[place] = BadSample(record.where, error.path, error.reason)
+                counts.bad[place] = BadSample.of(record, error.path, error.reason)
                 continue
             places.append(place)
             texts.append(text)
@@ -154,7 +154,7 @@ def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, tr
             f"{videos} videos: raise the limit, give fewer or smaller ones (--max_pixels, --video_max_pixels; with a "
             "custom encoder --vision_input_size), or shorten the text"
         )
-        tracker.report(counts.bad.get(place, BadSample(records[place].where, None, reason)))
+        tracker.report(counts.bad.get(place, BadSample.of(records[place], None, reason)))
     usable = counts.total <= limit
     usable[list(counts.bad)] = False
     return np.flatnonzero(usable)

@@ -53,12 +53,12 @@ def cache_features(
     Tells their size first, which is all that a dry run does. Pictures that cannot be read go to the ledger of bad
     samples. Raises `UserError` if the disk has no room, and for a folder that cannot be read or written.
     """
-    wheres, num_videos = _pictures_and_videos(data)
+    locations, num_videos = _pictures_and_videos(data)
     if num_videos:
         logger.info("vision features: %d videos are not cached, their frames are encoded each time", num_videos)
-    if not wheres:
+    if not locations:
         return
-    paths = sorted(wheres)
+    paths = sorted(locations)
     tower = next(module for name, module in model.named_modules() if name.endswith("model.visual"))
     image_processor = data.train_dataset.encoder.processor.image_processor
     autocast = _autocast(training_args)
@@ -68,8 +68,8 @@ def cache_features(
         return estimate_bytes([s for s in sizes if isinstance(s, ImageSize)], tower, image_processor, autocast)
 
     def report_unreadable(path: str, reason: str) -> None:
-        for where in wheres[path]:
-            data.bad_samples.report(BadSample(where, None, reason))
+        for source, location in locations[path]:
+            data.bad_samples.report(BadSample(source, location, None, reason))
 
     if training_args.dry_run:
         _tell_size(len(paths), num_bytes(paths), folder)
@@ -92,16 +92,16 @@ def cache_features(
     data.use_features(cache.load)
 
 
-def _pictures_and_videos(data: DataModule) -> tuple[dict[str, list[str]], int]:
-    """Return where each picture's records stand, by its path, and the number of videos."""
-    wheres = defaultdict(list)
+def _pictures_and_videos(data: DataModule) -> tuple[dict[str, list[tuple[str, str]]], int]:
+    """Return the file and location of each image's records, by its path, and the number of videos."""
+    locations = defaultdict(list)
     videos = set()
     for dataset in data.datasets:
         for record in dataset.records:
             videos.update(record.videos)
             for path in record.images:
-                wheres[path].append(record.where)
-    return wheres, len(videos)
+                locations[path].append((record.source, record.place or f"row {record.row}"))
+    return locations, len(videos)
 
 
 def _autocast(training_args: TrainingArguments) -> torch.dtype | None:

@@ -318,7 +318,7 @@ def test_nothing_but_bad_samples_is_an_error_under_skip_too(folder: Path):
 def test_the_error_policy_raises_at_the_first_bad_sample():
     tracker = BadSampleTracker("error", max_bad_samples=5)
     with pytest.raises(UserError, match="train.json row 3: a.png: broken .*--bad_sample_policy skip"):
-        tracker.report(BadSample("train.json row 3", "a.png", "broken"))
+        tracker.report(BadSample("train.json", "row 3", "a.png", "broken"))
 
 
 def test_a_hundred_thousand_records_are_read_in_a_few_seconds(folder: Path):

@@ -17,7 +17,7 @@ from qwenvl.data.collators import (
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 
-BAD = BadSample("test.json row 4", "/gone.png", "no such file")
+BAD = BadSample("test.json", "row 4", "/gone.png", "no such file")
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
