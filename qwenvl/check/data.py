@@ -241,7 +241,7 @@ def _write_clean(
     """Copy the sound rows of each file, to be trained on from `out`; yield the copy's name and number of records."""
     sound: dict[str, dict[str, Record]] = {source: {} for source in split.clean_files}
     for record in problems.sound(split.records):
-        sound[record.source][record.place or ""] = record
+        sound[record.source][record.location or ""] = record
     for source, name in split.clean_files.items():
         by_line = any(place.startswith("line") for place in sound[source])
         rows = iter_rows(source, by_line) if sound[source] else iter(())

@@ -46,7 +46,7 @@ def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSampl
         files = files_of(record)
         outside = [path for path in files if not path.startswith(root) and not is_kept(path)]
         if outside:
-            climbing[record.place or ""] = (record, outside)
+            climbing[record.location or ""] = (record, outside)
         linked = next((p for p in files if p.startswith(root) and not _real(p, folders).startswith(real_root)), None)
         if linked is not None:
             yield BadSample.of(record, linked, f"a link leads out of data_path {data_path!r}, to {_real(linked, {})}")
@@ -141,7 +141,7 @@ def _not_absolute(climbing: Mapping[str, tuple[Record, list[str]]]) -> Iterator[
     if not climbing:
         return
     record, _ = next(iter(climbing.values()))
-    for row in iter_rows(record.source, by_line=(record.place or "").startswith("line")):
+    for row in iter_rows(record.source, by_line=(record.location or "").startswith("line")):
         for place, value in iter_items(row):
             if place not in climbing:
                 continue

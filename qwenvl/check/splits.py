@@ -43,7 +43,7 @@ def _with_subjects(records: Sequence[Record]) -> Iterator[tuple[Record, list[Sub
     """Yield the records whose rows name a subject; rows are read from their files once more, one at a time."""
     by_source: dict[str, dict[str, Record]] = {}
     for record in records:
-        by_source.setdefault(record.source, {})[record.place or f"row {record.row}"] = record
+        by_source.setdefault(record.source, {})[record.location or f"row {record.row}"] = record
     for source, places in by_source.items():
         by_line = any(place.startswith("line") for place in places)
         for row in iter_rows(source, by_line):

@@ -205,7 +205,7 @@ class _Reader:
             reason = f"{error}{self._share(error.key)}"
         else:
             reason, path = str(error), error.path
-        self._tracker.report(BadSample(self._source, row.place, path, reason))
+        self._tracker.report(BadSample(self._source, row.location, path, reason))
 
     def _share(self, key: str) -> str:
         """Return in how many records of a JSON file a key stands: a slip mostly goes through a whole file."""
@@ -266,7 +266,7 @@ class _Reader:
             self._notes.update({f"{key} is not read" for key in conversation.unread})
         if conversation.fps is not None and not media["video"]:
             self._notes["`fps` is not read"] += 1
-        record = Record(self._source, row.index, tuple(turns), images, videos, row.place, conversation.tools)
+        record = Record(self._source, row.index, tuple(turns), images, videos, row.location, conversation.tools)
         return _Draft(pack, record, frames, fps)
 
     def _videos(self, conversation: Conversation) -> tuple[tuple[str, ...], tuple[str, ...], Sequence[float | None]]:
@@ -311,7 +311,7 @@ def _items(row: Row) -> Iterator[Row]:
         yield row
         return
     for index, value in enumerate(row.value):
-        yield Row(f"{row.place} item {index}", index, value)
+        yield Row(f"{row.location} item {index}", index, value)
 
 
 def _that_are_not(paths: Iterable[str], kind: Callable[[str], bool]) -> set[str]:

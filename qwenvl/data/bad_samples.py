@@ -22,7 +22,7 @@ class BadSample:
     @classmethod
     def of(cls, record: Record, path: str | None, reason: str) -> "BadSample":
         """Return the bad sample that a record is."""
-        return cls(record.source, record.place or f"row {record.row}", path, reason)
+        return cls(record.source, record.location or f"row {record.row}", path, reason)
 
     @property
     def where(self) -> str:

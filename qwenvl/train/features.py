@@ -100,7 +100,7 @@ def _pictures_and_videos(data: DataModule) -> tuple[dict[str, list[tuple[str, st
         for record in dataset.records:
             videos.update(record.videos)
             for path in record.images:
-                locations[path].append((record.source, record.place or f"row {record.row}"))
+                locations[path].append((record.source, record.location or f"row {record.row}"))
     return locations, len(videos)
 
 
