@@ -30,7 +30,7 @@ from demo.digits import DigitFiles, write_digits
 from qwenvl import load_checkpoint
 from qwenvl.bench.standin import build_standin, build_standin_encoder
 from qwenvl.data import load_datasets
-from qwenvl.data.annotations import BadSampleLedger, Record
+from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.media.images import load_image
 from qwenvl.data.messages import to_messages
 from qwenvl.train.param_groups import format_table
@@ -169,7 +169,7 @@ def exact_match(answers: Sequence[str], records: Sequence[Record]) -> float:
 
 def evaluate(output: Path, held_out: Path) -> Result:
     """Load what was saved and ask it about the held-out scans, with the right pictures and with shuffled ones."""
-    records = load_datasets(str(held_out), 0, BadSampleLedger("error", 0)).records
+    records = load_datasets(str(held_out), 0, BadSampleTracker("error", 0)).records
     model, processor = load_checkpoint(output)
     pictures = [record.images[0] for record in records]
     history = read_history(output)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from qwenvl.bench.synthetic_xrays import write_films, write_records
 from qwenvl.data import load_datasets
-from qwenvl.data.annotations import BadSampleLedger
+from qwenvl.data.annotations import BadSampleTracker
 from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
@@ -49,7 +49,7 @@ def bench_planning(encoder: RecordEncoder, options: argparse.Namespace, folder: 
     write_records(folder / "train.json", names, options.words)
     watch, cache = Stopwatch(), str(folder)
     records = watch.time(
-        "read and check the annotations", load_datasets, str(folder / "train.json"), 0, BadSampleLedger()
+        "read and check the annotations", load_datasets, str(folder / "train.json"), 0, BadSampleTracker()
     ).records
     watch.time("scan the headers, first run", read_media_sizes, records, cache)
     sizes = watch.time("scan the headers, cached", read_media_sizes, records, cache)
@@ -75,7 +75,7 @@ def bench_loading(
     """Time the way from JPEG files to samples, in this process with one thread and in all workers."""
     names = write_films(folder, options.films, longest_side)
     write_records(folder / "train.json", names, options.words)
-    records = load_datasets(str(folder / "train.json"), 0, BadSampleLedger()).records
+    records = load_datasets(str(folder / "train.json"), 0, BadSampleTracker()).records
     counts = TokenCounter(encoder).count(records, read_media_sizes(records, str(folder)))
     packs = [[index] for index in range(len(records))]
     dataset = SupervisedDataset(records, counts, packs, encoder)

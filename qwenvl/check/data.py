@@ -26,9 +26,10 @@ from qwenvl.check.report import (
 )
 from qwenvl.check.splits import find_leaks, find_shared_subjects
 from qwenvl.data import DatasetSpec, data_list, load_datasets
-from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Record
+from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
+from qwenvl.data.packing import place_packs
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
 from qwenvl.train.param_groups import format_table
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 PROBLEMS, HISTOGRAM = "problems.jsonl", "token_lengths.png"
 
 
-class _Collector(BadSampleLedger):
+class _Collector(BadSampleTracker):
     """Keeps every bad sample and ends nothing."""
 
     def report(self, bad: BadSample) -> None:
@@ -68,7 +69,7 @@ class DataCheck:
         self.flags = flags
         self.specs = data_list(flags.data.dataset_use)
         self.eval_specs = data_list(flags.data.eval_dataset_use) if flags.data.eval_dataset_use else []
-        self.problems = ProblemList({spec.annotation_path for spec in [*self.specs, *self.eval_specs]})
+        self.problems = ProblemList()
         self.encoder, self.vision_config = _build_encoder(flags)
 
     def run(self) -> list[_Split]:
@@ -120,7 +121,7 @@ class DataCheck:
         files = list(dict.fromkeys(spec.annotation_path for spec in specs))
         return _Split(_clean_names(files, name), annotations, counts)
 
-    def _add_by_path(self, check: str, ledger: BadSampleLedger) -> None:
+    def _add_by_path(self, check: str, ledger: BadSampleTracker) -> None:
         """Note bad samples under "file" where they are about one."""
         for bad in ledger.samples:
             self.problems.add(check if bad.path is None else "file", [bad])
@@ -154,16 +155,14 @@ class DataCheck:
             tokens = split.counts.total[pack].sum()
             if tokens > limit and len(pack) > 1:
                 reason = f"its pack has {tokens} tokens, more than --model_max_length {limit}: pack the file again"
-                self.problems.add("length", [BadSample(split.records[index].where, None, reason) for index in pack])
+                self.problems.add("length", [BadSample.of(split.records[index], None, reason) for index in pack])
 
     def sound_data(self, split: _Split) -> SoundData:
         """Return the records without a problem, their counts, and their packs where the file has some."""
         sound = [place for place, record in enumerate(split.records) if self.problems.is_sound(record)]
         packs = split.annotations.packs
         if packs is not None:
-            new_places = {place: new for new, place in enumerate(sound)}
-            packs = [[new_places[place] for place in pack if place in new_places] for pack in packs]
-            packs = [pack for pack in packs if pack]
+            packs = place_packs(packs, np.array(sound, dtype=np.int64))
         records = [split.records[place] for place in sound]
         return SoundData(records, split.counts.of(np.array(sound, dtype=np.int64)), packs)
 
@@ -179,7 +178,7 @@ def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig
     return RecordEncoder(base.processor, flags.data.max_image_pixels), base.vision_config
 
 
-def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annotations:
+def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleTracker) -> Annotations:
     """Read the datasets; one without a single usable record is left out, with all its rows in the ledger."""
     attempt = _Collector()
     try:
@@ -195,7 +194,7 @@ def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleLedger) -> Annot
     return annotations
 
 
-def _has_records(entry: str, flags: CheckFlags, ledger: BadSampleLedger) -> bool:
+def _has_records(entry: str, flags: CheckFlags, ledger: BadSampleTracker) -> bool:
     attempt = _Collector()
     try:
         load_datasets(entry, flags.seed, attempt, flags.data.media_cache_dir)
@@ -233,7 +232,7 @@ def _write_clean(
     """Copy the sound rows of each file, to be trained on from `out`; yield the copy's name and number of records."""
     sound: dict[str, dict[str, Record]] = {source: {} for source in split.clean_files}
     for record in problems.sound(split.records):
-        sound[record.source][record.place or ""] = record
+        sound[record.source][record.location or ""] = record
     for source, name in split.clean_files.items():
         by_line = any(place.startswith("line") for place in sound[source])
         rows = iter_rows(source, by_line) if sound[source] else iter(())

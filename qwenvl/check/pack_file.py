@@ -9,7 +9,7 @@ import numpy as np
 
 from qwenvl.check.raw_rows import moved_row
 from qwenvl.data import DatasetSpec, data_list, load_datasets
-from qwenvl.data.annotations import BadSampleLedger, Record
+from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
@@ -42,7 +42,7 @@ def pack_dataset(model_args: ModelArguments, data_args: DataArguments, options: 
     spec = _one_dataset(data_args.dataset_use)
     output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
     refuse_inputs([output], [spec.annotation_path])
-    ledger = BadSampleLedger(data_args.bad_sample_policy, data_args.max_bad_samples)
+    ledger = BadSampleTracker(data_args.bad_sample_policy, data_args.max_bad_samples)
     annotations = load_datasets(data_args.dataset_use, options.seed, ledger, data_args.media_cache_dir)
     if annotations.packs is not None:
         raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")

@@ -35,10 +35,10 @@ def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
 def iter_items(row: Row) -> Iterator[tuple[str, Any]]:
     """Yield the place and value of each record of a row, which is one record or a pack of them."""
     if not isinstance(row.value, list):
-        yield row.place, row.value
+        yield row.location, row.value
         return
     for index, value in enumerate(row.value):
-        yield f"{row.place} item {index}", value
+        yield f"{row.location} item {index}", value
 
 
 def write_sound_rows(

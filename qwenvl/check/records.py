@@ -46,14 +46,12 @@ def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSampl
         files = files_of(record)
         outside = [path for path in files if not path.startswith(root) and not is_kept(path)]
         if outside:
-            escaping[record.place or ""] = (record, outside)
+            escaping[record.location or ""] = (record, outside)
         linked = next((p for p in files if p.startswith(root) and not _real(p, folders).startswith(real_root)), None)
         if linked is not None:
-            yield BadSample(
-                record.where, linked, f"a link leads out of data_path {data_path!r}, to {_real(linked, {})}"
-            )
+            yield BadSample.of(record, linked, f"a link leads out of data_path {data_path!r}, to {_real(linked, {})}")
     for record, path in _not_absolute(escaping):
-        yield BadSample(record.where, path, f"leaves data_path {data_path!r} through `..`: move the file into it")
+        yield BadSample.of(record, path, f"leaves data_path {data_path!r} through `..`: move the file into it")
 
 
 def find_wrong_boxes(records: Iterable[Record], sizes: MediaSizes, space: str) -> Iterator[BadSample]:
@@ -69,7 +67,7 @@ def find_wrong_boxes(records: Iterable[Record], sizes: MediaSizes, space: str) -
         pictures = [Size(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
         flaw = next(filter(None, (_box_flaw(text, pictures, space) for text in texts)), None)
         if flaw is not None:
-            yield BadSample(record.where, next(iter(media_of(record)), None), flaw)
+            yield BadSample.of(record, next(iter(media_of(record)), None), flaw)
 
 
 def find_swapped_turns(records: Iterable[Record]) -> Iterator[BadSample]:
@@ -78,7 +76,7 @@ def find_swapped_turns(records: Iterable[Record]) -> Iterator[BadSample]:
         roles = [turn.role for turn in record.turns if turn.role != "system"]
         if roles[0] == "assistant" and roles[-1] == "user":
             reason = "it begins with an answer and ends with a question: are the roles of its turns swapped?"
-            yield BadSample(record.where, None, reason)
+            yield BadSample.of(record, None, reason)
 
 
 def find_undecodable(
@@ -101,7 +99,7 @@ def find_undecodable(
         uses = ((kind, path) for kind, paths in uses_of(record) for path in paths)
         lost = next((use for use in uses if use in reasons), None)
         if lost is not None:
-            yield BadSample(record.where, lost[1], reasons[lost])
+            yield BadSample.of(record, lost[1], reasons[lost])
 
 
 def decode_files(task: DecodeTask) -> dict[tuple[str, str], str]:
@@ -143,7 +141,7 @@ def _not_absolute(escaping: Mapping[str, tuple[Record, list[str]]]) -> Iterator[
     if not escaping:
         return
     record, _ = next(iter(escaping.values()))
-    for row in iter_rows(record.source, by_line=(record.place or "").startswith("line")):
+    for row in iter_rows(record.source, by_line=(record.location or "").startswith("line")):
         for place, value in iter_items(row):
             if place not in escaping:
                 continue

@@ -40,9 +40,7 @@ class Problem:
 class ProblemList:
     """Collects the problems of all checks; a record with one is no longer sound."""
 
-    def __init__(self, sources: Iterable[str]) -> None:
-        # The longest first: the path of one file may begin with that of another and a space.
-        self._sources = sorted(sources, key=len, reverse=True)
+    def __init__(self) -> None:
         self._problems: dict[Problem, None] = {}
         self._unsound: set[str] = set()
 
@@ -52,11 +50,9 @@ class ProblemList:
     def add(self, check: str, samples: Iterable[BadSample]) -> None:
         """Note what a check found; the same problem of the same record counts once."""
         for bad in samples:
-            source = next(source for source in self._sources if bad.where.startswith(f"{source} "))
-            row = bad.where.removeprefix(f"{source} ")
             # People know a video that is given as frames by these, not by the list that is kept of them.
             path = next(iter(frame_paths(bad.path)), bad.path) if bad.path and is_frame_list(bad.path) else bad.path
-            self._problems[Problem(source, row, check, bad.reason, path)] = None
+            self._problems[Problem(bad.source, bad.location, check, bad.reason, path)] = None
             self._unsound.add(bad.where)
 
     def sound(self, records: Iterable[Record]) -> list[Record]:
@@ -132,7 +128,7 @@ def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tu
                 f"{name} *" if name == chosen_batches(flags) else name,
                 f"{summary.padding_share:.1%}",
                 f"{fill:.1%}" if name == "packed" else "-",
-                f"{summary.most_tokens:,}",
+                f"{summary.max_tokens:,}",
                 f"{summary.micro_batches:,}",
                 f"{math.ceil(summary.micro_batches / flags.training.gradient_accumulation_steps):,}",
             )
@@ -147,7 +143,7 @@ def memory_table(
     model = build_model(flags.model, flags.training, vision_config, without_weights=True)
     memory = estimate_memory(
         model,
-        BatchShape(summary.most_tokens, summary.most_supervised, summary.most_patches),
+        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
         gradient_checkpointing=bool(flags.training.activation_checkpointing),
         sharding=flags.sharding,
     )

@@ -23,7 +23,7 @@ def find_leaks(records: Sequence[Record], held_out: Sequence[Record], ids: Pictu
             continue
         other, path = seen[ids[shared]]
         what = "the same file is" if _is_one_file(shared, path) else f"a file of the same content, {path}, is"
-        yield BadSample(record.where, shared, f"{what} in the evaluation data ({other.where}): keep it in one")
+        yield BadSample.of(record, shared, f"{what} in the evaluation data ({other.where}): keep it in one")
 
 
 def find_shared_subjects(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[BadSample]:
@@ -36,14 +36,14 @@ def find_shared_subjects(records: Sequence[Record], held_out: Sequence[Record]) 
         if shared is not None:
             key, value = shared
             reason = f"{key} {value} is in the evaluation data too ({seen[shared].where}): keep a subject in one"
-            yield BadSample(record.where, None, reason)
+            yield BadSample.of(record, None, reason)
 
 
 def _with_subjects(records: Sequence[Record]) -> Iterator[tuple[Record, list[Subject]]]:
     """Yield the records whose rows name a subject; rows are read from their files once more, one at a time."""
     by_source: dict[str, dict[str, Record]] = {}
     for record in records:
-        by_source.setdefault(record.source, {})[record.place or f"row {record.row}"] = record
+        by_source.setdefault(record.source, {})[record.location or f"row {record.row}"] = record
     for source, places in by_source.items():
         by_line = any(place.startswith("line") for place in places)
         for row in iter_rows(source, by_line):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenvl.data.annotations import Annotations, BadSampleLedger, Record, read_records
+from qwenvl.data.annotations import Annotations, BadSampleTracker, Record, read_records
 from qwenvl.data.record_table import RecordTable, RecordWriter, select
 from qwenvl.data.rows import JSON_SUFFIXES
 from qwenvl.data.table_rows import HUB_PREFIX, PARQUET
@@ -68,7 +68,7 @@ class _File(NamedTuple):
 def load_datasets(
     dataset_use: str,
     seed: int,
-    ledger: BadSampleLedger,
+    tracker: BadSampleTracker,
     media_cache_dir: str | None = None,
     table_folder: Path | None = None,
 ) -> Annotations:
@@ -81,16 +81,16 @@ def load_datasets(
     specs = data_list(dataset_use)
     if table_folder is None:
         records: list[Record] = []
-        files = _read_files(specs, ledger, media_cache_dir, records, records.append)
+        files = _read_files(specs, tracker, media_cache_dir, records, records.append)
         return _joined(specs, files, records, seed)
     with RecordWriter(table_folder) as writer:
-        files = _read_files(specs, ledger, media_cache_dir, writer, writer.add)
+        files = _read_files(specs, tracker, media_cache_dir, writer, writer.add)
     return _joined(specs, files, RecordTable(table_folder), seed)
 
 
 def _read_files(
     specs: Sequence[DatasetSpec],
-    ledger: BadSampleLedger,
+    tracker: BadSampleTracker,
     media_cache_dir: str | None,
     written: Sized,
     add_record: Callable[[Record], None],
@@ -101,7 +101,7 @@ def _read_files(
         files = (spec.annotation_path, spec.data_path)
         if files not in read:
             start = len(written)
-            packs, notes = read_records(*files, ledger, media_cache_dir, add_record)
+            packs, notes = read_records(*files, tracker, media_cache_dir, add_record)
             if packs is not None:
                 packs = [[start + index for index in pack] for pack in packs]
             read[files] = _File(range(start, len(written)), packs, notes)

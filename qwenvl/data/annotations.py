@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
-from qwenvl.data.bad_samples import BadSample, BadSampleLedger
+from qwenvl.data.bad_samples import BadSample, BadSampleTracker
 from qwenvl.data.boxes import Size
 from qwenvl.data.dialects import InvalidRecordError, UnreadMediumError, to_conversation
 from qwenvl.data.dialects.media import decode_data_url
@@ -33,7 +33,7 @@ __all__ = [
     "RESERVED_TOKENS",
     "Annotations",
     "BadSample",
-    "BadSampleLedger",
+    "BadSampleTracker",
     "Record",
     "Turn",
     "read_annotations",
@@ -68,23 +68,23 @@ class Annotations:
 
 
 def read_annotations(
-    annotation_path: str, media_root: str, ledger: BadSampleLedger, media_cache_dir: str | None = None
+    annotation_path: str, media_root: str, tracker: BadSampleTracker, media_cache_dir: str | None = None
 ) -> Annotations:
     """Read an annotation file into checked records; media are looked for (not decoded) under `media_root`.
 
-    A list among the rows is a pack of records. A bad record goes to `ledger`, and under "skip" it is missing from the
+    A list among the rows is a pack of records. A bad record goes to `tracker`, and under "skip" it is missing from the
     result and from its pack. Media that the records themselves hold are written to `media_cache_dir`. Raises
     `UserError` for a file that cannot be used at all or that leaves no record.
     """
     records: list[Record] = []
-    packs, notes = read_records(annotation_path, media_root, ledger, media_cache_dir, records.append)
+    packs, notes = read_records(annotation_path, media_root, tracker, media_cache_dir, records.append)
     return Annotations(records, packs, notes)
 
 
 def read_records(
     annotation_path: str,
     media_root: str,
-    ledger: BadSampleLedger,
+    tracker: BadSampleTracker,
     media_cache_dir: str | None,
     add_record: Callable[[Record], None],
 ) -> tuple[list[list[int]] | None, tuple[str, ...]]:
@@ -93,7 +93,7 @@ def read_records(
     No more than some thousands of rows are held. Of JSON, the rows that cannot be read are reported first, then the
     records that cannot be used, then those whose media are missing.
     """
-    reader = _Reader(str(annotation_path), media_root, ledger, MediaStore(media_cache_dir))
+    reader = _Reader(str(annotation_path), media_root, tracker, MediaStore(media_cache_dir))
     with _collection_paused():
         packs = reader.read(add_record)
     return packs, reader.report_notes()
@@ -131,8 +131,8 @@ class _Draft(NamedTuple):
 class _Reader:
     """Makes the records of one file; counts what they have that is not read, and what is assumed of them."""
 
-    def __init__(self, source: str, media_root: str, ledger: BadSampleLedger, store: MediaStore) -> None:
-        self._source, self._media_root, self._ledger, self._store = source, media_root, ledger, store
+    def __init__(self, source: str, media_root: str, tracker: BadSampleTracker, store: MediaStore) -> None:
+        self._source, self._media_root, self._tracker, self._store = source, media_root, tracker, store
         self._root = os.path.abspath(media_root)
         self._notes: Counter[str] = Counter()
         self._folder_notes: Counter[str] = Counter()
@@ -154,14 +154,14 @@ class _Reader:
                 try:
                     record = self._finish(draft, missing, folders) if missing else draft.record
                 except InvalidRecordError as error:
-                    lost.append(BadSample(draft.record.where, error.path, str(error)))
+                    lost.append(BadSample.of(draft.record, error.path, str(error)))
                     continue
                 rows.append(draft.pack)
                 add_record(record)
         for row, error in self._flaws:
             self._report_flaw(row, error)
         for bad in lost:
-            self._ledger.report(bad)
+            self._tracker.report(bad)
         if not rows:
             raise UserError(f"{self._source}: no usable record among {self._num_rows} rows; give at least one")
         if not self._has_packs:
@@ -188,7 +188,7 @@ class _Reader:
 
     def _report_unreadable(self, place: str, reason: str) -> None:
         self._num_rows += 1
-        self._ledger.report(BadSample(f"{self._source} {place}", None, reason))
+        self._tracker.report(BadSample(self._source, place, None, reason))
 
     def _note_flaw(self, row: Row, error: Exception) -> None:
         """Report a flaw: of tables, whose rows may take long to fetch, at once; else when all rows have been read."""
@@ -205,7 +205,7 @@ class _Reader:
             reason = f"{error}{self._share(error.key)}"
         else:
             reason, path = str(error), error.path
-        self._ledger.report(BadSample(f"{self._source} {row.place}", path, reason))
+        self._tracker.report(BadSample(self._source, row.location, path, reason))
 
     def _share(self, key: str) -> str:
         """Return in how many records of a JSON file a key stands: a slip mostly goes through a whole file."""
@@ -266,7 +266,7 @@ class _Reader:
             self._notes.update({f"{key} is not read" for key in conversation.unread})
         if conversation.fps is not None and not media["video"]:
             self._notes["`fps` is not read"] += 1
-        record = Record(self._source, row.index, tuple(turns), images, videos, row.place, conversation.tools)
+        record = Record(self._source, row.index, tuple(turns), images, videos, row.location, conversation.tools)
         return _Draft(pack, record, frames, fps)
 
     def _videos(self, conversation: Conversation) -> tuple[tuple[str, ...], tuple[str, ...], Sequence[float | None]]:
@@ -311,7 +311,7 @@ def _items(row: Row) -> Iterator[Row]:
         yield row
         return
     for index, value in enumerate(row.value):
-        yield Row(f"{row.place} item {index}", index, value)
+        yield Row(f"{row.location} item {index}", index, value)
 
 
 def _that_are_not(paths: Iterable[str], kind: Callable[[str], bool]) -> set[str]:

@@ -49,7 +49,7 @@ class DataArguments:
         default=MAX_IMAGE_MEGAPIXELS,
         metadata={"help": "Refuse an image file of more megapixels, each of 1,048,576 pixels (64 is 8192 x 8192)."},
     )
-    bad_sample_policy: str = field(
+    bad_sample_policy: Literal["error", "skip"] = field(
         default="error",
         metadata={"help": "error: stop at the first unusable sample; skip: log it, count it and go on."},
     )

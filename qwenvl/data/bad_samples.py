@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qwenvl.data.records import Record
 from qwenvl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -11,18 +12,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that cannot be used: where it stands, the file it is about (if any) and why."""
+    """A sample that cannot be used: its annotation file and location there, the file it is about (if any) and why."""
 
-    where: str
+    source: str
+    location: str
     path: str | None
     reason: str
+
+    @classmethod
+    def of(cls, record: Record, path: str | None, reason: str) -> "BadSample":
+        """Return the bad sample that a record is."""
+        return cls(record.source, record.location or f"row {record.row}", path, reason)
+
+    @property
+    def where(self) -> str:
+        """Annotation file and location in it, such as "train.json row 12"."""
+        return f"{self.source} {self.location}"
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" if self.path is None else f"{self.where}: {self.path}: {self.reason}"
 
 
 @dataclass
-class BadSampleLedger:
+class BadSampleTracker:
     """Applies `--bad_sample_policy`: "error" ends the run at the first bad sample, "skip" after `max_bad_samples`."""
 
     policy: Literal["error", "skip"] = "error"

@@ -22,7 +22,7 @@ Sample = dict[str, Any]
 
 @dataclass
 class BatchMeta:
-    """What a batch says of itself; fillers and dummies count neither as samples nor as tokens, but as padding."""
+    """Counts of a batch; padding samples and dummies count neither as samples nor as tokens, but as padding."""
 
     indices: list[int] = field(default_factory=list)
     num_samples: int = 0
@@ -50,7 +50,7 @@ class _Collator:
         members = usable + self._dummies_for(usable)
         batch = self._rows(members) | join_media(members)
         batch["logits_to_keep"] = _positions_that_predict(batch["labels"])
-        counted = [sample for sample in usable if not sample["filler"]]
+        counted = [sample for sample in usable if not sample["is_padding"]]
         num_tokens = sum(len(sample["input_ids"]) for sample in counted)
         batch["meta"] = BatchMeta(
             indices=[sample["index"] for sample in counted],

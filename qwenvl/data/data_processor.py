@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from qwenvl.data import data_list, load_datasets
-from qwenvl.data.annotations import Annotations, BadSample, BadSampleLedger, Record
+from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.collators import (
     DataCollatorForSupervisedDataset,
     FlattenedDataCollatorForSupervisedDataset,
@@ -26,7 +26,7 @@ from qwenvl.data.dataset_cache import (
     DatasetCache,
     MediaStamps,
     PreparedData,
-    RecordingLedger,
+    RecordingTracker,
     annotation_bytes,
     collect_messages,
     digest_files,
@@ -37,7 +37,7 @@ from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, media_paths, usable_places
 from qwenvl.data.media.sizes import scan_media_sizes
-from qwenvl.data.packing import Draw, PackSampler, PackTable, complete_packs, place_packs
+from qwenvl.data.packing import PackSampler, PackTable, SampleRef, complete_packs, place_packs
 from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
 from qwenvl.data.record_table import count_media, select
 from qwenvl.data.sample_digest import digest_samples
@@ -130,24 +130,24 @@ class SupervisedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, draw: Draw) -> Sample:
-        """Return the drawn sample: what `RecordEncoder.encode` gives, its index, and whether it is a filler.
+    def __getitem__(self, ref: SampleRef) -> Sample:
+        """Return the sample: what `RecordEncoder.encode` gives, its index, and whether it is padding.
 
         A sample whose files cannot be read raises `SampleError` under the policy "error", and under "skip" becomes
         `{"bad": BadSample}`, for the main process to count.
         """
-        record = self.records[draw.index]
+        record = self.records[ref.index]
         try:
             sample = self.encoder.encode(record)
-            self._check_length(draw.index, len(sample["input_ids"]))
+            self._check_length(ref.index, len(sample["input_ids"]))
         except (UserError, OSError) as error:
-            bad = BadSample(record.where, None, str(error))
+            bad = BadSample.of(record, None, str(error))
             if self._bad_sample_policy == "error":
                 raise SampleError(str(bad)) from error
             return {"bad": bad}
-        if draw.filler:
+        if ref.is_padding:
             sample["labels"].fill_(IGNORE_INDEX)
-        return sample | {"index": draw.index, "filler": draw.filler}
+        return sample | {"index": ref.index, "is_padding": ref.is_padding}
 
     def _check_length(self, index: int, length: int) -> None:
         if length != self.lengths[index]:
@@ -166,7 +166,7 @@ class DataModule:
     data_collator: DataCollatorForSupervisedDataset | FlattenedDataCollatorForSupervisedDataset
     train_sampler: PackSampler
     eval_sampler: PackSampler | None
-    bad_samples: BadSampleLedger
+    bad_samples: BadSampleTracker
 
     @property
     def datasets(self) -> list[SupervisedDataset]:
@@ -195,9 +195,9 @@ def make_supervised_data_module(
     cannot be differentiated. Raises `UserError` for whatever is wrong with the data.
     """
     set_pixel_limits(processor, data_args)
-    ledger = BadSampleLedger(data_args.bad_sample_policy, data_args.max_bad_samples)
+    tracker = BadSampleTracker(data_args.bad_sample_policy, data_args.max_bad_samples)
     encoder = RecordEncoder(processor, data_args.max_image_pixels)
-    reader = _DatasetReader(encoder, ledger, data_args, training_args)
+    reader = _DatasetReader(encoder, tracker, data_args, training_args)
     train_dataset = reader.read(data_args.dataset_use)
     eval_dataset = reader.read(data_args.eval_dataset_use) if data_args.eval_dataset_use else None
     required_kinds: set[str] = set()
@@ -214,7 +214,7 @@ def make_supervised_data_module(
         collator,
         _sampler(train_dataset, training_args, training_args.per_device_train_batch_size, shuffle=True),
         eval_dataset and _sampler(eval_dataset, training_args, training_args.per_device_eval_batch_size, shuffle=False),
-        ledger,
+        tracker,
     )
 
 
@@ -239,7 +239,7 @@ class _DatasetReader:
     """Reads data sets as one run's flags say."""
 
     encoder: RecordEncoder
-    ledger: BadSampleLedger
+    tracker: BadSampleTracker
     data_args: DataConfig
     training_args: BatchConfig
 
@@ -288,7 +288,7 @@ class _DatasetReader:
             return None
         logger.info("%d prepared records taken from %s", len(data.records), cache.folder)
         for bad in data.bad:
-            self.ledger.report(bad)
+            self.tracker.report(bad)
         for level, text in data.messages:
             logger.log(level, "%s", text)
         return data
@@ -308,11 +308,11 @@ class _DatasetReader:
     def _prepare_and_keep(self, dataset_use: str, cache: DatasetCache) -> PreparedData:
         """Prepare data on disk and return what is kept of them; in memory where they cannot be written."""
         messages: list[tuple[int, str]] = []
-        ledger = RecordingLedger(self.ledger)
+        tracker = RecordingTracker(self.tracker)
         try:
             with cache.scratch() as folder, collect_messages(messages):
-                data, stamps = replace(self, ledger=ledger)._prepare(dataset_use, nullcontext(), folder)
-                data = replace(data, bad=ledger.samples, messages=messages)
+                data, stamps = replace(self, tracker=tracker)._prepare(dataset_use, nullcontext(), folder)
+                data = replace(data, bad=tracker.samples, messages=messages)
                 cache.save(data, stamps, replace=self.training_args.process_index == 0)
         except OSError as error:
             logger.warning("cannot keep the prepared data in %s (%s); each process reads them", cache.folder, error)
@@ -331,20 +331,20 @@ class _DatasetReader:
         With a `table_folder`, records stay on disk there; returned are also the stamps of the media, taken before.
         """
         seed, cache_dir = _data_seed(self.training_args), self.data_args.media_cache_dir
-        annotations = load_datasets(dataset_use, seed, self.ledger, cache_dir, table_folder)
+        annotations = load_datasets(dataset_use, seed, self.tracker, cache_dir, table_folder)
         if annotations.packs is not None and not self.data_args.data_packing:
             raise UserError(
                 f"{dataset_use} is a nested list, in which samples are packed already; expected --data_packing True: "
                 "set it, or give the list that the packs were made from"
             )
         media = media_paths(annotations.records)
-        stamps = None if table_folder is None else MediaStamps(*media, self.ledger.samples)
+        stamps = None if table_folder is None else MediaStamps(*media, self.tracker.samples)
         annotations = self._with_thoughts(dataset_use, annotations)
         with first:
             sizes = scan_media_sizes(*media, cache_dir, self.data_args.max_image_pixels)
         with _out_of_garbage_collection():
             counts = TokenCounter(self.encoder).count(annotations.records, sizes)
-        kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.ledger)
+        kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.tracker)
         if not len(kept):
             raise UserError(f"{dataset_use}: none of the {len(annotations.records)} records is usable; see the log")
         records, counts = select(annotations.records, kept), counts.of(kept)

@@ -24,7 +24,7 @@ import tokenizers
 import transformers
 from transformers import ProcessorMixin
 
-from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
+from qwenvl.data.annotations import BadSample, BadSampleTracker, Record
 from qwenvl.data.lengths import TokenCounts
 from qwenvl.data.media.frames import frame_paths, is_frame_list
 from qwenvl.data.media.sizes import scan_media_sizes
@@ -239,16 +239,16 @@ def digest_processor(processor: ProcessorMixin) -> str | None:
     return digest_of(*parts, processor.tokenizer.special_tokens_map, versions, digest_files(code))
 
 
-class RecordingLedger(BadSampleLedger):
-    """Hands bad samples on to the ledger of the run and remembers them."""
+class RecordingTracker(BadSampleTracker):
+    """Hands bad samples on to the tracker of the run and remembers them."""
 
-    def __init__(self, ledger: BadSampleLedger) -> None:
-        super().__init__(ledger.policy, ledger.max_bad_samples)
-        self._ledger = ledger
+    def __init__(self, tracker: BadSampleTracker) -> None:
+        super().__init__(tracker.policy, tracker.max_bad_samples)
+        self._tracker = tracker
 
     def report(self, bad: BadSample) -> None:
         self.samples.append(bad)
-        self._ledger.report(bad)
+        self._tracker.report(bad)
 
 
 @contextmanager

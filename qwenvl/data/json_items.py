@@ -1,4 +1,8 @@
-"""Read a JSON list item by item, so that no more than one item and one chunk of text are held at a time."""
+"""Read a JSON list item by item, so that no more than one item and one chunk of text are held at a time.
+
+ijson does not replace this: it keeps the last of repeated keys without a word, and refuses NaN, whole numbers of more
+than 64 bits and a byte order mark, all of which `json` reads and a dataset may hold.
+"""
 
 import json
 from collections.abc import Callable, Iterator

@@ -27,9 +27,9 @@ OnBadRow = Callable[[str, str], None]
 
 
 class Row(NamedTuple):
-    """One value of an annotation file; `place` names it as a reader finds it: "row 0" of a list, "line 1" of JSONL."""
+    """One value of an annotation file; `location` names it for readers: "row 0" of a list, "line 1" of JSONL."""
 
-    place: str
+    location: str
     index: int
     value: Any
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from qwenvl.data.annotations import BadSample, BadSampleLedger, Record
+from qwenvl.data.annotations import BadSample, BadSampleTracker, Record
 from qwenvl.data.bulk_tokenizer import BulkTokenizer
+from qwenvl.data.dialects.neutral import InvalidRecordError
 from qwenvl.data.encoding import RecordEncoder, supervised_answers
 from qwenvl.data.labels import supervised_mask
 from qwenvl.data.media.images import MAX_IMAGE_PIXELS
@@ -47,16 +48,8 @@ class TokenCounts:
 class _Media(NamedTuple):
     """What is not counted from a record's text: placeholders beyond the one written for each grid, and patches."""
 
-    hidden: int
+    extra_tokens: int
     patches: int
-
-
-class _FlawError(Exception):
-    """Why a record's media cannot be counted, and the file it is about."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(reason)
-        self.path = path
 
 
 class TokenCounter:
@@ -82,12 +75,12 @@ class TokenCounter:
         rendered = self._encoder.render_checked(records)
         for place, (record, text) in enumerate(zip(records, rendered, strict=True), start):
             if isinstance(text, UserError):
-                counts.bad[place] = BadSample(record.where, None, str(text))
+                counts.bad[place] = BadSample.of(record, None, str(text))
                 continue
             try:
                 text, record_media = self._shortened(record, text, sizes)
-            except _FlawError as flaw:
-                counts.bad[place] = BadSample(record.where, flaw.path, str(flaw))
+            except InvalidRecordError as error:
+                counts.bad[place] = BadSample.of(record, error.path, error.reason)
                 continue
             places.append(place)
             texts.append(text)
@@ -97,8 +90,8 @@ class TokenCounter:
             return
         ids, lengths = self._tokenize(texts)
         mask, _ = supervised_mask(ids, self._encoder.markers, np.array(supervised, dtype=bool))
-        hidden, counts.patches[places] = np.array(media).T
-        counts.total[places] = lengths + hidden
+        extra_tokens, counts.patches[places] = np.array(media).T
+        counts.total[places] = lengths + extra_tokens
         counts.supervised[places] = np.add.reduceat(mask, lengths.cumsum() - lengths, dtype=np.int64)
 
     def _shortened(self, record: Record, text: str, sizes: MediaSizes) -> tuple[str, _Media]:
@@ -112,7 +105,7 @@ class TokenCounter:
                 pieces[number] += frames
                 media.append(video)
             text = "".join(pieces)
-        return text, _Media(sum(each.hidden for each in media), sum(each.patches for each in media))
+        return text, _Media(sum(each.extra_tokens for each in media), sum(each.patches for each in media))
 
     def _count_image(self, size: ImageSize) -> _Media:
         image_processor = self._processor.image_processor
@@ -151,7 +144,7 @@ def media_paths(records: Iterable[Record]) -> tuple[set[str], set[str]]:
     return images, videos
 
 
-def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, ledger: BadSampleLedger) -> np.ndarray:
+def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, tracker: BadSampleTracker) -> np.ndarray:
     """Return the places of the records that can be read and have at most `limit` tokens, (n,), reporting the others."""
     too_long = np.flatnonzero(counts.total > limit).tolist()
     for place in sorted([*counts.bad, *too_long]):
@@ -161,18 +154,18 @@ def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, le
             f"{videos} videos: raise the limit, give fewer or smaller ones (--max_pixels, --video_max_pixels; with a "
             "custom encoder --vision_input_size), or shorten the text"
         )
-        ledger.report(counts.bad.get(place, BadSample(records[place].where, None, reason)))
+        tracker.report(counts.bad.get(place, BadSample.of(records[place], None, reason)))
     usable = counts.total <= limit
     usable[list(counts.bad)] = False
     return np.flatnonzero(usable)
 
 
 def _checked(path: str, size: ImageSize | VideoInfo | Unreadable, count: Callable[[Any], _Counted]) -> _Counted:
-    """Apply `count` to the size of a file; raises `_FlawError` where there is none, or one that cannot be used."""
+    """Apply `count` to the size of a file; raises `InvalidRecordError` where there is no usable size."""
     if isinstance(size, Unreadable):
-        raise _FlawError(path, size.reason)
+        raise InvalidRecordError(size.reason, path)
     try:
         return count(size)
     # The processors refuse extreme aspect ratios, and videos of fewer frames than one temporal patch.
     except ValueError as error:
-        raise _FlawError(path, f"the processor refuses its size {tuple(size)}: {error}") from error
+        raise InvalidRecordError(f"the processor refuses its size {tuple(size)}: {error}", path) from error

@@ -14,11 +14,11 @@ from qwenvl.errors import UserError
 _GOLDEN_RATIO = 0.6180339887498949
 
 
-class Draw(NamedTuple):
-    """One sample to load; a filler is loaded with no supervised token, so that it carries zero weight."""
+class SampleRef(NamedTuple):
+    """One sample to load; a padding sample is loaded with no supervised token, so that it carries zero weight."""
 
     index: int
-    filler: bool = False
+    is_padding: bool = False
 
 
 class PackTable(Sequence[list[int]]):
@@ -210,12 +210,12 @@ def _even_fill(lengths: np.ndarray, order: np.ndarray, capacity: int) -> list[li
 
 
 class PackSampler:
-    """The batch sampler of one process: yields micro-batches as lists of `Draw`, the same whatever the worker count.
+    """The batch sampler of one process: yields micro-batches as lists of `SampleRef`, for any number of workers.
 
     Each (seed, epoch) gives one permutation of the packs, cut into global micro-batches of `packs_per_batch *
     num_replicas` consecutive packs. An optimizer step therefore sees the same samples for one process with batch 8, for
-    batch 1 with 8 accumulation steps, and for two processes. Within a global micro-batch the packs are dealt to the
-    processes so that each gets about as many tokens; a process for which nothing is left gets a filler.
+    batch 1 with 8 accumulation steps, and for two processes. Within a global micro-batch the packs are assigned to the
+    processes so that each gets about as many tokens; a process for which nothing is left gets a padding sample.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class PackSampler:
         self.epoch = 0
         lengths = np.asarray(lengths, dtype=np.int64)
         self._pack_tokens = self.packs.tokens(lengths)
-        self._filler = Draw(int(lengths.argmin()), filler=True) if len(lengths) else None
+        self._padding = SampleRef(int(lengths.argmin()), is_padding=True) if len(lengths) else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next pass."""
@@ -248,27 +248,29 @@ class PackSampler:
     def __len__(self) -> int:
         return -(-len(self.packs) // (self.packs_per_batch * self.num_replicas))
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         return (batches[self.rank] for batches in self.all_batches())
 
-    def all_batches(self) -> Iterator[list[list[Draw]]]:
+    def all_batches(self) -> Iterator[list[list[SampleRef]]]:
         """Yield each global micro-batch as the micro-batches of all processes, by rank."""
         order = np.arange(len(self.packs))
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(len(order))
         step = self.packs_per_batch * self.num_replicas
         for start in range(0, len(order), step):
-            hands = self._deal(order[start : start + step].tolist())
-            yield [[Draw(index) for pack in hand for index in self.packs[pack]] or [self._filler] for hand in hands]
+            per_rank = self._assign(order[start : start + step].tolist())
+            yield [
+                [SampleRef(index) for pack in own for index in self.packs[pack]] or [self._padding] for own in per_rank
+            ]
 
-    def _deal(self, packs: list[int]) -> list[list[int]]:
+    def _assign(self, packs: list[int]) -> list[list[int]]:
         """Give each pack, from the longest to the shortest, to the process with the fewest tokens and still room."""
-        hands: list[list[int]] = [[] for _ in range(self.num_replicas)]
+        per_rank: list[list[int]] = [[] for _ in range(self.num_replicas)]
         waiting = [(0, rank) for rank in range(self.num_replicas)]
         pack_tokens = dict(zip(packs, self._pack_tokens[packs].tolist(), strict=True))
         for pack in sorted(packs, key=lambda pack: -pack_tokens[pack]):
             tokens, rank = heapq.heappop(waiting)
-            hands[rank].append(pack)
-            if len(hands[rank]) < self.packs_per_batch:
+            per_rank[rank].append(pack)
+            if len(per_rank[rank]) < self.packs_per_batch:
                 heapq.heappush(waiting, (tokens + pack_tokens[pack], rank))
-        return hands
+        return per_rank

@@ -25,7 +25,7 @@ class Record:
 
     A video may be a list of frames, which is a file as well (see `qwenvl.data.media.frames`). `tools` is the JSON list
     of functions that the model may call. `row` counts rows (or JSONL lines, or the items of a pack) from 0;
-    `place` says it as a reader of the file counts.
+    `location` says it as a reader of the file counts.
     """
 
     source: str
@@ -33,11 +33,11 @@ class Record:
     turns: tuple[Turn, ...]
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
-    place: str | None = None
+    location: str | None = None
     tools: str | None = None
 
     @property
     def where(self) -> str:
-        """File and place of this record, such as "train.json row 12" or "train.jsonl line 13"."""
-        place = f"row {self.row}" if self.place is None else self.place
-        return f"{self.source} {place}"
+        """File and location of this record, such as "train.json row 12" or "train.jsonl line 13"."""
+        location = f"row {self.row}" if self.location is None else self.location
+        return f"{self.source} {location}"

@@ -13,7 +13,7 @@ from qwenvl.data.packing import PackTable
 from qwenvl.data.records import Record, Turn
 
 # Where a record was read is not what it says: a data set may be moved.
-_LOCATION_FIELDS = ("source", "row", "place")
+_LOCATION_FIELDS = ("source", "row", "location")
 _MEDIA_FIELDS = ("images", "videos")
 _turn_values = attrgetter(*(field.name for field in dataclasses.fields(Turn)))
 _record_values = attrgetter(

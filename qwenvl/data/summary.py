@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwenvl.data.data_processor import SupervisedDataset
-from qwenvl.data.packing import Draw, PackSampler
+from qwenvl.data.packing import PackSampler, SampleRef
 from qwenvl.data.record_table import count_media
 
 
@@ -23,7 +23,7 @@ class DataSummary:
     micro_batches: int
     padding_share: float
     longest_sample: int
-    most_tokens: int
+    max_tokens: int
     most_supervised: int
     most_patches: int
     num_with_images: int
@@ -34,13 +34,13 @@ class DataSummary:
 def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) -> DataSummary:
     """Go through the sampler's present epoch without loading a sample; `padded` says whether samples are rows."""
     counts = dataset.counts
-    computed = most_tokens = most_supervised = most_patches = 0
+    computed = max_tokens = most_supervised = most_patches = 0
     # One batch at a time: those of a million samples would take hundreds of megabytes.
     for batch in (batch for batches in sampler.all_batches() for batch in batches):
-        indices = [draw.index for draw in batch]
+        indices = [ref.index for ref in batch]
         tokens = _computed_tokens(counts.total[indices], padded)
         computed += tokens
-        most_tokens = max(most_tokens, tokens)
+        max_tokens = max(max_tokens, tokens)
         most_supervised = max(most_supervised, _supervised(batch, counts.supervised))
         most_patches = max(most_patches, int(counts.patches[indices].sum()))
     tokens = int(counts.total.sum())
@@ -53,7 +53,7 @@ def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) ->
         micro_batches=len(sampler),
         padding_share=1 - tokens / computed,
         longest_sample=int(counts.total.max()),
-        most_tokens=most_tokens,
+        max_tokens=max_tokens,
         most_supervised=most_supervised,
         most_patches=most_patches,
         num_with_images=int((num_images > 0).sum()),
@@ -66,5 +66,5 @@ def _computed_tokens(lengths: np.ndarray, padded: bool) -> int:
     return int(lengths.max() * len(lengths) if padded else lengths.sum())
 
 
-def _supervised(batch: list[Draw], supervised: np.ndarray) -> int:
-    return int(supervised[[draw.index for draw in batch if not draw.filler]].sum())
+def _supervised(batch: list[SampleRef], supervised: np.ndarray) -> int:
+    return int(supervised[[ref.index for ref in batch if not ref.is_padding]].sum())

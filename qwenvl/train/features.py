@@ -68,8 +68,8 @@ def cache_features(
         return estimate_bytes([s for s in sizes if isinstance(s, ImageSize)], tower, image_processor, autocast)
 
     def report_unreadable(path: str, reason: str) -> None:
-        for where in locations[path]:
-            data.bad_samples.report(BadSample(where, None, reason))
+        for source, location in locations[path]:
+            data.bad_samples.report(BadSample(source, location, None, reason))
 
     if training_args.dry_run:
         _log_size(len(paths), num_bytes(paths), folder)
@@ -92,15 +92,15 @@ def cache_features(
     data.use_features(cache.load)
 
 
-def _images_and_videos(data: DataModule) -> tuple[dict[str, list[str]], int]:
-    """Return the locations of each image's records, by its path, and the number of videos."""
+def _images_and_videos(data: DataModule) -> tuple[dict[str, list[tuple[str, str]]], int]:
+    """Return the file and location of each image's records, by its path, and the number of videos."""
     locations = defaultdict(list)
     videos = set()
     for dataset in data.datasets:
         for record in dataset.records:
             videos.update(record.videos)
             for path in record.images:
-                locations[path].append(record.where)
+                locations[path].append((record.source, record.location or f"row {record.row}"))
     return locations, len(videos)
 
 

@@ -33,7 +33,7 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
     summary = summarize(data.train_dataset, data.train_sampler, padded)
     memory = estimate_memory(
         model,
-        BatchShape(summary.most_tokens, summary.most_supervised, summary.most_patches),
+        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
         gradient_checkpointing=bool(training_args.activation_checkpointing),
         sharding=_sharding(training_args),
     )

@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from qwenvl.checkpoint.card import write_model_card
 from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, is_checkpoint_folder
 from qwenvl.checkpoint.save import CommitCheckpoints, cache_as_for_use, write_run_arguments
-from qwenvl.data.annotations import BadSampleLedger
+from qwenvl.data.annotations import BadSampleTracker
 from qwenvl.data.packing import PackSampler
 from qwenvl.data.workers import ignore_signals
 from qwenvl.errors import UserError
@@ -49,7 +49,7 @@ class QwenVLTrainer(Trainer):
         *,
         train_sampler: PackSampler,
         eval_sampler: PackSampler | None,
-        bad_samples: BadSampleLedger,
+        bad_samples: BadSampleTracker,
         run_arguments: Mapping[str, Any],
         checkpoints: CommitCheckpoints,
         callbacks: Sequence[TrainerCallback] = (),

@@ -14,7 +14,7 @@ from transformers import Dinov2Config, Dinov2Model
 from qwenvl.bench.standin import build_standin
 from qwenvl.check.arguments import parse_check_arguments
 from qwenvl.check.data import DataCheck
-from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
@@ -33,7 +33,7 @@ def test_a_clean_set_is_copied_as_it_is_and_gives_0(check, films: Path):
     assert (outcome.code, outcome.problems) == (0, [])
     assert outcome.clean() == json.loads(before)
     assert dataset.read_bytes() == before
-    clean = read_annotations(str(outcome.out / "clean.json"), str(outcome.out), BadSampleLedger())
+    clean = read_annotations(str(outcome.out / "clean.json"), str(outcome.out), BadSampleTracker())
     assert [Path(path) for record in clean.records for path in record.images] == sorted(films.glob("film?.png"))
     assert Image.open(outcome.out / "token_lengths.png").size[0] > 300
     assert sorted(path.name for path in outcome.out.iterdir()) == ["clean.json", "problems.jsonl", "token_lengths.png"]
@@ -136,7 +136,7 @@ def test_tokens_of_a_custom_encoder_are_counted_by_its_own_processor(check, stan
         ["--model_name_or_path", str(standin), "--dataset_use", str(dataset), *swap, "--out", "x"]
     )
     encoder = DataCheck(flags).encoder
-    records = read_annotations(str(dataset), str(films), BadSampleLedger()).records
+    records = read_annotations(str(dataset), str(films), BadSampleTracker()).records
     assert outcome.told("tokens") == f"{sum(len(encoder.encode(record)['input_ids']) for record in records):,}"
     assert outcome.told("tokens") != check(dataset, out="native").told("tokens")
 

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.tools.check_data import main as check_data
 from qwenvl.tools.pack_data import main as pack_data
 
@@ -34,7 +34,7 @@ def flags(standin: Path, tmp_path: Path) -> list[str]:
 
 def answers_and_bytes(path: Path, cache: Path) -> list[tuple[str, bytes]]:
     """Return what the records of a written file say and show."""
-    records = read_annotations(str(path), str(path.parent), BadSampleLedger(), str(cache)).records
+    records = read_annotations(str(path), str(path.parent), BadSampleTracker(), str(cache)).records
     return sorted((record.turns[1].text, Path(record.images[0]).read_bytes()) for record in records)
 
 

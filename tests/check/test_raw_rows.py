@@ -32,7 +32,7 @@ def test_rows_read_one_by_one_are_those_that_training_reads(tmp_path: Path, name
     path = tmp_path / name
     path.write_text(text, encoding="utf-8", newline="")
     expected = read_rows(str(path), lambda place, reason: None)
-    assert list(iter_rows(str(path), expected[0].place.startswith("line"))) == expected
+    assert list(iter_rows(str(path), expected[0].location.startswith("line"))) == expected
 
 
 def test_half_a_surrogate_pair_in_a_key_that_training_ignores_is_kept(check, films: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwenvl.data import annotations
-from qwenvl.data.annotations import BadSample, BadSampleLedger, Record, Turn, read_annotations
+from qwenvl.data.annotations import BadSample, BadSampleTracker, Record, Turn, read_annotations
 from qwenvl.errors import UserError
 
 Turns = list[dict[str, Any]]
@@ -28,11 +28,11 @@ def talk(question: str = "What is it?", answer: str = "A cat.") -> Turns:
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
-def read(folder: Path, content: Any, name: str = "train.json", ledger: BadSampleLedger | None = None):
+def read(folder: Path, content: Any, name: str = "train.json", tracker: BadSampleTracker | None = None):
     """Write `content` (text, or a value that becomes JSON) to a file and read it with media beside it."""
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return read_annotations(str(path), str(folder), BadSampleLedger() if ledger is None else ledger)
+    return read_annotations(str(path), str(folder), BadSampleTracker() if tracker is None else tracker)
 
 
 def only(folder: Path, record: dict[str, Any]) -> Record:
@@ -73,10 +73,10 @@ def test_a_nested_list_becomes_packs_of_indices(folder: Path):
 def test_a_bad_record_leaves_its_pack_and_an_empty_pack_goes(folder: Path):
     bad = {"conversations": talk(answer="")}
     good = {"conversations": talk()}
-    ledger = BadSampleLedger("skip", 10)
-    annotations = read(folder, [[good, bad, good], [bad], [good]], ledger=ledger)
+    tracker = BadSampleTracker("skip", 10)
+    annotations = read(folder, [[good, bad, good], [bad], [good]], tracker=tracker)
     assert annotations.packs == [[0, 1], [2]]
-    assert [bad.where.split("train.json ")[1] for bad in ledger.samples] == ["row 0 item 1", "row 1 item 0"]
+    assert [bad.where.split("train.json ")[1] for bad in tracker.samples] == ["row 0 item 1", "row 1 item 0"]
 
 
 # --- turns ---------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_absolute_paths_and_file_urls_do_not_depend_on_the_media_root(folder: Pa
     path = str(folder / "with space.png")
     content = [{"conversations": talk(), "image": [path, f"file://{path.replace(' ', '%20')}"]}]
     (folder / "t.json").write_text(json.dumps(content))
-    (record,) = read_annotations(str(folder / "t.json"), "/nowhere", BadSampleLedger()).records
+    (record,) = read_annotations(str(folder / "t.json"), "/nowhere", BadSampleTracker()).records
     assert record.images == (path, path)
 
 
@@ -180,7 +180,7 @@ def test_relative_paths_start_from_the_media_root_or_else_from_the_current_folde
     (folder / "t.json").write_text(json.dumps([{"conversations": talk(), "image": "a.png"}]))
     monkeypatch.chdir(folder)
     for root in ("", ".", str(folder)):
-        (record,) = read_annotations("t.json", root, BadSampleLedger()).records
+        (record,) = read_annotations("t.json", root, BadSampleTracker()).records
         assert record.images == (str(folder / "a.png"),)
 
 
@@ -261,30 +261,30 @@ def test_media_given_twice_over_are_refused(folder: Path):
         only(folder, {"messages": messages, "image": "a.png"})
 
 
-# --- ledger --------------------------------------------------------------------------------------------------------
+# --- tracker --------------------------------------------------------------------------------------------------------
 
 BAD_AND_GOOD = [{"conversations": talk(), "image": "no.png"}, ROWS[0], {"conversations": []}, ROWS[1]]
 
 
 def test_skip_leaves_bad_samples_out_counts_and_logs_them(folder: Path, caplog: pytest.LogCaptureFixture):
-    ledger = BadSampleLedger("skip", max_bad_samples=2)
+    tracker = BadSampleTracker("skip", max_bad_samples=2)
     with caplog.at_level(logging.WARNING):
-        records = read(folder, BAD_AND_GOOD, ledger=ledger).records
+        records = read(folder, BAD_AND_GOOD, tracker=tracker).records
     assert [record.row for record in records] == [1, 3]
-    assert ledger.count == 2
+    assert tracker.count == 2
     assert any("row 0" in line and "no.png" in line and "no such file" in line for line in caplog.messages)
     assert any("row 2" in line and "expected a list of turns" in line for line in caplog.messages)
 
 
 def test_skip_stops_once_there_are_more_bad_samples_than_allowed(folder: Path):
     with pytest.raises(UserError, match="2 bad samples, more than --max_bad_samples 1"):
-        read(folder, BAD_AND_GOOD, ledger=BadSampleLedger("skip", max_bad_samples=1))
+        read(folder, BAD_AND_GOOD, tracker=BadSampleTracker("skip", max_bad_samples=1))
 
 
 def test_skip_also_covers_malformed_lines_of_jsonl(folder: Path):
-    ledger = BadSampleLedger("skip", max_bad_samples=5)
-    assert len(read(folder, LINES + '{"conversations": [', "t.jsonl", ledger).records) == 3
-    assert ledger.samples[0].where.endswith("t.jsonl line 4")
+    tracker = BadSampleTracker("skip", max_bad_samples=5)
+    assert len(read(folder, LINES + '{"conversations": [', "t.jsonl", tracker).records) == 3
+    assert tracker.samples[0].where.endswith("t.jsonl line 4")
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
@@ -296,36 +296,36 @@ def test_bad_samples_come_in_one_order_however_many_records_are_held_at_once(
     rows = [*BAD_AND_GOOD, {"image_path": "a.png", "conversations": talk()}, ROWS[0]]
     texts = [*map(json.dumps, rows), '{"a": 1, "a": 2}', json.dumps(BAD_AND_GOOD[0])]
     text = "\n".join(texts) if name.endswith("l") else f"[{','.join(texts)}]"
-    ledger = BadSampleLedger("skip", 9)
-    result = read(folder, text, name, ledger)
+    tracker = BadSampleTracker("skip", 9)
+    result = read(folder, text, name, tracker)
     assert [record.row for record in result.records] == [1, 3, 5]
     first = int(name.endswith("l"))
-    assert [int(bad.where.split()[-1]) - first for bad in ledger.samples] == [6, 2, 4, 0, 7]
-    assert "in 1 of 7 records" in ledger.samples[2].reason
+    assert [int(bad.where.split()[-1]) - first for bad in tracker.samples] == [6, 2, 4, 0, 7]
+    assert "in 1 of 7 records" in tracker.samples[2].reason
 
 
 def test_packs_that_lie_across_what_is_held_at_once_stay_together(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(annotations, "_DRAFTS_AT_ONCE", 1)
     packs = [ROWS[:2], ROWS[2], [BAD_AND_GOOD[0], ROWS[0]]]
-    assert read(folder, packs, ledger=BadSampleLedger("skip", 1)).packs == [[0, 1], [2], [3]]
+    assert read(folder, packs, tracker=BadSampleTracker("skip", 1)).packs == [[0, 1], [2], [3]]
 
 
 def test_nothing_but_bad_samples_is_an_error_under_skip_too(folder: Path):
     with pytest.raises(UserError, match="no usable record among 1 rows"):
-        read(folder, [{"conversations": []}], ledger=BadSampleLedger("skip", 5))
+        read(folder, [{"conversations": []}], tracker=BadSampleTracker("skip", 5))
 
 
 def test_the_error_policy_raises_at_the_first_bad_sample():
-    ledger = BadSampleLedger("error", max_bad_samples=5)
+    tracker = BadSampleTracker("error", max_bad_samples=5)
     with pytest.raises(UserError, match="train.json row 3: a.png: broken .*--bad_sample_policy skip"):
-        ledger.report(BadSample("train.json row 3", "a.png", "broken"))
+        tracker.report(BadSample("train.json", "row 3", "a.png", "broken"))
 
 
 def test_a_hundred_thousand_records_are_read_in_a_few_seconds(folder: Path):
     rows = [{"id": str(i), "image": "a.png", "conversations": talk(f"<image>\nnumber {i}")} for i in range(100_000)]
     (folder / "large.json").write_text(json.dumps(rows))
     start = time.perf_counter()
-    records = read_annotations(str(folder / "large.json"), str(folder), BadSampleLedger()).records
+    records = read_annotations(str(folder / "large.json"), str(folder), BadSampleTracker()).records
     assert len(records) == 100_000
     assert time.perf_counter() - start < 20  # about 2 s on an idle core; room for a busy machine
 
@@ -334,4 +334,4 @@ def test_rows_that_cannot_be_read_count_among_those_of_a_file_without_a_usable_r
     path = tmp_path / "t.jsonl"
     path.write_text('{"a": 1,}\n{"messages": []}\n')
     with pytest.raises(UserError, match="no usable record among 2 rows"):
-        read_annotations(str(path), str(tmp_path), BadSampleLedger("skip"))
+        read_annotations(str(path), str(tmp_path), BadSampleTracker("skip"))

@@ -17,7 +17,7 @@ from qwenvl.data.collators import (
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 
-BAD = BadSample("test.json row 4", "/gone.png", "no such file")
+BAD = BadSample("test.json", "row 4", "/gone.png", "no such file")
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -37,7 +37,8 @@ def encoder(processor: ProcessorMixin) -> RecordEncoder:
 def samples(encoder: RecordEncoder, every_kind: dict[str, Record]) -> list[Sample]:
     """Return samples of every kind as the data set gives them."""
     return [
-        encoder.encode(record) | {"index": index, "filler": False} for index, record in enumerate(every_kind.values())
+        encoder.encode(record) | {"index": index, "is_padding": False}
+        for index, record in enumerate(every_kind.values())
     ]
 
 
@@ -64,7 +65,9 @@ def text_samples(*lengths: int) -> list[Sample]:
         ids = torch.arange(length) + 100 * index
         labels = ids.masked_fill(torch.arange(length) < length // 2, IGNORE_INDEX)
         positions = torch.arange(length).expand(3, -1)
-        made.append({"input_ids": ids, "labels": labels, "position_ids": positions, "index": index, "filler": False})
+        made.append(
+            {"input_ids": ids, "labels": labels, "position_ids": positions, "index": index, "is_padding": False}
+        )
     return made
 
 
@@ -155,7 +158,7 @@ def test_a_batch_without_media_has_no_media_keys(flatten: FlattenedDataCollatorF
 
 def test_a_batch_describes_itself(flatten: FlattenedDataCollatorForSupervisedDataset):
     samples = text_samples(4, 6, 8)
-    samples[2] |= {"filler": True, "labels": torch.full((8,), IGNORE_INDEX)}
+    samples[2] |= {"is_padding": True, "labels": torch.full((8,), IGNORE_INDEX)}
     meta = flatten([samples[0], {"bad": BAD}, samples[1], samples[2]])["meta"]
     assert (meta.indices, meta.num_samples, meta.num_tokens) == ([0, 1], 2, 10)
     assert (meta.num_supervised, meta.num_padding, meta.bad) == (5, 8, [BAD])

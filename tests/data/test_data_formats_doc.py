@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl.data.annotations import BadSampleLedger, Record, Turn, read_annotations
+from qwenvl.data.annotations import BadSampleTracker, Record, Turn, read_annotations
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/data_formats.md").read_text()
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path, example: str) -> Record:
     """Return the one record of an example."""
     (folder / "t.json").write_text(f"[{example}]")
-    annotations = read_annotations(str(folder / "t.json"), str(folder), BadSampleLedger(), str(folder / "cache"))
+    annotations = read_annotations(str(folder / "t.json"), str(folder), BadSampleTracker(), str(folder / "cache"))
     (record,) = annotations.records
     assert annotations.notes == ()
     return record

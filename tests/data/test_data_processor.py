@@ -20,7 +20,7 @@ from transformers import ProcessorMixin
 from qwenvl.data.collators import DataCollatorForSupervisedDataset, FlattenedDataCollatorForSupervisedDataset
 from qwenvl.data.data_processor import DataModule, SampleError, make_supervised_data_module
 from qwenvl.data.labels import IGNORE_INDEX
-from qwenvl.data.packing import Draw
+from qwenvl.data.packing import SampleRef
 from qwenvl.data.summary import summarize
 from qwenvl.errors import UserError
 
@@ -169,7 +169,7 @@ def test_pixel_limits_act_on_the_lengths(load: Callable[..., DataModule]):
 
 def test_a_filler_learns_nothing_and_is_otherwise_the_sample(load: Callable[..., DataModule]):
     dataset = load().train_dataset
-    real, filler = dataset[Draw(1)], dataset[Draw(1, filler=True)]
+    real, filler = dataset[SampleRef(1)], dataset[SampleRef(1, is_padding=True)]
     assert (real["labels"] != IGNORE_INDEX).any() and not (filler["labels"] != IGNORE_INDEX).any()
     assert torch.equal(real["input_ids"], filler["input_ids"])
     assert torch.equal(real["pixel_values"], filler["pixel_values"])
@@ -282,7 +282,7 @@ def test_a_picture_that_changed_its_size_since_it_was_counted_is_refused(
     data = load()
     Image.new("RGB", (128, 128)).save(pictures / "0.png")
     with pytest.raises(UserError, match=r"train.json row 0: \d+ tokens, but \d+ when the run began"):
-        data.train_dataset[Draw(0)]
+        data.train_dataset[SampleRef(0)]
 
 
 def test_packs_from_the_file_are_kept_and_single_records_are_packed(load: Callable[..., DataModule]):
@@ -330,7 +330,7 @@ def test_the_summary_is_what_a_pass_then_shows(load: Callable[..., DataModule], 
     assert summary.num_supervised == sum(meta.num_supervised for meta in metas)
     assert summary.micro_batches == len(made) / processes
     assert summary.padding_share == pytest.approx(padding / (padding + tokens))
-    assert summary.most_tokens == max(batch["input_ids"].numel() for batch in made)
+    assert summary.max_tokens == max(batch["input_ids"].numel() for batch in made)
     assert summary.most_supervised == max(meta.num_supervised for meta in metas)
     assert summary.most_patches == max(len(batch.get("pixel_values", [])) for batch in made)
 
@@ -341,7 +341,7 @@ def test_an_image_over_the_limit_is_refused_and_read_where_allowed_whatever_the_
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for allowed in (128 * 64, 128 * 64 + 1):
         dataset = load(rows, max_image_pixels=allowed).train_dataset
-        assert "pixel_values" in dataset[Draw(0)]
+        assert "pixel_values" in dataset[SampleRef(0)]
     with pytest.raises(UserError, match="3.png: 128 x 64 pixels are more than the limit of 8191"):
         load(rows, max_image_pixels=128 * 64 - 1)
 
@@ -352,8 +352,8 @@ def test_a_dicom_whose_decoder_panics_is_a_bad_sample_that_a_worker_can_tell(loa
 
     rle_dicom(pictures / "broken.dcm", runs=33)
     rows = [conversation("<image>?", "A chest.", image="broken.dcm")]
-    bad = load(rows, bad_sample_policy="skip").train_dataset[Draw(0)]["bad"]
+    bad = load(rows, bad_sample_policy="skip").train_dataset[SampleRef(0)]["bad"]
     assert f"{pictures / 'broken.dcm'}: cannot read the image (the pixel data cannot be decoded" in str(bad)
     with pytest.raises(SampleError, match="row 0: .*broken.dcm: cannot read the image") as error:
-        load(rows).train_dataset[Draw(0)]
+        load(rows).train_dataset[SampleRef(0)]
     assert "broken.dcm" in str(pickle.loads(pickle.dumps(error.value)))

@@ -19,7 +19,7 @@ from transformers import ProcessorMixin
 
 from qwenvl.data import data_processor, dataset_cache
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
-from qwenvl.data.packing import Draw
+from qwenvl.data.packing import SampleRef
 from qwenvl.data.record_table import RecordTable
 from qwenvl.errors import UserError
 
@@ -195,7 +195,7 @@ def test_counts_that_no_longer_fit_are_found_by_trying_some(
     meta = json.loads((entry / "meta.json").read_text())
     (entry / "meta.json").write_text(json.dumps(meta | {"digest": dataset_cache._digest_entry(entry)}))
     data, has_read = start()
-    assert has_read and len(data.train_dataset[Draw(0)]["input_ids"]) == data.train_dataset.lengths[0]
+    assert has_read and len(data.train_dataset[SampleRef(0)]["input_ids"]) == data.train_dataset.lengths[0]
     assert not start()[1]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import qwenvl.data
 from qwenvl.data import DatasetSpec, data_dict, data_list, load_datasets
-from qwenvl.data.annotations import BadSampleLedger
+from qwenvl.data.annotations import BadSampleTracker
 from qwenvl.data.record_table import RecordSelection
 from qwenvl.errors import UserError
 
@@ -35,7 +35,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def questions(dataset_use: str, seed: int = 0) -> list[str]:
     """Return the question of each record that is loaded."""
-    return [record.turns[0].text for record in load_datasets(dataset_use, seed, BadSampleLedger()).records]
+    return [record.turns[0].text for record in load_datasets(dataset_use, seed, BadSampleTracker()).records]
 
 
 def test_names_and_percentages_are_resolved(registered: Path):
@@ -71,16 +71,16 @@ def test_an_annotation_file_is_named_by_its_path_with_media_beside_it(tmp_path: 
     folder.mkdir()
     (folder / "x.png").write_bytes(b"x")
     (folder / "t.jsonl").write_text("\n".join(json.dumps({**row, "image": "x.png"}) for row in rows("t", 4)))
-    ledger = BadSampleLedger()
-    assert len(load_datasets(f"{folder}/t.jsonl", 0, ledger).records) == 4
-    assert len(load_datasets(f"{folder}/t.jsonl%50", 0, ledger).records) == 2
+    tracker = BadSampleTracker()
+    assert len(load_datasets(f"{folder}/t.jsonl", 0, tracker).records) == 4
+    assert len(load_datasets(f"{folder}/t.jsonl%50", 0, tracker).records) == 2
     monkeypatch.chdir(folder)
-    assert load_datasets("t.jsonl", 0, ledger).records[0].images == (str(folder / "x.png"),)
+    assert load_datasets("t.jsonl", 0, tracker).records[0].images == (str(folder / "x.png"),)
 
 
 def test_a_missing_annotation_file_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="no.json: no such annotation file"):
-        load_datasets(str(tmp_path / "no.json"), 0, BadSampleLedger())
+        load_datasets(str(tmp_path / "no.json"), 0, BadSampleTracker())
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
@@ -119,9 +119,9 @@ def test_data_sets_follow_one_another_in_the_order_named(registered: Path):
 def test_the_same_data_set_named_twice_is_there_twice_and_read_once(registered: Path):
     assert questions("b,b") == [f"b {i}" for i in range(10)] * 2
     (registered / "b.json").write_text(json.dumps([*rows("b", 10), {"conversations": []}]))
-    ledger = BadSampleLedger("skip", 1)
-    assert len(load_datasets("b,b%50", 0, ledger).records) == 15
-    assert ledger.count == 1
+    tracker = BadSampleTracker("skip", 1)
+    assert len(load_datasets("b,b%50", 0, tracker).records) == 15
+    assert tracker.count == 1
 
 
 @pytest.mark.parametrize(("percent", "kept"), [("50", 10), ("12", 2), ("100", 20), ("3", 1)])
@@ -142,7 +142,7 @@ def test_a_percentage_that_keeps_nothing_is_refused(registered: Path):
 
 
 def test_packs_are_sampled_whole_and_their_indices_fit_the_joined_records(registered: Path):
-    annotations = load_datasets("b%20,packed%40,a%10", 3, BadSampleLedger())
+    annotations = load_datasets("b%20,packed%40,a%10", 3, BadSampleTracker())
     texts = [[annotations.records[index].turns[0].text for index in pack] for pack in annotations.packs]
     assert [len(pack) for pack in texts] == [1, 1, 2, 2, 1, 1]
     assert sorted(sum(annotations.packs, [])) == list(range(8)) == list(range(len(annotations.records)))
@@ -152,12 +152,12 @@ def test_packs_are_sampled_whole_and_their_indices_fit_the_joined_records(regist
 
 
 def test_without_packed_files_there_are_no_packs(registered: Path):
-    assert load_datasets("a,b%50", 0, BadSampleLedger()).packs is None
+    assert load_datasets("a,b%50", 0, BadSampleTracker()).packs is None
 
 
 def test_other_kinds_of_files_are_named_by_their_path(tmp_path: Path):
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows("t", 4))).encode()))
-    assert len(load_datasets(f"{tmp_path}/t.jsonl.gz%50", 0, BadSampleLedger()).records) == 2
+    assert len(load_datasets(f"{tmp_path}/t.jsonl.gz%50", 0, BadSampleTracker()).records) == 2
     (spec,) = data_list(f"{tmp_path}%50")
     assert spec == DatasetSpec(str(tmp_path), str(tmp_path), str(tmp_path), 50)
     assert data_list("hf:org/name:train%5") == [DatasetSpec("hf:org/name:train", "hf:org/name:train", "", 5)]
@@ -167,12 +167,12 @@ def test_other_kinds_of_files_are_named_by_their_path(tmp_path: Path):
 
 def test_notes_of_all_files_are_kept_once(registered: Path):
     (registered / "b.json").write_text(json.dumps([row | {"mood": "good"} for row in rows("b", 10)]))
-    assert load_datasets("a,b,b%50", 0, BadSampleLedger()).notes == ("`mood` is not read (10 of 10 records)",)
+    assert load_datasets("a,b,b%50", 0, BadSampleTracker()).notes == ("`mood` is not read (10 of 10 records)",)
 
 
 @pytest.mark.parametrize("dataset_use", ["a", "a%50,b", "b%20,packed%40,a%10", "a,b,b%50", "packed"])
 def test_records_that_stay_on_disk_are_those_in_memory(registered: Path, tmp_path: Path, dataset_use: str):
-    expected = load_datasets(dataset_use, 3, BadSampleLedger())
-    on_disk = load_datasets(dataset_use, 3, BadSampleLedger(), None, tmp_path / "table")
+    expected = load_datasets(dataset_use, 3, BadSampleTracker())
+    on_disk = load_datasets(dataset_use, 3, BadSampleTracker(), None, tmp_path / "table")
     assert isinstance(on_disk.records, RecordSelection)
     assert [*on_disk.records] == expected.records and on_disk.packs == expected.packs

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwenvl.data.annotations import Annotations, BadSampleLedger, Record, Turn, read_annotations
+from qwenvl.data.annotations import Annotations, BadSampleTracker, Record, Turn, read_annotations
 from qwenvl.errors import UserError
 
 ANSWER = {"role": "assistant", "content": "A."}
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path, rows: list[Any]) -> Annotations:
     """Return what raw records become."""
     (folder / "t.json").write_text(json.dumps(rows))
-    return read_annotations(str(folder / "t.json"), str(folder), BadSampleLedger(), str(folder / "cache"))
+    return read_annotations(str(folder / "t.json"), str(folder), BadSampleTracker(), str(folder / "cache"))
 
 
 def only(folder: Path, **row: Any) -> Record:

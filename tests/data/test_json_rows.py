@@ -40,9 +40,9 @@ def test_packs_are_read_from_a_list_and_from_lines(tmp_path: Path, name: str, te
 
 
 def test_places_count_rows_from_0_and_lines_from_1_with_the_blank_ones(tmp_path: Path):
-    assert [(row.place, row.index) for row in read(tmp_path, json.dumps(VALUES), "t.json")][1] == ("row 1", 1)
+    assert [(row.location, row.index) for row in read(tmp_path, json.dumps(VALUES), "t.json")][1] == ("row 1", 1)
     gaps = "\n" + LINES.replace("\n", "\n\n")
-    assert [row.place for row in read(tmp_path, gaps, "t.jsonl")] == ["line 2", "line 4", "line 6"]
+    assert [row.location for row in read(tmp_path, gaps, "t.jsonl")] == ["line 2", "line 4", "line 6"]
 
 
 def test_jsonl_lines_may_hold_unicode_line_separators(tmp_path: Path):
@@ -200,7 +200,7 @@ def test_an_item_longer_than_what_is_read_at_once_is_read_all_the_same(tmp_path:
     (tmp_path / "t.json").write_text(text)
     reported = []
     read = read_json_rows(str(tmp_path / "t.json"), lambda place, reason: reported.append(place))
-    assert [(row.place, row.value) for row in read] == [("row 0", rows[0]), ("row 2", rows[1]), ("row 3", rows[2])]
+    assert [(row.location, row.value) for row in read] == [("row 0", rows[0]), ("row 2", rows[1]), ("row 3", rows[2])]
     assert reported == ["row 1"]
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qwenvl.data.packing import Draw, PackSampler, plan_packs
+from qwenvl.data.packing import PackSampler, SampleRef, plan_packs
 from qwenvl.errors import UserError
 
 
@@ -17,12 +17,12 @@ def chest_film_lengths(count: int) -> np.ndarray:
 
 
 def optimizer_steps(packs, lengths, *, batch, replicas, accumulation, epoch=0):
-    """Return for each optimizer step the multiset of samples that the processes draw together, fillers left out."""
+    """Return for each optimizer step the multiset of samples that the processes draw together, padding left out."""
     samplers = [PackSampler(packs, batch, replicas, rank, seed=3, lengths=lengths) for rank in range(replicas)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
     micro_batches = [
-        Counter(draw.index for rank_batch in batches for draw in rank_batch if not draw.filler)
+        Counter(draw.index for rank_batch in batches for draw in rank_batch if not draw.is_padding)
         for batches in zip(*samplers, strict=True)
     ]
     return [
@@ -100,19 +100,19 @@ def test_another_seed_gives_another_order():
 def test_without_shuffling_the_samples_come_in_their_own_order():
     packs = [[0, 2], [1], [3]]
     sampler = PackSampler(packs, 1, 1, 0, seed=0, lengths=[1, 1, 1, 1], shuffle=False)
-    assert list(sampler) == [[Draw(0), Draw(2)], [Draw(1)], [Draw(3)]]
+    assert list(sampler) == [[SampleRef(0), SampleRef(2)], [SampleRef(1)], [SampleRef(3)]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 12])
-def test_every_rank_yields_equally_many_batches_and_a_rank_left_with_nothing_draws_one_filler(count):
+def test_every_rank_yields_equally_many_batches_and_a_rank_left_with_nothing_draws_one_padding_sample(count):
     lengths = np.arange(count) + 10
     samplers = [PackSampler([[i] for i in range(count)], 2, 3, rank, seed=0, lengths=lengths) for rank in range(3)]
     batches = [list(sampler) for sampler in samplers]
     assert [len(rank_batches) for rank_batches in batches] == [len(samplers[0])] * 3
     draws = [draw for rank_batches in batches for batch in rank_batches for draw in batch]
-    assert sorted(draw.index for draw in draws if not draw.filler) == list(range(count))
+    assert sorted(draw.index for draw in draws if not draw.is_padding) == list(range(count))
     for batch in (batch for rank_batches in batches for batch in rank_batches):
-        assert batch and (batch == [Draw(0, filler=True)] or not any(draw.filler for draw in batch))
+        assert batch and (batch == [SampleRef(0, is_padding=True)] or not any(draw.is_padding for draw in batch))
 
 
 def test_packs_are_dealt_so_that_processes_get_about_as_many_tokens():

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwenvl.data.annotations import Annotations, BadSampleLedger, read_annotations
+from qwenvl.data.annotations import Annotations, BadSampleTracker, read_annotations
 from qwenvl.errors import UserError
 
 PROPERTY = settings(
@@ -107,8 +107,8 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path, name: str, policy: str) -> Annotations | None:
     """Return what is in a file, or None where it is refused in one line; any other error fails."""
     try:
-        ledger = BadSampleLedger(policy, 1000)
-        return read_annotations(str(folder / name), str(folder), ledger, str(folder / "cache"))
+        tracker = BadSampleTracker(policy, 1000)
+        return read_annotations(str(folder / name), str(folder), tracker, str(folder / "cache"))
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 3000
         return None

@@ -42,7 +42,7 @@ def test_a_table_has_the_records_that_were_written_with_every_field(table: Recor
 
 
 def test_a_medium_may_be_a_dataclass_of_the_package(tmp_path: Path):
-    records = [Record("t.json", 0, TURNS, videos=(BadSample("frames", None, "1 fps"), "/a.mp4"))]
+    records = [Record("t.json", 0, TURNS, videos=(BadSample("t.json", "frames", None, "1 fps"), "/a.mp4"))]
     write_table(tmp_path, records)
     assert [*RecordTable(tmp_path)] == records
 

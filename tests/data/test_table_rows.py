@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qwenvl.data import data_list, load_datasets
-from qwenvl.data.annotations import BadSampleLedger
+from qwenvl.data.annotations import BadSampleTracker
 from qwenvl.data.rows import read_rows
 from qwenvl.errors import UserError
 
@@ -39,7 +39,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
 
 def load(name: str, cache: Path) -> list[tuple[str, tuple[int, int]]]:
     """Return the question and the size of the image of each record."""
-    records = load_datasets(name, 0, BadSampleLedger(), str(cache)).records
+    records = load_datasets(name, 0, BadSampleTracker(), str(cache)).records
     loaded = []
     for record in records:
         assert Path(record.images[0]).parent.parent == cache / "media" and record.images[0].endswith(".png")
@@ -73,7 +73,7 @@ def test_relative_paths_in_a_table_count_from_its_folder(tmp_path: Path):
     table.to_parquet(tmp_path / "t.parquet")
     table.save_to_disk(tmp_path)
     for name in (f"{tmp_path}/t.parquet", str(tmp_path)):
-        assert load_datasets(name, 0, BadSampleLedger()).records[0].images == (str(tmp_path / "x.png"),)
+        assert load_datasets(name, 0, BadSampleTracker()).records[0].images == (str(tmp_path / "x.png"),)
 
 
 def test_a_saved_dataset_is_read_from_its_folder(table: datasets.Dataset, tmp_path: Path):

@@ -11,10 +11,10 @@ from PIL import Image
 
 from demo.digits import NUM_HELD_OUT, SIZE, write_digits
 from qwenvl.data import load_datasets
-from qwenvl.data.annotations import BadSampleLedger
+from qwenvl.data.annotations import BadSampleTracker
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
-BAD_SAMPLES = BadSampleLedger("error", 0)
+BAD_SAMPLES = BadSampleTracker("error", 0)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.check.arguments import parse_check_arguments
-from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.medical import images
 from qwenvl.medical.mimic import prepare as prepare_mimic_cxr
 from qwenvl.medical.mimic import synthetic
@@ -50,7 +50,7 @@ def test_the_first_two_commands_give_a_set_that_can_be_trained_on(tmp_path: Path
     assert synthetic.main([place.get(argument, argument) for argument in [*build, "--film_size", "16"]]) == 0
     arguments = [place.get(argument, argument) for argument in convert]
     assert prepare_mimic_cxr.main([*arguments, "--workers", "1"]) == 0
-    assert read_annotations(str(tmp_path / "json" / "mimic_train.json"), "", BadSampleLedger()).records
+    assert read_annotations(str(tmp_path / "json" / "mimic_train.json"), "", BadSampleTracker()).records
 
 
 def test_the_check_of_the_document_is_understood():

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from qwenvl.bench.standin import build_standin
-from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.packing import plan_packs
@@ -57,7 +57,7 @@ def test_the_packed_file_holds_every_row_once_and_no_pack_is_too_long(dataset: P
     rows = json.loads(packed.read_text(encoding="utf-8"))
     assert sorted(row["id"] for pack in rows for row in pack) == list(range(30))
     assert all(row == json.loads(dataset.read_text())[row["id"]] for pack in rows for row in pack)
-    annotations = read_annotations(str(packed), str(dataset.parent), BadSampleLedger())
+    annotations = read_annotations(str(packed), str(dataset.parent), BadSampleTracker())
     encoder = RecordEncoder(processor)
     lengths = [len(encoder.encode(record)["input_ids"]) for record in annotations.records]
     assert max(sum(lengths[index] for index in pack) for pack in annotations.packs) <= 200
@@ -143,7 +143,7 @@ def test_a_pack_holds_all_samples_of_a_chat_with_thoughts(tmp_path: Path):
     packed = json.loads((tmp_path / "train_packed_200.json").read_text())
     assert sorted(len(row["conversations"]) for each in packed for row in each) == [2, 2, 6]
     encoder = RecordEncoder(AutoProcessor.from_pretrained(model))
-    annotations = read_annotations(str(tmp_path / "train_packed_200.json"), str(tmp_path), BadSampleLedger())
+    annotations = read_annotations(str(tmp_path / "train_packed_200.json"), str(tmp_path), BadSampleTracker())
     annotations, _ = split_thinking_turns(annotations, encoder, "each")
     lengths = [len(encoder.encode(record)["input_ids"]) for record in annotations.records]
     assert len(lengths) == 5 and max(sum(lengths[index] for index in each) for each in annotations.packs) <= 200
@@ -157,7 +157,7 @@ def test_a_packed_file_is_trained_on_where_it_is_written(dataset: Path, standin:
     (tmp_path / "elsewhere").mkdir()
     packed = tmp_path / "elsewhere" / "packed.json"
     pack(dataset, standin, "--out", str(packed))
-    records = read_annotations(str(packed), str(packed.parent), BadSampleLedger(), str(tmp_path)).records
+    records = read_annotations(str(packed), str(packed.parent), BadSampleTracker(), str(tmp_path)).records
     assert len(records) == 31 and {path for record in records for path in record.images} == {str(tmp_path / "film.png")}
     assert "`id` is not read" not in caplog.text
 

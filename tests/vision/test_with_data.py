@@ -41,7 +41,7 @@ def records(media: Path) -> list[Record]:
 
 def samples(processor: ProcessorMixin, records: list[Record]) -> list[dict]:
     encoder = RecordEncoder(processor)
-    return [encoder.encode(each) | {"index": i, "filler": False} for i, each in enumerate(records)]
+    return [encoder.encode(each) | {"index": i, "is_padding": False} for i, each in enumerate(records)]
 
 
 @pytest.mark.parametrize("tower", TOWERS)

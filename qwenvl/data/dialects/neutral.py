@@ -10,10 +10,11 @@ PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
 
 class InvalidRecordError(Exception):
-    """Why a record cannot be used, and the medium it is about."""
+    """A record that cannot be used: the reason, and the path of the medium it is about (if any)."""
 
     def __init__(self, reason: str, path: str | None = None) -> None:
         super().__init__(reason)
+        self.reason = reason
         self.path = path
 
 

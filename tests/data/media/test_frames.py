@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transformers import ProcessorMixin
 
-from qwenvl.data.annotations import BadSampleLedger, Record, Turn, read_annotations
+from qwenvl.data.annotations import BadSampleTracker, Record, Turn, read_annotations
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
 from qwenvl.data.media.frames import frames_info, frames_stamp, load_clip
@@ -81,7 +81,7 @@ def test_the_frames_of_a_folder_come_in_the_order_of_their_numbers(tmp_path: Pat
 def read(folder: Path, row: str) -> Record:
     """Return the record of one row, a question and an answer with `row` besides."""
     (folder / "t.json").write_text(f'[{{"query": "<video>Q?", "response": "A.", {row}}}]')
-    (record,) = read_annotations(str(folder / "t.json"), str(folder), BadSampleLedger(), str(folder / "c")).records
+    (record,) = read_annotations(str(folder / "t.json"), str(folder), BadSampleTracker(), str(folder / "c")).records
     return record
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from qwenvl.data.annotations import BadSampleLedger, read_annotations
+from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.errors import UserError
 from qwenvl.medical.mimic.prepare import main
 from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
@@ -81,7 +81,7 @@ def test_the_output_is_read_by_the_training_data_layer(tmp_path: Path):
     root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=40, film_size=16))
     main(["--jpg_root", str(root), "--reports", str(root), "--out", str(tmp_path / "out"), "--workers", "1"]
          + ["--views", "study", "--prior", "both", "--context", "indication", "technique", "comparison"])  # fmt: skip
-    annotations = read_annotations(str(tmp_path / "out" / "mimic_train.json"), "", BadSampleLedger())
+    annotations = read_annotations(str(tmp_path / "out" / "mimic_train.json"), "", BadSampleTracker())
     assert len(annotations.records) == _stats(tmp_path)["records"]["train"] > 20
     assert max(len(record.images) for record in annotations.records) == 3
 
