@@ -18,14 +18,13 @@ from qwenvl.utils.cli import (
     ToolParser,
     WholeFiles,
     default_workers,
-    encoded_json,
     in_parallel,
     peak_memory_mib,
     positive_int,
     print_summary,
     progress,
-    write_json,
 )
+from qwenvl.utils.json_text import encoded_json, write_json
 
 SETTINGS, FAILED = "prepare_images.json", "failed.jsonl"
 SOME_FAILED = 1

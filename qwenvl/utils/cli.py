@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import resource
@@ -18,7 +17,6 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from qwenvl.data.json_rows import json_default
 from qwenvl.errors import UserError
 
 Task = TypeVar("Task")
@@ -169,40 +167,6 @@ def partial_path(path: Path) -> Path:
         # The whole name fits on the disk, and with the additions it would not.
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.partial"
     return path.with_name(name)
-
-
-class JsonListWriter:
-    """Writes a JSON list into an open stream, one record a line; `close` ends the list, `count` tells how many."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-        self.count = 0
-
-    def write(self, encoded: str) -> None:
-        """Append one record that is already JSON."""
-        self._stream.write(f"{',' if self.count else '['}\n{encoded}")
-        self.count += 1
-
-    def close(self) -> None:
-        """End the list."""
-        self._stream.write("\n]\n" if self.count else "[]\n")
-
-
-def write_json(stream: TextIO, value: Any) -> None:
-    """Write `value` as indented JSON that a person can read."""
-    json.dump(value, stream, indent=2, ensure_ascii=False)
-    stream.write("\n")
-
-
-def encoded_json(value: Any) -> str:
-    """Return `value` as JSON that can be written as UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, default=json_default)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair, or a file's name that is no UTF-8, can be written as an escape only.
-        return json.dumps(value, default=json_default)
-    return text
 
 
 def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
