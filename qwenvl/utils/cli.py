@@ -174,9 +174,8 @@ def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
     cells = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]
     left = max((len(name) for name, _ in cells), default=0)
     right = max((len(value) for _, value in cells), default=0)
-    print(title)
-    for name, value in cells:
-        print(f"  {name:<{left}}  {value:>{right}}")
+    lines = [title, *(f"  {name:<{left}}  {value:>{right}}" for name, value in cells)]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def peak_memory_mib() -> int:
