@@ -35,7 +35,8 @@ from qwenvl.errors import UserError
 from qwenvl.model.build import load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.train.param_groups import format_table
-from qwenvl.utils.cli import WholeFiles, print_summary, refuse_inputs
+from qwenvl.utils.cli import print_summary
+from qwenvl.utils.files import WholeFiles, refuse_inputs
 from qwenvl.utils.logs import configure_logging
 from qwenvl.vision import CustomVisionConfig, swap_processor
 

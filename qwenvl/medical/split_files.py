@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any
 
 from qwenvl.errors import UserError
-from qwenvl.utils.cli import ToolParser, WholeFiles, positive_int
+from qwenvl.utils.cli import ToolParser, positive_int
+from qwenvl.utils.files import WholeFiles
 from qwenvl.utils.json_text import JsonListWriter, write_json
 
 SPLITS = ("train", "validate", "test")

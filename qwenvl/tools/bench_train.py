@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from qwenvl.errors import UserError, exit_on_user_error
-from qwenvl.utils.cli import ToolParser, cpu_name, positive_int, refuse_inputs
+from qwenvl.utils.cli import ToolParser, cpu_name, positive_int
+from qwenvl.utils.files import refuse_inputs
 
 
 def main(argv: list[str] | None = None) -> int:

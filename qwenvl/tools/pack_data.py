@@ -20,7 +20,8 @@ from qwenvl.data.rows import read_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.build import load_processor
-from qwenvl.utils.cli import ToolParser, WholeFiles, positive_int, print_summary, refuse_inputs
+from qwenvl.utils.cli import ToolParser, positive_int, print_summary
+from qwenvl.utils.files import WholeFiles, refuse_inputs
 from qwenvl.utils.json_text import JsonListWriter, encoded_json
 from qwenvl.utils.logs import configure_logging
 
