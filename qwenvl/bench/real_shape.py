@@ -1,6 +1,5 @@
-"""Owns folders with the true shape of Qwen3-VL-4B and 8B and random weights, for measuring speed and memory."""
+"""Build folders with the true shape of Qwen3-VL-4B and 8B and random weights, for measuring speed and memory."""
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -74,12 +73,3 @@ def build_real_shape(folder: str | Path, shape: str) -> Path:
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     return folder
-
-
-def main() -> None:
-    """Build a folder from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="where to write the model")
-    parser.add_argument("shape", choices=sorted(SHAPES), help="whose shape")
-    arguments = parser.parse_args()
-    print(build_real_shape(arguments.folder, arguments.shape))

@@ -1,4 +1,4 @@
-"""Owns the stand-in for a Qwen3-VL folder: the same files as the real one, few small layers, random weights."""
+"""Build a stand-in for a Qwen3-VL folder: the same files as the real one, few small layers, random weights."""
 
 import argparse
 import json

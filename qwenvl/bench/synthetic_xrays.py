@@ -1,4 +1,4 @@
-"""Owns the made-up films and reports that the data benchmark reads: pictures and words in natural proportions."""
+"""Draw the synthetic X-rays and reports that the benchmarks read, in natural proportions."""
 
 import json
 import os

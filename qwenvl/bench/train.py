@@ -1,25 +1,19 @@
-"""Owns the training benchmark: samples/s, tokens/s and peak memory of the real training command on made-up films."""
+"""Measure training: samples and tokens a second, and peak memory, of the real command on synthetic X-rays."""
 
 import json
-import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate.utils import send_to_device
 
-from qwenvl.bench.synthetic_xrays import write_films, write_records
 from qwenvl.checkpoint.load import load_checkpoint
 from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
 from qwenvl.train import train_qwen
-from qwenvl.train.param_groups import format_table
 from qwenvl.train.trainer import QwenVLTrainer
-from qwenvl.utils.cli import ToolParser, cpu_name, positive_int, refuse_inputs
 
 
 def train_in_processes(flags: list[str], processes: int) -> None:
@@ -75,42 +69,3 @@ def reload_difference(trainer: QwenVLTrainer, output_dir: Path) -> dict[str, flo
         "largest_logit": expected.abs().max().item(),
         "largest_difference_after_reload": (expected - found).abs().max().item(),
     }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; flags that it does not know go to the training command."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = ToolParser(__doc__)
-    parser.add_argument("--films", type=positive_int, default=512, help="number of records made")
-    parser.add_argument("--side", type=positive_int, default=672, help="longest side of a film in pixels")
-    parser.add_argument("--words", type=positive_int, default=100, help="words in a report, about")
-    parser.add_argument("--warmup", type=int, default=3, help="steps that are not timed")
-    parser.add_argument("--nproc_per_node", type=positive_int, default=1, help="processes, one a GPU")
-    parser.add_argument("--reload", action="store_true", help="also load the saved model and compare its logits")
-    parser.add_argument("--out", default=None, help="also write the result, with all losses, to this JSON file")
-    options, flags = parser.parse_known_args(argv)
-    if options.reload and options.nproc_per_node > 1:
-        raise UserError("--reload compares with the model of one process; leave out --nproc_per_node")
-    if options.out:
-        refuse_inputs([Path(options.out)], flags)
-    with tempfile.TemporaryDirectory() as scratch:
-        films, output_dir = Path(scratch) / "films.json", Path(scratch) / "output"
-        write_records(films, write_films(Path(scratch), options.films, options.side), options.words)
-        flags += ["--dataset_use", str(films), "--report_to", "none", "--save_strategy", "no"]
-        flags += ["--output_dir", str(output_dir)]
-        if options.nproc_per_node > 1:
-            train_in_processes(flags, options.nproc_per_node)
-        else:
-            trainer = train_qwen.train(flags)
-        steps = read_steps(output_dir, options.warmup)
-        result = summarize(steps, options.warmup)
-        if options.reload:
-            result |= reload_difference(trainer, output_dir)
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
-    print(f"command: python tools/bench_train.py {shlex.join(argv)}")
-    print(f"machine: {machine}; torch {torch.__version__}, transformers {transformers.__version__}")
-    print(format_table([tuple(result), tuple(f"{value:.4g}" for value in result.values())]))
-    if options.out:
-        result |= {"losses": [entry["loss"] for entry in steps]}
-        Path(options.out).write_text(json.dumps(result, indent=2), encoding="utf-8")
-    return 0

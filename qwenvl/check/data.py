@@ -34,7 +34,8 @@ from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking
 from qwenvl.errors import UserError
 from qwenvl.train.param_groups import format_table
 from qwenvl.train.prepare import prepare_base
-from qwenvl.utils.cli import WholeFiles, format_summary, refuse_inputs
+from qwenvl.utils.cli import format_summary
+from qwenvl.utils.files import WholeFiles, refuse_inputs
 from qwenvl.vision import CustomVisionConfig
 
 logger = logging.getLogger(__name__)

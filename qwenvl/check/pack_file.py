@@ -19,7 +19,8 @@ from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
 from qwenvl.train.prepare import prepare_base
-from qwenvl.utils.cli import JsonListWriter, WholeFiles, encoded_json, refuse_inputs
+from qwenvl.utils.files import WholeFiles, refuse_inputs
+from qwenvl.utils.json_text import JsonListWriter, encoded_json
 
 logger = logging.getLogger(__name__)
 

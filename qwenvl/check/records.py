@@ -17,7 +17,8 @@ from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.media.sizes import MediaSizes, Unreadable, size_of
 from qwenvl.data.media.store import is_kept
 from qwenvl.errors import UserError
-from qwenvl.utils.cli import in_parallel, progress
+from qwenvl.utils.cli import progress
+from qwenvl.utils.parallel import in_parallel
 
 _BOX_KEY = '"bbox_2d"'
 # Qwen's answers list boxes; datasets also write a single one without the list.

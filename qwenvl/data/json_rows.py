@@ -1,6 +1,5 @@
 """Read a JSON or JSONL file into rows, each with the place in the file where it stands."""
 
-import base64
 import codecs
 import gzip
 import io
@@ -97,11 +96,6 @@ def memory_bytes() -> int:
 def whole_number(digits: str) -> int | str:
     """Return a JSON integer as `json` would, or its digits where they are more than Python turns into a number."""
     return digits if len(digits) > sys.get_int_max_str_digits() > 0 else int(digits)
-
-
-def json_default(value: Any) -> str:
-    """Return the text that stands in JSON for a value of a table that JSON has no form for: base64 for bytes."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 class _Shape(NamedTuple):

@@ -13,7 +13,7 @@ from PIL import Image
 from qwenvl.data.media.gray import GreyRange
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL, read_image
 from qwenvl.errors import UserError
-from qwenvl.utils.cli import partial_path
+from qwenvl.utils.files import partial_path
 
 FITS = ("shortest", "longest")
 FORMATS = {"png": ".png", "jpg": ".jpg"}

@@ -14,18 +14,10 @@ from qwenvl.data.media.gray import RANGES, GreyRange
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS
 from qwenvl.errors import UserError
 from qwenvl.medical.convert_image import FITS, FORMATS, ImageOptions, ImageTask, convert_image
-from qwenvl.utils.cli import (
-    ToolParser,
-    WholeFiles,
-    default_workers,
-    encoded_json,
-    in_parallel,
-    peak_memory_mib,
-    positive_int,
-    print_summary,
-    progress,
-    write_json,
-)
+from qwenvl.utils.cli import ToolParser, default_workers, peak_memory_mib, positive_int, print_summary, progress
+from qwenvl.utils.files import WholeFiles
+from qwenvl.utils.json_text import encoded_json, write_json
+from qwenvl.utils.parallel import in_parallel
 
 SETTINGS, FAILED = "prepare_images.json", "failed.jsonl"
 SOME_FAILED = 1

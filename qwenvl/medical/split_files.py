@@ -9,7 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from qwenvl.errors import UserError
-from qwenvl.utils.cli import JsonListWriter, ToolParser, WholeFiles, positive_int, write_json
+from qwenvl.utils.cli import ToolParser, positive_int
+from qwenvl.utils.files import WholeFiles
+from qwenvl.utils.json_text import JsonListWriter, write_json
 
 SPLITS = ("train", "validate", "test")
 VIEWS = ("frontal", "image", "study")

@@ -1,31 +1,19 @@
-"""Owns what the command-line tools share: arguments, progress, parallel work, whole-or-nothing files, summaries."""
+"""Parse the arguments of the command-line tools, and show their progress, machine and summary."""
 
 import argparse
-import hashlib
-import json
 import os
 import platform
 import resource
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from qwenvl.data.json_rows import json_default
 from qwenvl.errors import UserError
 
 Task = TypeVar("Task")
-Result = TypeVar("Result")
-_TASKS_AHEAD = 4
-# Bytes of a file's name on the file systems of Linux and macOS.
-_LONGEST_NAME = 255
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -65,148 +53,8 @@ def progress(items: Iterable[Task], description: str, unit: str, total: int | No
     return tqdm(items, desc=description, unit=unit, total=total, disable=None)
 
 
-def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """Yield `function(task)` for each task in order, from `workers` processes (1: from this one).
-
-    At most a few tasks a worker are taken ahead, so memory does not grow with their number. `function` must be
-    importable. Raises what `function` raises, and `UserError` when a worker process dies.
-    """
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    # Fresh interpreters: forking a process that has threads (progress bars, decoders) can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    waiting: deque[Any] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(function, task))
-            if len(waiting) >= workers * _TASKS_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process died, most likely for lack of memory; run again with a smaller --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class WholeFiles:
-    """Text files of one folder that appear together when the `with` block ends well, and not at all otherwise.
-
-    Raises `UserError` for a folder that cannot be made, for names that exist there unless `overwrite` is set, and in
-    any case for those that are one of the `inputs`.
-    """
-
-    def __init__(
-        self, folder: Path, names: Iterable[str], overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
-    ):
-        self._final = {name: folder / name for name in names}
-        refuse_inputs(self._final.values(), inputs)
-        there = [name for name, path in self._final.items() if path.exists()]
-        if there and not overwrite:
-            raise UserError(f"{folder} already holds {', '.join(there)}; give another --out, or --overwrite")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot make the output folder ({error.strerror}); give another --out") from None
-        self._open: dict[str, TextIO] = {}
-
-    def __enter__(self) -> dict[str, TextIO]:
-        try:
-            for name, path in self._final.items():
-                # A link in the folder must not lead the writing to some other file, so a leftover goes first.
-                partial_path(path).unlink(missing_ok=True)
-                self._open[name] = open(partial_path(path), "x", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            self.__exit__(OSError, error, None)
-            raise UserError(f"{path.parent}: cannot write there ({error.strerror}); give another --out") from None
-        return self._open
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for stream in self._open.values():
-            if kind is None:
-                stream.flush()
-                os.fsync(stream.fileno())
-            stream.close()
-        for path in self._final.values():
-            if kind is None:
-                os.replace(partial_path(path), path)
-            else:
-                partial_path(path).unlink(missing_ok=True)
-
-
-def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
-    """Raise `UserError` if writing one of the outputs would replace an input, under whatever name or link.
-
-    Outputs that are not there yet replace nothing, and inputs that are None or not there are no concern of this check.
-    """
-    there = {key: output for output in outputs if (key := _file_key(output)) is not None}
-    for given in inputs if there else ():
-        hit = None if given is None else there.get(_file_key(given))
-        if hit is not None:
-            raise UserError(
-                f"{hit} is what this command reads ({given}), and would be written over: give another --out"
-            )
-
-
-def _file_key(path: str | Path) -> tuple[int, int] | None:
-    """Return what is equal for all names of one file, as for `os.path.samefile`."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-def partial_path(path: Path) -> Path:
-    """Return where a file is written until it is whole; always the same, so that a killed run leaves nothing behind."""
-    name = f".{path.name}.partial"
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        # The whole name fits on the disk, and with the additions it would not.
-        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.partial"
-    return path.with_name(name)
-
-
-class JsonListWriter:
-    """Writes a JSON list into an open stream, one record a line; `close` ends the list, `count` tells how many."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-        self.count = 0
-
-    def write(self, encoded: str) -> None:
-        """Append one record that is already JSON."""
-        self._stream.write(f"{',' if self.count else '['}\n{encoded}")
-        self.count += 1
-
-    def close(self) -> None:
-        """End the list."""
-        self._stream.write("\n]\n" if self.count else "[]\n")
-
-
-def write_json(stream: TextIO, value: Any) -> None:
-    """Write `value` as indented JSON that a person can read."""
-    json.dump(value, stream, indent=2, ensure_ascii=False)
-    stream.write("\n")
-
-
-def encoded_json(value: Any) -> str:
-    """Return `value` as JSON that can be written as UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, default=json_default)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair, or a file's name that is no UTF-8, can be written as an escape only.
-        return json.dumps(value, default=json_default)
-    return text
-
-
 def format_summary(title: str, rows: Iterable[tuple[str, Any]]) -> str:
-    """Lay out a title and a two-column table below it; whole numbers get thousands separators."""
+    """Return a two-column table under a title; whole numbers get thousands separators."""
     cells = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]
     left = max((len(name) for name, _ in cells), default=0)
     right = max((len(value) for _, value in cells), default=0)
@@ -214,8 +62,8 @@ def format_summary(title: str, rows: Iterable[tuple[str, Any]]) -> str:
 
 
 def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    """Print a two-column table on standard output; whole numbers get thousands separators."""
-    print(format_summary(title, rows))
+    """Print such a table on standard output."""
+    sys.stdout.write(format_summary(title, rows) + "\n")
 
 
 def peak_memory_mib() -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl.bench.data import main
 from qwenvl.bench.synthetic_xrays import write_films
+from qwenvl.tools.bench_data import main
 
 
 def test_the_benchmark_prints_its_command_machine_versions_and_numbers(standin: Path, capsys: pytest.CaptureFixture):

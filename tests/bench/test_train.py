@@ -7,6 +7,7 @@ import pytest
 
 from qwenvl.bench import train
 from qwenvl.errors import UserError
+from qwenvl.tools.bench_train import main
 
 
 def flags_for(model: Path, *more: str) -> list[str]:
@@ -21,7 +22,7 @@ def test_the_benchmark_prints_and_writes_what_it_measured(
     standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "result.json"
-    assert train.main(flags_for(standin, "--reload", "--out", str(out))) == 0
+    assert main(flags_for(standin, "--reload", "--out", str(out))) == 0
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     for told in ("command: python tools/bench_train.py --films 12", "machine:", "samples_per_second"):
         assert told in printed
@@ -37,7 +38,7 @@ def test_a_checkpoint_that_lost_what_was_trained_is_seen(
     untrained = train.load_checkpoint
     monkeypatch.setattr(train, "load_checkpoint", lambda folder, **options: untrained(standin, **options))
     out = tmp_path / "result.json"
-    train.main(flags_for(standin, "--reload", "--out", str(out)))
+    main(flags_for(standin, "--reload", "--out", str(out)))
     assert json.loads(out.read_text())["largest_difference_after_reload"] > 1e-2
 
 
@@ -51,7 +52,7 @@ def test_a_checkpoint_that_lost_what_was_trained_is_seen(
 )
 def test_a_run_that_cannot_be_measured_is_refused(standin: Path, more: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        train.main(flags_for(standin, *more))
+        main(flags_for(standin, *more))
 
 
 def test_several_processes_are_measured_together(
@@ -61,5 +62,5 @@ def test_several_processes_are_measured_together(
     out = tmp_path / "result.json"
     # One sample a step and process, whatever its length: both processes' samples are in the count of the first epoch.
     flags = flags_for(standin, "--nproc_per_node", "2", "--out", str(out), "--data_packing", "False")
-    train.main([*flags, "--max_steps", "-1", "--num_train_epochs", "1"])
+    main([*flags, "--max_steps", "-1", "--num_train_epochs", "1"])
     assert json.loads(out.read_text())["steps"] == 6

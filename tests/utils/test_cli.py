@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.utils.cli import ToolParser, WholeFiles, in_parallel, positive_int, print_summary, refuse_inputs
+from qwenvl.utils.cli import ToolParser, positive_int, print_summary
+from qwenvl.utils.files import WholeFiles, refuse_inputs
+from qwenvl.utils.parallel import in_parallel
 
 
 def _square(number: int) -> int:

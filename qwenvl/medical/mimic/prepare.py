@@ -15,15 +15,8 @@ from qwenvl.medical.mimic.tables import LABEL_TABLES, MimicTables, find_table, r
 from qwenvl.medical.records import add_report_options, report_options
 from qwenvl.medical.reports import MIMIC_MARK
 from qwenvl.medical.split_files import SplitFiles, add_output_options, max_images
-from qwenvl.utils.cli import (
-    ToolParser,
-    default_workers,
-    in_parallel,
-    peak_memory_mib,
-    positive_int,
-    print_summary,
-    progress,
-)
+from qwenvl.utils.cli import ToolParser, default_workers, peak_memory_mib, positive_int, print_summary, progress
+from qwenvl.utils.parallel import in_parallel
 
 _PATIENTS_PER_TASK = 100
 

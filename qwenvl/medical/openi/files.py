@@ -22,7 +22,8 @@ from typing import IO
 
 from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
-from qwenvl.utils.cli import partial_path, progress
+from qwenvl.utils.cli import progress
+from qwenvl.utils.files import partial_path
 
 _IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_.*?(IM-.+?)(?:\.dcm)?(?:\.png)?")
 _LARGEST_REPORT = 1 << 22
