@@ -10,14 +10,13 @@ import pytest
 
 from qwenvl.check.arguments import parse_check_arguments
 from qwenvl.data.annotations import BadSampleLedger, read_annotations
-from qwenvl.medical import images
 from qwenvl.medical.mimic import prepare as prepare_mimic_cxr
 from qwenvl.medical.openi import prepare as prepare_openi
-from qwenvl.tools import synthetic_mimic
+from qwenvl.tools import prepare_images, synthetic_mimic
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "medical.md").read_text(encoding="utf-8")
-PARSERS = {"prepare_images": images, "prepare_mimic_cxr": prepare_mimic_cxr, "prepare_openi": prepare_openi}
+PARSERS = {"prepare_images": prepare_images, "prepare_mimic_cxr": prepare_mimic_cxr, "prepare_openi": prepare_openi}
 
 
 def _commands(name: str) -> list[list[str]]:
