@@ -108,7 +108,7 @@ def test_outside_its_environment_a_program_says_how_to_activate_it(command: list
 
 
 def test_the_synthetic_archive_outside_of_the_environment_is_one_line():
-    command = [sys.executable, "-S", "-m", "qwenvl.medical.mimic.synthetic"]
+    command = [sys.executable, "-S", "-m", "qwenvl.tools.synthetic_mimic"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.startswith("error: PIL is not installed in ")
     assert ended.stderr.count("\n") == 1

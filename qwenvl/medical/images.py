@@ -1,30 +1,24 @@
-"""Owns the command that turns a folder of deep or DICOM pictures into 8-bit ones, and can be started again."""
+"""Convert a folder of 16-bit or DICOM images to 8-bit files; a stopped run can be resumed."""
 
-import argparse
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qwenvl.data.media.dicom import HEAD_BYTES, is_dicom
-from qwenvl.data.media.gray import RANGES, GreyRange
-from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS
 from qwenvl.errors import UserError
-from qwenvl.medical.convert_image import FITS, FORMATS, ImageOptions, ImageTask, convert_image
-from qwenvl.utils.cli import ToolParser, default_workers, peak_memory_mib, positive_int, print_summary, progress
+from qwenvl.medical.convert_image import FORMATS, ImageOptions, ImageTask, convert_image
+from qwenvl.utils.cli import progress
 from qwenvl.utils.files import WholeFiles
 from qwenvl.utils.json_text import encoded_json, write_json
 from qwenvl.utils.parallel import in_parallel
 
 SETTINGS, FAILED = "prepare_images.json", "failed.jsonl"
-SOME_FAILED = 1
 _PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _INDEX_FILE = "DICOMDIR"
-_DEFAULTS = ImageOptions()
 
 
 @dataclass
@@ -37,106 +31,35 @@ class Plan:
     skipped: int = 0
 
 
-def build_parser() -> ToolParser:
-    """Return the parser of this command."""
-    parser = ToolParser(
-        "Turn DICOM and 16-bit pictures into 8-bit PNG or JPEG files of the same names in another folder. Originals "
-        "are only read. Started again it goes on where it stopped. Exit code 1: some files failed, see failed.jsonl."
-    )
-    parser.add_argument("--input", required=True, help="folder with the originals, read with all folders in it")
-    parser.add_argument("--out", required=True, help="folder for the pictures, beside the originals or elsewhere")
-    parser.add_argument(
-        "--range",
-        choices=RANGES,
-        default="window",
-        help="grey levels shown: all that occur, between percentiles, the file's VOI LUT or window (all that occur "
-        "where it has none), or all that its bits can hold; pictures of 8 bits stay as they are",
-    )
-    parser.add_argument("--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="with --range percentile")
-    parser.add_argument("--window", nargs=2, type=float, metavar=("CENTER", "WIDTH"), help="with --range window")
-    parser.add_argument("--bits", type=positive_int, help="with --range bits: the depth, if not the file's own")
-    parser.add_argument("--size", type=positive_int, help="shrink to this many pixels, with the aspect kept")
-    parser.add_argument("--fit", choices=FITS, help="with --size: the side that gets it; the shortest if not given")
-    parser.add_argument("--format", choices=list(FORMATS), default="png", help="without or with little loss")
-    parser.add_argument("--quality", type=positive_int, help="with --format jpg: 1 to 100, 95 if not given")
-    parser.add_argument("--frame", type=int, help="the frame to take from files with several, from 0")
-    parser.add_argument(
-        "--max_image_megapixels",
-        type=positive_int,
-        default=MAX_IMAGE_MEGAPIXELS,
-        help="refuse larger images, in units of 1,048,576 pixels",
-    )
-    parser.add_argument("--allow_outside", action="store_true", help="follow links that lead out of --input")
-    parser.add_argument("--overwrite", action="store_true", help="convert everything again, whatever is in --out")
-    parser.add_argument("--workers", type=positive_int, default=default_workers(), help="number of processes")
-    return parser
+@dataclass(frozen=True)
+class Result:
+    """Numbers of files: converted, already there, no images, failed or refused, and tried in this run."""
+
+    converted: int
+    done: int
+    skipped: int
+    failed: int
+    tried: int
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Convert and print a summary; returns 0, or 1 when files failed. Raises `UserError` for wrong options."""
-    started = time.monotonic()
-    args = build_parser().parse_args(argv)
-    options = _options(args)
-    source, out = _folders(args)
-    since = _settle(out, options, args.overwrite)
-    plan = _plan(source, out, options, since, args.allow_outside)
-    reasons = progress(in_parallel(convert_image, plan.tasks, args.workers), "pictures", "file", len(plan.tasks))
+def convert_folder(
+    source: Path, out: Path, options: ImageOptions, overwrite: bool, links: bool, workers: int
+) -> Result:
+    """Convert the images below `source` into `out` with `workers` processes; `links` follows those that lead outside.
+
+    Files that an earlier run with the same options converted are kept, and failures are listed in failed.jsonl. Raises
+    `UserError` for an `out` with files of other options or of another program, unless `overwrite` is set.
+    """
+    since = _settle(out, options, overwrite)
+    plan = _plan(source, out, options, since, links)
+    reasons = progress(in_parallel(convert_image, plan.tasks, workers), "images", "file", len(plan.tasks))
     failed = [(task.source, reason) for task, reason in zip(plan.tasks, reasons, strict=True) if reason]
     with WholeFiles(out, [FAILED], overwrite=True) as files:
         for path, reason in [*plan.refused, *failed]:
             files[FAILED].write(encoded_json({"path": path, "reason": reason}) + "\n")
-    seconds = time.monotonic() - started
-    rows = [
-        ("converted", len(plan.tasks) - len(failed)),
-        ("already there", plan.done),
-        ("no pictures", plan.skipped),
-        (f"failed (see {FAILED})", len(plan.refused) + len(failed)),
-        ("files a second", f"{len(plan.tasks) / max(seconds, 1e-9):.1f}"),
-        ("peak memory of a process, MiB", peak_memory_mib()),
-    ]
-    print_summary(f"{source} -> {out}", rows)
-    return SOME_FAILED if plan.refused or failed else 0
-
-
-def _options(args: argparse.Namespace) -> ImageOptions:
-    """Return the options; raises `UserError` for one that would have no effect or makes no sense."""
-    for given, needed, name in (
-        (args.percentiles, args.range == "percentile", "--percentiles needs --range percentile"),
-        (args.window, args.range == "window", "--window needs --range window"),
-        (args.bits, args.range == "bits", "--bits needs --range bits"),
-        (args.fit, args.size is not None, "--fit needs --size"),
-        (args.quality, args.format == "jpg", "--quality needs --format jpg"),
-    ):
-        if given is not None and not needed:
-            raise UserError(f"{name}: alone it would do nothing; give both or none")
-    if args.frame is not None and args.frame < 0:
-        raise UserError(f"--frame {args.frame} is below 0; frames are counted from 0")
-    if args.quality is not None and args.quality > 100:
-        raise UserError(f"--quality {args.quality} is above 100; give 1 to 100")
-    grey_range = GreyRange(
-        kind=args.range,
-        percentiles=tuple(args.percentiles or GreyRange().percentiles),
-        window=tuple(args.window) if args.window else None,
-        bits=args.bits,
+    return Result(
+        len(plan.tasks) - len(failed), plan.done, plan.skipped, len(plan.refused) + len(failed), len(plan.tasks)
     )
-    return ImageOptions(
-        grey_range=grey_range,
-        size=args.size,
-        fit=args.fit or _DEFAULTS.fit,
-        format=args.format,
-        quality=args.quality or _DEFAULTS.quality,
-        frame=args.frame,
-        max_image_megapixels=args.max_image_megapixels,
-    )
-
-
-def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
-    source, out = Path(args.input).resolve(), Path(args.out).resolve()
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give --input the folder with the originals")
-    if source == out or source in out.parents or out in source.parents:
-        raise UserError(f"--out {out} and --input {source} lie in one another; give a folder elsewhere")
-    return source, out
 
 
 def _settle(out: Path, options: ImageOptions, overwrite: bool) -> int:

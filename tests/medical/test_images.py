@@ -11,7 +11,7 @@ from PIL import Image
 
 from qwenvl.errors import UserError
 from qwenvl.medical import convert_image
-from qwenvl.medical.images import main
+from qwenvl.tools.prepare_images import main
 from tests.data.dicom_files import make_dicom, rle_dicom
 
 LEVELS = (np.arange(60 * 40, dtype=np.uint16) * 1.7).astype(np.uint16).reshape(60, 40)

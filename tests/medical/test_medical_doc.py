@@ -10,14 +10,12 @@ import pytest
 
 from qwenvl.check.arguments import parse_check_arguments
 from qwenvl.data.annotations import BadSampleTracker, read_annotations
-from qwenvl.medical import images
 from qwenvl.medical.mimic import prepare as prepare_mimic_cxr
-from qwenvl.medical.mimic import synthetic
-from qwenvl.medical.openi import prepare as prepare_openi
+from qwenvl.tools import prepare_images, prepare_openi, synthetic_mimic
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "medical.md").read_text(encoding="utf-8")
-PARSERS = {"prepare_images": images, "prepare_mimic_cxr": prepare_mimic_cxr, "prepare_openi": prepare_openi}
+PARSERS = {"prepare_images": prepare_images, "prepare_mimic_cxr": prepare_mimic_cxr, "prepare_openi": prepare_openi}
 
 
 def _commands(name: str) -> list[list[str]]:
@@ -47,7 +45,7 @@ def test_the_first_two_commands_give_a_set_that_can_be_trained_on(tmp_path: Path
     (build,), (convert, *_) = _commands("synthetic_mimic"), _commands("prepare_mimic_cxr")
     build[build.index("--studies") + 1] = "40"
     place = {"/tmp/mimic": str(tmp_path / "mimic"), "/tmp/mimic_json": str(tmp_path / "json")}
-    assert synthetic.main([place.get(argument, argument) for argument in [*build, "--film_size", "16"]]) == 0
+    assert synthetic_mimic.main([place.get(argument, argument) for argument in [*build, "--film_size", "16"]]) == 0
     arguments = [place.get(argument, argument) for argument in convert]
     assert prepare_mimic_cxr.main([*arguments, "--workers", "1"]) == 0
     assert read_annotations(str(tmp_path / "json" / "mimic_train.json"), "", BadSampleTracker()).records

@@ -1,4 +1,4 @@
-"""Owns a made-up MIMIC-CXR: names, columns and quirks of the published files, with drawn films and invented reports.
+"""Build a synthetic MIMIC-CXR: names, columns and quirks of the published files, drawn images, invented reports.
 
 Nothing in it comes from a patient. It lets tests, and whoever waits for access, run every step on the real layout.
 """
@@ -14,15 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from qwenvl.errors import UserError, exit_unless_installed
-
-if __name__ == "__main__":
-    exit_unless_installed("PIL", "tqdm")
-
 from PIL import Image, ImageDraw, ImageFilter
 
+from qwenvl.errors import UserError
 from qwenvl.medical.mimic.tables import LABEL_TABLES
-from qwenvl.utils.cli import ToolParser, positive_int, print_summary, progress
+from qwenvl.utils.cli import progress
 
 FINDINGS = {
     "Cardiomegaly": ("The heart is moderately enlarged.", "The heart size is normal."),
@@ -78,7 +74,7 @@ def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptio
     The same options give the same bytes. Returns `root`. Raises `UserError` for a folder that is not empty.
     """
     if root.exists() and any(root.iterdir()):
-        raise UserError(f"{root} is not empty; give an empty or a new folder for the made-up tree")
+        raise UserError(f"{root} is not empty; give an empty or a new folder for the synthetic tree")
     root.mkdir(parents=True, exist_ok=True)
     draw = random.Random(options.seed)
     films = [_jpeg(draw, options.film_size, enlarged=bool(number % 2)) for number in range(_FILM_POOL)]
@@ -226,18 +222,3 @@ class _ZipWriter(AbstractContextManager["_ZipWriter"]):
 
 def _report_writer(root: Path, packed: bool) -> "_FolderWriter | _ZipWriter":
     return _ZipWriter(root) if packed else _FolderWriter(root)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Build the tree and say where it is; returns 0."""
-    parser = ToolParser("Build a made-up MIMIC-CXR tree, to try the tools on before the real one is there.")
-    parser.add_argument("--out", required=True, help="a new or empty folder")
-    parser.add_argument("--studies", type=positive_int, default=200, help="number of studies")
-    parser.add_argument("--film_size", type=positive_int, default=512, help="height and width of the films in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same tree")
-    parser.add_argument("--zip_reports", action="store_true", help="reports as mimic-cxr-reports.zip, not as files")
-    args = parser.parse_args(argv)
-    options = SyntheticOptions(args.studies, args.seed, args.film_size, args.zip_reports)
-    root = build_synthetic_mimic(Path(args.out), options)
-    print_summary("made-up MIMIC-CXR", [("studies", args.studies), ("folder", root)])
-    return 0

@@ -1,6 +1,5 @@
-"""Owns the command that turns IU X-Ray (Open-i) into train, valid and test files."""
+"""Convert IU X-Ray (Open-i) to train, valid and test files."""
 
-import argparse
 import json
 import random
 from collections import Counter
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenvl.errors import UserError
 from qwenvl.medical.openi.files import (
     OpeniReport,
     find_films,
@@ -22,16 +20,12 @@ from qwenvl.medical.records import (
     DroppedError,
     Prior,
     ReportOptions,
-    add_report_options,
     context_lines,
-    report_options,
     sample,
     target_text,
     user_text,
 )
-from qwenvl.medical.reports import OPENI_MARK
-from qwenvl.medical.split_files import SplitFiles, add_output_options, max_images
-from qwenvl.utils.cli import ToolParser, print_summary
+from qwenvl.medical.split_files import SplitFiles
 
 
 @dataclass(frozen=True)
@@ -43,32 +37,35 @@ class OpeniOptions:
     max_images: int = 4
 
 
-def build_parser() -> ToolParser:
-    """Return the parser of this command."""
-    parser = ToolParser("Turn IU X-Ray (Open-i) reports and films into training files. Originals are only read.")
-    parser.add_argument("--reports", required=True, help="NLMCXR_reports.tgz, or the folder unpacked from it")
-    parser.add_argument("--images", required=True, help="NLMCXR_png.tgz (unpacked to --out/films), or a folder of PNGs")
-    parser.add_argument("--projections", help="indiana_projections.csv of the Kaggle edition, which tells the views")
-    parser.add_argument("--valid_percent", type=float, default=10.0, help="share of the patients for validation")
-    parser.add_argument("--test_percent", type=float, default=20.0, help="share of the patients for the test")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same split")
-    add_output_options(parser, out="data/openi", views="study")
-    add_report_options(parser)
-    return parser
+@dataclass(frozen=True)
+class SplitShares:
+    """How patients are split: the percentages for validation and test, the rest for training, and the seed."""
+
+    valid_percent: float = 10.0
+    test_percent: float = 20.0
+    seed: int = 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Convert and print a summary; returns 0. Raises `UserError` for what the user has to correct."""
-    args = build_parser().parse_args(argv)
-    options = _options(args)
-    out = Path(args.out)
-    inputs = (args.reports, args.images, args.projections)
-    with SplitFiles(out, "openi", ["report"], args.overwrite, inputs) as output:
-        reports = read_reports(Path(args.reports))
-        projections = read_projections(Path(args.projections)) if args.projections else {}
-        images = Path(args.images)
+@dataclass(frozen=True)
+class OpeniSource:
+    """The published files: reports and images as archives or folders, and the table of projections if there is one."""
+
+    reports: str
+    images: str
+    projections: str | None = None
+
+
+def convert_openi(
+    source: OpeniSource, out: Path, options: OpeniOptions, shares: SplitShares, overwrite: bool
+) -> list[tuple[str, int]]:
+    """Write the split files to `out` and return the rows of the summary; raises `UserError` for wrong input."""
+    inputs = (source.reports, source.images, source.projections)
+    with SplitFiles(out, "openi", ["report"], overwrite, inputs) as output:
+        reports = read_reports(Path(source.reports))
+        projections = read_projections(Path(source.projections)) if source.projections else {}
+        images = Path(source.images)
         films = find_films(images if images.is_dir() else unpack_films(images, out / "films"))
-        splits = split_patients({patient_number(report) for report in reports}, args)
+        splits = split_patients({patient_number(report) for report in reports}, shares)
         converter = _Converter(films, projections, options)
         for report in reports:
             split = splits[patient_number(report)]
@@ -80,27 +77,17 @@ def main(argv: list[str] | None = None) -> int:
             for record in records:
                 output.write(split, json.dumps({**record, "split": split}, ensure_ascii=False))
         output.finish(len(reports), converter.final_counts())
-    print_summary(f"IU X-Ray -> {out}", output.summary())
-    return 0
+    return output.summary()
 
 
-def split_patients(patients: set[int], args: argparse.Namespace) -> dict[int, str]:
-    """Deal patients to the splits by `--seed` and the two percentages, whatever is dropped of them later."""
+def split_patients(patients: set[int], shares: SplitShares) -> dict[int, str]:
+    """Assign patients to the splits by seed and percentages, whatever is dropped of them later."""
     order = sorted(patients)
-    random.Random(args.seed).shuffle(order)
-    valid = round(len(order) * args.valid_percent / 100)
-    test = round(len(order) * args.test_percent / 100)
+    random.Random(shares.seed).shuffle(order)
+    valid = round(len(order) * shares.valid_percent / 100)
+    test = round(len(order) * shares.test_percent / 100)
     names = ["validate"] * valid + ["test"] * test + ["train"] * (len(order) - valid - test)
     return dict(zip(order, names, strict=True))
-
-
-def _options(args: argparse.Namespace) -> OpeniOptions:
-    shares = (args.valid_percent, args.test_percent)
-    if min(shares) < 0 or not sum(shares) < 100:
-        raise UserError(f"--valid_percent {shares[0]:g} and --test_percent {shares[1]:g} leave nothing to train on")
-    if args.views == "frontal" and not args.projections:
-        raise UserError("Open-i does not say which films are frontal: give --projections, or --views study or image")
-    return OpeniOptions(report_options(args, OPENI_MARK), args.views, max_images(args))
 
 
 class _Converter:

@@ -11,7 +11,7 @@ import pytest
 
 from qwenvl.errors import UserError
 from qwenvl.medical.openi.files import unpack_films
-from qwenvl.medical.openi.prepare import main
+from qwenvl.tools.prepare_openi import main
 
 SECTIONS = {
     "COMPARISON": "XXXX.",
