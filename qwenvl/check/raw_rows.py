@@ -9,9 +9,9 @@ from typing import Any, TextIO
 
 from qwenvl.data.annotations import Record
 from qwenvl.data.json_rows import Row, open_binary, whole_number
+from qwenvl.data.json_stream import iter_json_list
 from qwenvl.data.rows import read_rows
 from qwenvl.data.table_rows import is_table
-from qwenvl.medical.json_stream import iter_json_list
 from qwenvl.utils.json_text import JsonListWriter, encoded_json
 
 # Keys under which a row gives the path of an image or a video, itself or in a list.

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qwenvl.data.json_stream import iter_json_list
 from qwenvl.errors import UserError
-from qwenvl.medical.json_stream import iter_json_list
 from qwenvl.medical.mimic.studies import Converted, MimicOptions
 from qwenvl.medical.mimic.tables import FRONTAL
 from qwenvl.medical.records import DroppedError, Prior, context_lines, sample, target_text, user_text

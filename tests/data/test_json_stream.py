@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl.data import json_stream
+from qwenvl.data.json_stream import iter_json_list
 from qwenvl.errors import UserError
-from qwenvl.medical import json_stream
-from qwenvl.medical.json_stream import iter_json_list
 
 
 def _file(tmp_path: Path, text: str) -> Path:
