@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.data.media.dicom import HEAD_BYTES, is_dicom
-from qwenvl.data.media.gray import RANGES, GreyRange
+from qwenvl.data.media.gray import RANGES, GrayRange
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS
 from qwenvl.errors import UserError
 from qwenvl.medical.convert_image import FITS, FORMATS, ImageOptions, ImageTask, convert_image
@@ -57,7 +57,7 @@ def build_parser() -> ToolParser:
         "--range",
         choices=RANGES,
         default="window",
-        help="grey levels shown: all that occur, between percentiles, the file's VOI LUT or window (all that occur "
+        help="gray levels shown: all that occur, between percentiles, the file's VOI LUT or window (all that occur "
         "where it has none), or all that its bits can hold; pictures of 8 bits stay as they are",
     )
     parser.add_argument("--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="with --range percentile")
@@ -121,14 +121,14 @@ def _options(args: argparse.Namespace) -> ImageOptions:
         raise UserError(f"--frame {args.frame} is below 0; frames are counted from 0")
     if args.quality is not None and args.quality > 100:
         raise UserError(f"--quality {args.quality} is above 100; give 1 to 100")
-    grey_range = GreyRange(
+    gray_range = GrayRange(
         kind=args.range,
-        percentiles=tuple(args.percentiles or GreyRange().percentiles),
+        percentiles=tuple(args.percentiles or GrayRange().percentiles),
         window=tuple(args.window) if args.window else None,
         bits=args.bits,
     )
     return ImageOptions(
-        grey_range=grey_range,
+        gray_range=gray_range,
         size=args.size,
         fit=args.fit or _DEFAULTS.fit,
         format=args.format,
