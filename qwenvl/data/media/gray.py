@@ -45,7 +45,7 @@ class GrayRange:
 
 
 def levels_to_uint8(levels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map `low`..`high` linearly onto 0..255 and clip the rest; levels that are no number become black. Any shape."""
+    """Map `low`..`high` linearly onto 0..255 and clip the rest; NaN becomes black. Any shape."""
     if levels.dtype.kind == "u" and levels.dtype.itemsize <= 2:
         # Every level there can be is mapped once: a table of 65,536 in the place of millions of pixels.
         table = _scaled(np.arange(2 ** (8 * levels.dtype.itemsize), dtype=np.float32), low, high)
