@@ -13,7 +13,7 @@ _DISTINCT_FILES = 100
 
 
 def write_films(folder: Path, count: int, longest_side: int) -> list[str]:
-    """Write `count` grey JPEG files with the aspect ratios of chest films and return their names.
+    """Write `count` gray JPEG files with the aspect ratios of chest films and return their names.
 
     Only some are encoded, the others are hard links to them, so that 100,000 take seconds.
     """

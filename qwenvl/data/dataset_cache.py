@@ -27,6 +27,7 @@ from transformers import ProcessorMixin
 from qwenvl.data.annotations import BadSample, BadSampleTracker, Record
 from qwenvl.data.lengths import TokenCounts
 from qwenvl.data.media.frames import frame_paths, is_frame_list
+from qwenvl.data.media.size_cache import SizeCache
 from qwenvl.data.media.sizes import scan_media_sizes
 from qwenvl.data.media.store import DEFAULT_CACHE_DIR
 from qwenvl.data.packing import PackTable
@@ -260,7 +261,7 @@ def collect_messages(messages: list[tuple[int, str]]) -> Iterator[None]:
 
     def keep(entry: logging.LogRecord) -> None:
         about_bad_sample = isinstance(entry.args, tuple) and any(isinstance(arg, BadSample) for arg in entry.args)
-        if not about_bad_sample and entry.name not in (__name__, scan_media_sizes.__module__):
+        if not about_bad_sample and entry.name not in (__name__, scan_media_sizes.__module__, SizeCache.__module__):
             messages.append((entry.levelno, entry.getMessage()))
 
     handler = logging.Handler()

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from qwenvl.data.media.gray import GreyRange
+from qwenvl.data.media.gray import GrayRange
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL, read_image
 from qwenvl.errors import UserError
 from qwenvl.utils.files import partial_path
@@ -23,7 +23,7 @@ FORMATS = {"png": ".png", "jpg": ".jpg"}
 class ImageOptions:
     """How images are converted: gray levels, the `size` of the side that `fit` names, file format, frame, limit."""
 
-    grey_range: GreyRange = GreyRange()
+    gray_range: GrayRange = GrayRange()
     size: int | None = None
     fit: str = "shortest"
     format: str = "png"
@@ -36,9 +36,9 @@ class ImageOptions:
         settings = asdict(self)
         # Decides which images are refused, not what they look like: a refused one is tried again in any case.
         del settings["max_image_megapixels"]
-        grey_range = settings.pop("grey_range")
+        gray_range = settings.pop("gray_range")
         return settings | {
-            name: list(value) if isinstance(value, tuple) else value for name, value in grey_range.items()
+            name: list(value) if isinstance(value, tuple) else value for name, value in gray_range.items()
         }
 
 
@@ -80,7 +80,7 @@ def _read(path: str, options: ImageOptions) -> Image.Image:
         # Libraries warn of what the list of failures says, or of what is read right in spite of it.
         warnings.simplefilter("ignore")
         logging.getLogger("pydicom").setLevel(logging.ERROR)
-        return read_image(path, options.grey_range, options.frame, options.max_image_megapixels * MEGAPIXEL)
+        return read_image(path, options.gray_range, options.frame, options.max_image_megapixels * MEGAPIXEL)
 
 
 def _shrunk(picture: Image.Image, options: ImageOptions) -> Image.Image:

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from qwenvl.data.media.gray import RANGES, GreyRange
+from qwenvl.data.media.gray import RANGES, GrayRange
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS
 from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.medical.convert_image import FITS, FORMATS, ImageOptions
@@ -86,14 +86,14 @@ def _options(args: argparse.Namespace) -> ImageOptions:
         raise UserError(f"--frame {args.frame} is below 0; frames are counted from 0")
     if args.quality is not None and args.quality > 100:
         raise UserError(f"--quality {args.quality} is above 100; give 1 to 100")
-    grey_range = GreyRange(
+    gray_range = GrayRange(
         kind=args.range,
-        percentiles=tuple(args.percentiles or GreyRange().percentiles),
+        percentiles=tuple(args.percentiles or GrayRange().percentiles),
         window=tuple(args.window) if args.window else None,
         bits=args.bits,
     )
     return ImageOptions(
-        grey_range=grey_range,
+        gray_range=gray_range,
         size=args.size,
         fit=args.fit or _DEFAULTS.fit,
         format=args.format,

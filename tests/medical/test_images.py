@@ -88,7 +88,7 @@ def test_pictures_shrink_to_the_size_with_their_aspect_and_never_grow(originals:
         (["--range", "window", "--window", "4079", "4080"], 128),
     ],
 )
-def test_the_range_decides_the_grey_levels(originals: Path, options: list[str], white: int):
+def test_the_range_decides_the_gray_levels(originals: Path, options: list[str], white: int):
     _run(originals, *options)
     film = np.asarray(_pictures(originals.parent / "out")["film16.png"])
     assert abs(int(film[-1, -1]) - white) <= 1

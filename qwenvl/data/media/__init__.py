@@ -1,0 +1,1 @@
+"""Read images and videos, and the sizes of both from their headers."""

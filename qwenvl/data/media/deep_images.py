@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from qwenvl.data.media.gray import GreyRange, levels_to_uint8, limits_of
+from qwenvl.data.media.gray import GrayRange, levels_to_uint8, limits_of
 
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
@@ -32,13 +32,13 @@ class DeepPixels:
     bits: int | None = None
     white_is_zero: bool = False
 
-    def to_image(self, grey_range: GreyRange) -> Image.Image:
-        """Return mode L or RGB: the levels of `grey_range`, one range for all channels, and white where transparent.
+    def to_image(self, gray_range: GrayRange) -> Image.Image:
+        """Return mode L or RGB: the levels of `gray_range`, one range for all channels, and white where transparent.
 
         What is wholly transparent does not widen the range. Raises `UserError` for a range that does not fit.
         """
         shown = self.levels if self.opacity is None else self.levels[self.opacity > 0]
-        low, high = limits_of(shown if shown.size else self.levels, grey_range, self.bits)
+        low, high = limits_of(shown if shown.size else self.levels, gray_range, self.bits)
         pixels = levels_to_uint8(self.levels, low, high)
         if self.white_is_zero:
             pixels = 255 - pixels

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qwenvl.data.media.files import most_bytes
-from qwenvl.data.media.gray import MEDICAL_EXTRA, GreyRange, dicom_to_uint8
+from qwenvl.data.media.gray import MEDICAL_EXTRA, GrayRange, dicom_to_uint8
 from qwenvl.errors import UserError
 
 _PREAMBLE = 128
@@ -32,10 +32,10 @@ def dicom_size(path: str, max_pixels: int) -> tuple[int, int]:
     return _size(dataset)
 
 
-def dicom_pixels(path: str, max_pixels: int, grey_range: GreyRange, frame: int | None = 0) -> np.ndarray:
-    """Return one frame as a viewer shows it: grey (H, W) or colour (H, W, 3), uint8; None is the only frame.
+def dicom_pixels(path: str, max_pixels: int, gray_range: GrayRange, frame: int | None = 0) -> np.ndarray:
+    """Return one frame as a viewer shows it: gray (H, W) or color (H, W, 3), uint8; None is the only frame.
 
-    Grey goes through the modality LUT (or slope and intercept), then the first VOI LUT or window, and MONOCHROME1 is
+    Gray goes through the modality LUT (or slope and intercept), then the first VOI LUT or window, and MONOCHROME1 is
     turned over: the order of DICOM PS3.4 annex N.2, of which `pixel_array` does nothing. Without a window the levels
     are spread from the darkest to the brightest. Raises `UserError` without pydicom and for more than `max_pixels`
     pixels, `ValueError` for a damaged file.
@@ -51,7 +51,7 @@ def dicom_pixels(path: str, max_pixels: int, grey_range: GreyRange, frame: int |
     if samples > _MOST_SAMPLES or bits > _MOST_BITS:
         raise ValueError(f"damaged DICOM header: {samples} samples of {bits} bits a pixel")
     try:
-        return dicom_to_uint8(dataset, grey_range, frame)
+        return dicom_to_uint8(dataset, gray_range, frame)
     except UserError as error:
         raise ValueError(str(error)) from error
 

@@ -14,16 +14,16 @@ from qwenvl.errors import UserError
 
 RANGES = ("minmax", "percentile", "window", "bits")
 MEDICAL_EXTRA = 'pip install -e ".[medical]"'
-# Enough levels for a percentile that differs by less than one of 256 steps, whatever the size of the film.
+# Enough levels for a percentile that differs by less than one of 256 steps, whatever the size of the X-ray.
 _PERCENTILE_SAMPLES = 1_000_000
 
 
 @dataclass(frozen=True)
-class GreyRange:
-    """Which grey levels become black and white.
+class GrayRange:
+    """Which gray levels become black and white.
 
     `minmax`: the darkest and the brightest one. `percentile`: the two `percentiles`. `bits`: everything that `bits`
-    bits (or the file's own depth) can hold. `window`: `window` = (centre, width) if given, else the file's VOI LUT or
+    bits (or the file's own depth) can hold. `window`: `window` = (center, width) if given, else the file's VOI LUT or
     window, else `minmax`. Raises `UserError` for numbers that make no range.
     """
 
@@ -39,13 +39,13 @@ class GreyRange:
         if not 0 <= low < high <= 100:
             raise UserError(f"percentiles {low:g} and {high:g} are no range; give two numbers, 0 <= low < high <= 100")
         if self.window is not None and not self.window[1] > 0:
-            raise UserError(f"window width {self.window[1]:g} is not above 0; give a centre and a width in grey levels")
+            raise UserError(f"window width {self.window[1]:g} is not above 0; give a center and a width in gray levels")
         if self.bits is not None and not 1 <= self.bits <= 32:
-            raise UserError(f"{self.bits} bits is no depth of a picture; give 1 to 32")
+            raise UserError(f"{self.bits} bits is no depth of a image; give 1 to 32")
 
 
 def levels_to_uint8(levels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map `low`..`high` linearly onto 0..255 and clip the rest; levels that are no number become black. Any shape."""
+    """Map `low`..`high` linearly onto 0..255 and clip the rest; NaN becomes black. Any shape."""
     if levels.dtype.kind == "u" and levels.dtype.itemsize <= 2:
         # Every level there can be is mapped once: a table of 65,536 in the place of millions of pixels.
         table = _scaled(np.arange(2 ** (8 * levels.dtype.itemsize), dtype=np.float32), low, high)
@@ -57,33 +57,33 @@ def _scaled(levels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Do what `levels_to_uint8` says, in the precision of floating-point `levels`."""
     kind = levels.dtype.type
     with np.errstate(invalid="ignore"):
-        grey = levels - kind(low)
-        grey /= kind(high) - kind(low) if high > low else kind(np.inf)
-    grey *= kind(255)
-    np.nan_to_num(grey, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
-    np.clip(grey, 0, 255, out=grey)
-    return np.rint(grey, out=grey).astype(np.uint8)
+        gray = levels - kind(low)
+        gray /= kind(high) - kind(low) if high > low else kind(np.inf)
+    gray *= kind(255)
+    np.nan_to_num(gray, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+    np.clip(gray, 0, 255, out=gray)
+    return np.rint(gray, out=gray).astype(np.uint8)
 
 
-def grey_to_uint8(levels: np.ndarray, grey_range: GreyRange, depth: int | None = None) -> np.ndarray:
-    """Bring grey levels (H, W) without a window of their own to 8 bits.
+def gray_to_uint8(levels: np.ndarray, gray_range: GrayRange, depth: int | None = None) -> np.ndarray:
+    """Bring gray levels (H, W) without a window of their own to 8 bits.
 
     `depth` is the number of bits that the levels were stored with; by default that of their type. Raises `UserError`
     for `bits` on fractions, which have no depth.
     """
-    return levels_to_uint8(levels, *limits_of(levels, grey_range, depth))
+    return levels_to_uint8(levels, *limits_of(levels, gray_range, depth))
 
 
-def limits_of(levels: np.ndarray, grey_range: GreyRange, depth: int | None = None) -> tuple[float, float]:
+def limits_of(levels: np.ndarray, gray_range: GrayRange, depth: int | None = None) -> tuple[float, float]:
     """Return the levels, of any shape and without a window of their own, that become black and white.
 
-    `depth` and errors as in `grey_to_uint8`; `UserError` too where no level is a finite number.
+    `depth` and errors as in `gray_to_uint8`; `UserError` too where no level is a finite number.
     """
-    if grey_range.kind == "window" and grey_range.window is not None:
-        return _window_limits(*grey_range.window)
-    if grey_range.kind == "bits":
-        return _depth_limits(levels.dtype, grey_range.bits or depth)
-    return _occupied_limits(levels, grey_range)
+    if gray_range.kind == "window" and gray_range.window is not None:
+        return _window_limits(*gray_range.window)
+    if gray_range.kind == "bits":
+        return _depth_limits(levels.dtype, gray_range.bits or depth)
+    return _occupied_limits(levels, gray_range)
 
 
 def window_to_uint8(levels: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
@@ -97,14 +97,14 @@ def window_to_uint8(levels: np.ndarray, center: float, width: float, function: s
     return levels_to_uint8(levels, *_window_limits(center, width, function))
 
 
-def dicom_to_uint8(dataset: Any, grey_range: GreyRange, frame: int | None = None) -> np.ndarray:
-    """Bring a pydicom data set to what a viewer shows: grey (H, W) or colour (H, W, 3), uint8.
+def dicom_to_uint8(dataset: Any, gray_range: GrayRange, frame: int | None = None) -> np.ndarray:
+    """Bring a pydicom dataset to what a viewer shows: gray (H, W) or color (H, W, 3), uint8.
 
     `frame` (from 0) picks one of several. Raises `UserError` for no pixels, several frames and none picked, a syntax
     with no decoder, or a damaged header or pixel data.
     """
     try:
-        return _rendered(dataset, grey_range, frame)
+        return _rendered(dataset, gray_range, frame)
     except UserError:
         raise
     # pydicom and its decoders answer damaged files with many types of exception.
@@ -112,7 +112,7 @@ def dicom_to_uint8(dataset: Any, grey_range: GreyRange, frame: int | None = None
         raise UserError(f"damaged DICOM: {_one_line(error)}") from error
 
 
-def _rendered(dataset: Any, grey_range: GreyRange, frame: int | None) -> np.ndarray:
+def _rendered(dataset: Any, gray_range: GrayRange, frame: int | None) -> np.ndarray:
     pixels = _decoded_pixels(dataset, frame)
     kind = dataset.get("PhotometricInterpretation", "MONOCHROME2")
     if kind == "PALETTE COLOR":
@@ -122,27 +122,27 @@ def _rendered(dataset: Any, grey_range: GreyRange, frame: int | None) -> np.ndar
         return levels_to_uint8(pixels, 0, np.iinfo(pixels.dtype).max)
     if pixels.ndim == 3:
         return levels_to_uint8(pixels, 0, 2 ** int(dataset.BitsStored) - 1)
-    grey = _monochrome_to_uint8(dataset, pixels, grey_range)
-    return 255 - grey if kind == "MONOCHROME1" else grey
+    gray = _monochrome_to_uint8(dataset, pixels, gray_range)
+    return 255 - gray if kind == "MONOCHROME1" else gray
 
 
-def _monochrome_to_uint8(dataset: Any, pixels: np.ndarray, grey_range: GreyRange) -> np.ndarray:
+def _monochrome_to_uint8(dataset: Any, pixels: np.ndarray, gray_range: GrayRange) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut
 
     levels = apply_modality_lut(pixels, dataset)
-    if grey_range.kind == "window" and grey_range.window is None:
+    if gray_range.kind == "window" and gray_range.window is None:
         if dataset.get("VOILUTSequence"):
             return _voi_lut_to_uint8(levels, dataset.VOILUTSequence[0])
         if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
             function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
             return window_to_uint8(levels, _first(dataset.WindowCenter), _first(dataset.WindowWidth), function)
-    if grey_range.kind == "bits":
-        ends = np.array(_depth_limits(pixels.dtype, grey_range.bits or int(dataset.BitsStored)), dtype=pixels.dtype)
+    if gray_range.kind == "bits":
+        ends = np.array(_depth_limits(pixels.dtype, gray_range.bits or int(dataset.BitsStored)), dtype=pixels.dtype)
         return levels_to_uint8(levels, *sorted(apply_modality_lut(ends, dataset).tolist()))
-    if grey_range.kind == "window" and grey_range.window is not None:
-        return window_to_uint8(levels, *grey_range.window)
+    if gray_range.kind == "window" and gray_range.window is not None:
+        return window_to_uint8(levels, *gray_range.window)
     shown = levels[~_padding(dataset, pixels)]
-    return levels_to_uint8(levels, *_occupied_limits(shown if shown.size else levels, grey_range))
+    return levels_to_uint8(levels, *_occupied_limits(shown if shown.size else levels, gray_range))
 
 
 def _decoded_pixels(dataset: Any, frame: int | None) -> np.ndarray:
@@ -186,7 +186,7 @@ def _voi_lut_to_uint8(levels: np.ndarray, item: Any) -> np.ndarray:
 
 
 def _padding(dataset: Any, pixels: np.ndarray) -> np.ndarray:
-    """Mark the pixels (H, W) that only fill the frame around the film (PS3.3 C.7.5.1.1.2)."""
+    """Mark the pixels (H, W) that only fill the frame around the X-ray (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(pixels.shape, dtype=bool)
@@ -195,19 +195,19 @@ def _padding(dataset: Any, pixels: np.ndarray) -> np.ndarray:
     return (pixels >= low) & (pixels <= high)
 
 
-def _occupied_limits(levels: np.ndarray, grey_range: GreyRange) -> tuple[float, float]:
+def _occupied_limits(levels: np.ndarray, gray_range: GrayRange) -> tuple[float, float]:
     finite = levels[np.isfinite(levels)] if levels.dtype.kind == "f" else levels.reshape(-1)
     if not finite.size:
         raise UserError("no pixel has a finite value; replace the file")
-    if grey_range.kind == "percentile":
-        low, high = np.percentile(finite[:: finite.size // _PERCENTILE_SAMPLES + 1], grey_range.percentiles)
+    if gray_range.kind == "percentile":
+        low, high = np.percentile(finite[:: finite.size // _PERCENTILE_SAMPLES + 1], gray_range.percentiles)
         return float(low), float(high)
     return float(finite.min()), float(finite.max())
 
 
 def _depth_limits(dtype: np.dtype, bits: int | None) -> tuple[float, float]:
     if dtype.kind not in "iu":
-        raise UserError("--range bits on a picture of fractions, which has no depth; use minmax or percentile")
+        raise UserError("--range bits on a image of fractions, which has no depth; use minmax or percentile")
     depth = bits or dtype.itemsize * 8
     return (-(2 ** (depth - 1)), 2 ** (depth - 1) - 1) if dtype.kind == "i" else (0, 2**depth - 1)
 

@@ -16,12 +16,12 @@ from qwenvl.data.media.dicom import (
     is_dicom,
 )
 from qwenvl.data.media.files import file_flaw, most_bytes
-from qwenvl.data.media.gray import GreyRange
+from qwenvl.data.media.gray import GrayRange
 from qwenvl.data.media.tiff_layouts import TIFF_MARKS, GrayLayout, relabel_gray
 from qwenvl.errors import UserError
 
 MEGAPIXEL = 2**20
-# 8192 x 8192: twice the longest side of a chest film, and 200 MB in memory. Below the size at which Pillow warns.
+# 8192 x 8192: twice the longest side of a chest X-ray, and 200 MB in memory. Below the size at which Pillow warns.
 MAX_IMAGE_MEGAPIXELS = 64
 MAX_IMAGE_PIXELS = MAX_IMAGE_MEGAPIXELS * MEGAPIXEL
 
@@ -35,7 +35,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_GREY_MODES = ("1", "L", "LA")
+_GRAY_MODES = ("1", "L", "LA")
 
 
 class ImageError(UserError):
@@ -55,11 +55,11 @@ def load_image(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
 
     Raises `ImageError`, and `UserError` for DICOM without pydicom.
     """
-    return read_image(path, GreyRange("window"), max_pixels=max_pixels).convert("RGB")
+    return read_image(path, GrayRange("window"), max_pixels=max_pixels).convert("RGB")
 
 
 def read_image(
-    path: str, grey_range: GreyRange, frame: int | None = 0, max_pixels: int = MAX_IMAGE_PIXELS
+    path: str, gray_range: GrayRange, frame: int | None = 0, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> Image.Image:
     """Read one frame of an image file as `load_image` does, with another range for deep values; gray stays mode L.
 
@@ -67,7 +67,7 @@ def read_image(
     """
     with _opened(path, max_pixels) as file:
         if _is_dicom(path, file):
-            return Image.fromarray(dicom_pixels(path, max_pixels, grey_range, frame))
+            return Image.fromarray(dicom_pixels(path, max_pixels, gray_range, frame))
         picture, file, layout = _open_picture(file)
         with picture:
             # Before the frames are looked for, which takes long in what only looks like a large image.
@@ -79,7 +79,7 @@ def read_image(
             deep = deep_pixels(picture, file, frame or 0)
             if layout is not None and not frame:
                 deep = layout.restore(deep)
-            image = deep.to_image(grey_range) if deep is not None else _eight_bit(picture)
+            image = deep.to_image(gray_range) if deep is not None else _eight_bit(picture)
     return image if turn is None else image.transpose(turn)
 
 
@@ -188,7 +188,7 @@ def _orientation(picture: Image.Image) -> int:
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
     """Return an image of 8 bits a channel in mode L where it is gray, else in RGB, and white where transparent."""
-    mode = "L" if picture.mode in _GREY_MODES else "RGB"
+    mode = "L" if picture.mode in _GRAY_MODES else "RGB"
     if not picture.has_transparency_data:
         return picture.convert(mode)
     canvas = Image.new("RGBA", picture.size, "white")

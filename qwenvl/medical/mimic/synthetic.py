@@ -98,7 +98,7 @@ def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptio
 
 
 def draw_film(draw: random.Random, size: int, enlarged: bool = False) -> Image.Image:
-    """Return a grey picture (mode L, `size` x `size`) with the look of a frontal chest film; all of it invented."""
+    """Return a gray picture (mode L, `size` x `size`) with the look of a frontal chest film; all of it invented."""
     film = Image.new("L", (size, size), 20)
     brush = ImageDraw.Draw(film)
     shift = draw.uniform(-0.02, 0.02)

@@ -7,7 +7,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from qwenvl.data.media.gray import GreyRange
+from qwenvl.data.media.gray import GrayRange
 from qwenvl.data.media.images import ImageError, image_size, load_image, read_image
 from qwenvl.medical.convert_image import ImageOptions, ImageTask, convert_image
 from tests.data.deep_files import png16, tiff
@@ -140,17 +140,17 @@ def test_a_tiff_that_pillow_cannot_read_is_called_that(tmp_path: Path):
 
 def test_a_range_holds_for_all_channels_of_color(tmp_path: Path):
     (tmp_path / "x.png").write_bytes(png16(COLOR))
-    seen = np.asarray(read_image(str(tmp_path / "x.png"), GreyRange("bits", bits=12)))
+    seen = np.asarray(read_image(str(tmp_path / "x.png"), GrayRange("bits", bits=12)))
     np.testing.assert_array_equal(seen, np.rint(COLOR / 4095 * 255))
-    seen = np.asarray(read_image(str(tmp_path / "x.png"), GreyRange("window", window=(2000.5, 1001))))
+    seen = np.asarray(read_image(str(tmp_path / "x.png"), GrayRange("window", window=(2000.5, 1001))))
     np.testing.assert_allclose(seen, np.clip((COLOR - 1500.0) / 1000, 0, 1) * 255, atol=1)
 
 
 def test_a_deep_frame_is_picked_from_several(tmp_path: Path):
     pages = [Image.fromarray(page) for page in (GRAY[..., 0], GRAY[::-1, :, 0].copy())]
     pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
-    second = np.asarray(read_image(str(tmp_path / "x.tif"), GreyRange(), frame=1))
+    second = np.asarray(read_image(str(tmp_path / "x.tif"), GrayRange(), frame=1))
     np.testing.assert_array_equal(second, spread(GRAY[::-1])[..., 0])
     for frame, reason in ((None, "2 frames in one file; pick one"), (2, "frame 2 is not there: the file has 2")):
         with pytest.raises(ImageError, match=reason):
-            read_image(str(tmp_path / "x.tif"), GreyRange(), frame)
+            read_image(str(tmp_path / "x.tif"), GrayRange(), frame)

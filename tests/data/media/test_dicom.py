@@ -11,7 +11,7 @@ from qwenvl.errors import UserError
 
 READERS = pytest.mark.parametrize("read", [load_image, image_size])
 RAMP = np.linspace(0, 1, 12).reshape(3, 4)  # (H, W), smallest value first and largest last
-GREY = np.rint(RAMP * 255).astype(np.uint8)
+GRAY = np.rint(RAMP * 255).astype(np.uint8)
 STORED = np.rint(RAMP * 4095).astype(np.uint16)
 
 
@@ -22,7 +22,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(picture)
 
 
-def assert_grey(path: Path, expected: np.ndarray) -> None:
+def assert_gray(path: Path, expected: np.ndarray) -> None:
     """Check that all three channels hold `expected` (H, W)."""
     np.testing.assert_array_equal(pixels(path), np.stack([expected] * 3, axis=2))
 
@@ -52,17 +52,17 @@ def write_dicom(path: Path, stored: np.ndarray | None, **elements) -> None:
 
 def test_dicom_with_high_values_white_is_spread(tmp_path: Path):
     write_dicom(tmp_path / "x.dcm", STORED, BitsStored=12, HighBit=11)
-    assert_grey(tmp_path / "x.dcm", GREY)
+    assert_gray(tmp_path / "x.dcm", GRAY)
 
 
 def test_dicom_is_known_by_its_content_too(tmp_path: Path):
     write_dicom(tmp_path / "no_suffix", STORED)
-    assert_grey(tmp_path / "no_suffix", GREY)
+    assert_gray(tmp_path / "no_suffix", GRAY)
 
 
 def test_monochrome1_is_turned_over(tmp_path: Path):
     write_dicom(tmp_path / "x.dcm", STORED, PhotometricInterpretation="MONOCHROME1")
-    assert_grey(tmp_path / "x.dcm", 255 - GREY)
+    assert_gray(tmp_path / "x.dcm", 255 - GRAY)
 
 
 def test_the_dicom_window_clips_after_the_rescale_slope(tmp_path: Path):
@@ -85,12 +85,12 @@ def test_the_modality_lut_and_the_voi_lut_are_applied_in_this_order(tmp_path: Pa
     stored = np.array([[0, 1, 2, 3]], np.uint8)
     luts = {"ModalityLUTSequence": table([3, 2, 1, 0]), "VOILUTSequence": table([0, 6425, 57825, 65535])}
     write_dicom(tmp_path / "x.dcm", stored, **luts)
-    assert_grey(tmp_path / "x.dcm", np.array([[255, 225, 25, 0]], np.uint8))
+    assert_gray(tmp_path / "x.dcm", np.array([[255, 225, 25, 0]], np.uint8))
 
 
 def test_signed_dicom_values_are_read_as_signed(tmp_path: Path):
     write_dicom(tmp_path / "x.dcm", (STORED.astype(np.int16) - 2000))
-    assert_grey(tmp_path / "x.dcm", GREY)
+    assert_gray(tmp_path / "x.dcm", GRAY)
 
 
 def test_colour_dicom_is_left_as_it_is_and_of_several_frames_the_first_is_read(tmp_path: Path):
@@ -99,7 +99,7 @@ def test_colour_dicom_is_left_as_it_is_and_of_several_frames_the_first_is_read(t
     np.testing.assert_array_equal(pixels(tmp_path / "colour.dcm"), colour)
     frames = np.stack([STORED, STORED[::-1]])
     write_dicom(tmp_path / "two.dcm", STORED, NumberOfFrames=2, PixelData=frames.tobytes())
-    assert_grey(tmp_path / "two.dcm", GREY)
+    assert_gray(tmp_path / "two.dcm", GRAY)
 
 
 @READERS

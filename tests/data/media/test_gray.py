@@ -1,4 +1,4 @@
-"""Tests of bringing grey levels of any depth to 8 bits, on arrays, pictures, made-up DICOM and pydicom's own files."""
+"""Tests of bringing gray levels of any depth to 8 bits, on arrays, pictures, made-up DICOM and pydicom's own files."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qwenvl.data.media import gray
-from qwenvl.data.media.gray import RANGES, GreyRange, dicom_to_uint8, grey_to_uint8, levels_to_uint8
+from qwenvl.data.media.gray import RANGES, GrayRange, dicom_to_uint8, gray_to_uint8, levels_to_uint8
 from qwenvl.data.media.images import read_image
 from qwenvl.errors import UserError
 
@@ -18,7 +18,7 @@ RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
 
 
 def _shown(pixels: np.ndarray, kind: str = "window", bits: int | None = 12, **tags: object) -> np.ndarray:
-    return dicom_to_uint8(make_dicom(pixels, bits, **tags), GreyRange(kind))
+    return dicom_to_uint8(make_dicom(pixels, bits, **tags), GrayRange(kind))
 
 
 def test_levels_outside_the_range_are_clipped_and_what_is_no_number_is_black():
@@ -27,53 +27,53 @@ def test_levels_outside_the_range_are_clipped_and_what_is_no_number_is_black():
 
 
 def test_twelve_bit_levels_fill_all_of_eight_bits_and_stay_in_order():
-    grey = grey_to_uint8(RAMP, GreyRange("minmax"))
-    assert (grey.min(), grey.max(), len(np.unique(grey))) == (0, 255, 256)
-    assert (np.diff(grey.reshape(-1).astype(int)) >= 0).all()
+    gray = gray_to_uint8(RAMP, GrayRange("minmax"))
+    assert (gray.min(), gray.max(), len(np.unique(gray))) == (0, 255, 256)
+    assert (np.diff(gray.reshape(-1).astype(int)) >= 0).all()
 
 
 def test_percentiles_ignore_a_few_burnt_pixels():
     levels = RAMP.copy()
     levels[0, 0] = 65535
-    assert grey_to_uint8(levels, GreyRange("minmax"))[-1, -1] < 20
-    assert grey_to_uint8(levels, GreyRange("percentile", percentiles=(1, 99)))[-1, -1] == 255
+    assert gray_to_uint8(levels, GrayRange("minmax"))[-1, -1] < 20
+    assert gray_to_uint8(levels, GrayRange("percentile", percentiles=(1, 99)))[-1, -1] == 255
 
 
 @pytest.mark.parametrize(("bits", "white"), [(None, 4080 / 65535), (12, 4080 / 4095), (16, 4080 / 65535)])
 def test_bits_show_everything_that_the_depth_can_hold(bits: int | None, white: float):
-    grey = grey_to_uint8(RAMP, GreyRange("bits", bits=bits))
-    assert grey[-1, -1] == round(white * 255)
+    gray = gray_to_uint8(RAMP, GrayRange("bits", bits=bits))
+    assert gray[-1, -1] == round(white * 255)
 
 
 def test_a_picture_of_one_level_is_black_not_an_error():
     for kind in RANGES:
-        assert grey_to_uint8(np.full((4, 4), 0, np.uint16), GreyRange(kind)).tolist() == np.zeros((4, 4)).tolist()
+        assert gray_to_uint8(np.full((4, 4), 0, np.uint16), GrayRange(kind)).tolist() == np.zeros((4, 4)).tolist()
 
 
 def test_floats_between_zero_and_one_are_not_black():
     levels = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
-    assert grey_to_uint8(levels, GreyRange("minmax"))[-1, -1] == 255
+    assert gray_to_uint8(levels, GrayRange("minmax"))[-1, -1] == 255
     with pytest.raises(UserError, match="fractions"):
-        grey_to_uint8(levels, GreyRange("bits"))
+        gray_to_uint8(levels, GrayRange("bits"))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bit_files_are_read_in_full_depth(tmp_path: Path, suffix: str):
     Image.fromarray(RAMP).save(tmp_path / f"a{suffix}")
-    shown = read_image(str(tmp_path / f"a{suffix}"), GreyRange("minmax"))
+    shown = read_image(str(tmp_path / f"a{suffix}"), GrayRange("minmax"))
     assert shown.mode == "L"
-    assert np.array_equal(np.asarray(shown), grey_to_uint8(RAMP, GreyRange("minmax")))
+    assert np.array_equal(np.asarray(shown), gray_to_uint8(RAMP, GrayRange("minmax")))
 
 
 def test_a_sixteen_bit_tiff_whose_zero_is_white_is_turned_over(tmp_path: Path):
     Image.fromarray(RAMP).save(tmp_path / "a.tif", tiffinfo={262: 0})
-    shown = np.asarray(read_image(str(tmp_path / "a.tif"), GreyRange("minmax")))
+    shown = np.asarray(read_image(str(tmp_path / "a.tif"), GrayRange("minmax")))
     assert (shown[0, 0], shown[-1, -1]) == (255, 0)
 
 
 def test_an_eight_bit_image_is_left_alone(tmp_path: Path):
     Image.new("RGB", (2, 2), (200, 3, 4)).save(tmp_path / "a.png")
-    assert read_image(str(tmp_path / "a.png"), GreyRange("minmax")).getpixel((0, 0)) == (200, 3, 4)
+    assert read_image(str(tmp_path / "a.png"), GrayRange("minmax")).getpixel((0, 0)) == (200, 3, 4)
 
 
 def test_monochrome1_is_turned_over():
@@ -93,7 +93,7 @@ def test_the_window_of_the_file_is_used_and_follows_the_standard():
 def test_windows_agree_with_pydicom(function: str):
     dataset = make_dicom(RAMP, 12, WindowCenter=1500, WindowWidth=700, VOILUTFunction=function)
     theirs = pydicom.pixels.apply_windowing(RAMP, dataset) / 4095 * 255
-    assert np.abs(dicom_to_uint8(dataset, GreyRange()) - theirs).max() < 0.51
+    assert np.abs(dicom_to_uint8(dataset, GrayRange()) - theirs).max() < 0.51
 
 
 def test_the_rescale_is_applied_before_the_window():
@@ -128,7 +128,7 @@ def test_a_modality_lut_is_applied_first():
 
 def test_a_given_window_takes_the_place_of_the_files_own():
     dataset = make_dicom(RAMP, 12, WindowCenter=1, WindowWidth=2)
-    shown = dicom_to_uint8(dataset, GreyRange("window", window=(2048, 4096)))
+    shown = dicom_to_uint8(dataset, GrayRange("window", window=(2048, 4096)))
     assert 0 < shown[8, 0] < 255
 
 
@@ -147,26 +147,26 @@ def test_signed_pixels_are_read_as_signed():
 
 
 def test_without_a_window_everything_that_occurs_is_shown():
-    assert np.array_equal(_shown(RAMP), grey_to_uint8(RAMP, GreyRange("minmax")))
+    assert np.array_equal(_shown(RAMP), gray_to_uint8(RAMP, GrayRange("minmax")))
 
 
 def test_a_frame_is_picked_only_when_asked_for():
     dataset = make_dicom(np.stack([RAMP, RAMP[::-1]]), 12)
     with pytest.raises(UserError, match="2 frames in one file"):
-        dicom_to_uint8(dataset, GreyRange())
-    assert np.array_equal(dicom_to_uint8(dataset, GreyRange(), frame=1), _shown(RAMP[::-1]))
+        dicom_to_uint8(dataset, GrayRange())
+    assert np.array_equal(dicom_to_uint8(dataset, GrayRange(), frame=1), _shown(RAMP[::-1]))
     with pytest.raises(UserError, match="frame 2 is not there"):
-        dicom_to_uint8(dataset, GreyRange(), frame=2)
+        dicom_to_uint8(dataset, GrayRange(), frame=2)
 
 
 def test_no_pixels_and_too_few_bytes_are_told_apart():
     dataset = make_dicom(RAMP, 12)
     dataset.PixelData = dataset.PixelData[:-2]
     with pytest.raises(UserError, match="damaged DICOM"):
-        dicom_to_uint8(dataset, GreyRange())
+        dicom_to_uint8(dataset, GrayRange())
     del dataset.PixelData
     with pytest.raises(UserError, match="without pixels .modality DX."):
-        dicom_to_uint8(dataset, GreyRange())
+        dicom_to_uint8(dataset, GrayRange())
 
 
 @pytest.mark.skipif(
@@ -174,7 +174,7 @@ def test_no_pixels_and_too_few_bytes_are_told_apart():
 )
 def test_a_syntax_with_no_decoder_names_the_extra_to_install():
     with pytest.raises(UserError, match=r"no decoder .*JPEG-LS.*pip install -e \"\.\[medical\]\""):
-        dicom_to_uint8(pydicom.dcmread(_file("JPEGLSNearLossless_08.dcm")), GreyRange())
+        dicom_to_uint8(pydicom.dcmread(_file("JPEGLSNearLossless_08.dcm")), GrayRange())
 
 
 def _file(name: str) -> str:
@@ -195,7 +195,7 @@ def _file(name: str) -> str:
 )
 def test_real_files_give_a_picture_that_is_neither_black_nor_flat(name: str, shape: tuple[int, ...] | None):
     dataset = pydicom.dcmread(_file(name))
-    shown = dicom_to_uint8(dataset, GreyRange())
+    shown = dicom_to_uint8(dataset, GrayRange())
     assert shown.dtype == np.uint8 and (shape is None or shown.shape == shape)
     assert len(np.unique(shown)) > 4 and shown.std() > 5
 
@@ -207,7 +207,7 @@ def test_every_file_of_pydicom_gives_a_picture_or_one_line_of_reason():
     for path in sorted(folder.rglob("*.dcm")):
         dataset = pydicom.dcmread(path, force=True)
         try:
-            dicom_to_uint8(dataset, GreyRange())
+            dicom_to_uint8(dataset, GrayRange())
             outcomes["picture"] += 1
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) > 20
@@ -221,7 +221,7 @@ def test_every_file_of_pydicom_gives_a_picture_or_one_line_of_reason():
 )
 def test_a_range_that_makes_no_sense_is_the_users_error(wrong: dict):
     with pytest.raises(UserError):
-        GreyRange(**wrong)
+        GrayRange(**wrong)
 
 
 def test_a_window_of_no_width_in_the_file_is_named():

@@ -11,7 +11,7 @@ from qwenvl.data.media.images import ImageError, image_size, load_image
 
 READERS = pytest.mark.parametrize("read", [load_image, image_size])
 RAMP = np.linspace(0, 1, 12).reshape(3, 4)  # (H, W), smallest value first and largest last
-GREY = np.rint(RAMP * 255).astype(np.uint8)
+GRAY = np.rint(RAMP * 255).astype(np.uint8)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -22,12 +22,12 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(picture)
 
 
-def assert_grey(path: Path, expected: np.ndarray) -> None:
+def assert_gray(path: Path, expected: np.ndarray) -> None:
     """Check that all three channels hold `expected` (H, W)."""
     np.testing.assert_array_equal(pixels(path), np.repeat(expected[..., None], 3, axis=2))
 
 
-# --- deep grey ---------------------------------------------------------------------------------------------------
+# --- deep gray ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
@@ -37,7 +37,7 @@ def test_16_bit_values_are_spread_from_the_smallest_to_the_largest(tmp_path: Pat
     Image.fromarray(values).save(tmp_path / name)
     with Image.open(tmp_path / name) as written:
         assert written.mode == "I;16"
-    assert_grey(tmp_path / name, np.rint((values - low) / np.float32(high - low) * 255).astype(np.uint8))
+    assert_gray(tmp_path / name, np.rint((values - low) / np.float32(high - low) * 255).astype(np.uint8))
 
 
 def test_a_12_bit_film_in_a_16_bit_file_keeps_its_contrast(tmp_path: Path):
@@ -50,32 +50,32 @@ def test_a_12_bit_film_in_a_16_bit_file_keeps_its_contrast(tmp_path: Path):
 
 def test_32_bit_integers_with_negative_values_are_spread(tmp_path: Path):
     Image.fromarray(np.rint(-1000 + RAMP * 70000).astype(np.int32)).save(tmp_path / "x.tif")
-    assert_grey(tmp_path / "x.tif", GREY)
+    assert_gray(tmp_path / "x.tif", GRAY)
 
 
 def test_big_endian_16_bit_tiff_is_spread(tmp_path: Path):
     Image.frombytes("I;16B", (4, 3), np.rint(RAMP * 4095).astype(">u2").tobytes()).save(tmp_path / "x.tif")
-    assert_grey(tmp_path / "x.tif", GREY)
+    assert_gray(tmp_path / "x.tif", GRAY)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-1024, 3071), (1e-6, 2e-6), (-3e38, 3e38)])
 def test_float_values_of_any_range_are_spread(tmp_path: Path, low: float, high: float):
     Image.fromarray((low + RAMP * (high - low)).astype(np.float32)).save(tmp_path / "x.tif")
-    np.testing.assert_allclose(pixels(tmp_path / "x.tif")[..., 1], GREY, atol=1)
+    np.testing.assert_allclose(pixels(tmp_path / "x.tif")[..., 1], GRAY, atol=1)
 
 
 def test_float_values_that_are_no_numbers_do_not_spoil_the_rest(tmp_path: Path):
     values = RAMP.astype(np.float32)
     values[0, 1], values[0, 2], values[0, 3] = np.nan, np.inf, -np.inf
-    expected = GREY.copy()
+    expected = GRAY.copy()
     expected[0, 1:] = 0, 255, 0
     Image.fromarray(values).save(tmp_path / "x.tif")
-    assert_grey(tmp_path / "x.tif", expected)
+    assert_gray(tmp_path / "x.tif", expected)
 
 
 def test_a_deep_picture_of_one_value_is_black_and_one_of_no_value_is_refused(tmp_path: Path):
     Image.fromarray(np.full((3, 4), 900, np.uint16)).save(tmp_path / "flat.png")
-    assert_grey(tmp_path / "flat.png", np.zeros((3, 4), np.uint8))
+    assert_gray(tmp_path / "flat.png", np.zeros((3, 4), np.uint8))
     Image.fromarray(np.full((3, 4), np.nan, np.float32)).save(tmp_path / "nan.tif")
     with pytest.raises(ImageError, match="nan.tif: no pixel has a finite value"):
         load_image(str(tmp_path / "nan.tif"))
@@ -85,18 +85,18 @@ def test_a_deep_picture_of_one_value_is_black_and_one_of_no_value_is_refused(tmp
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.bmp", "x.webp"])
-def test_8_bit_grey_and_colour_are_left_as_they_are(tmp_path: Path, name: str):
-    dark = (GREY // 4)[..., None] + np.array([0, 1, 2], np.uint8)
+def test_8_bit_gray_and_colour_are_left_as_they_are(tmp_path: Path, name: str):
+    dark = (GRAY // 4)[..., None] + np.array([0, 1, 2], np.uint8)
     Image.fromarray(dark).save(tmp_path / name, lossless=True)
     np.testing.assert_array_equal(pixels(tmp_path / name), dark)
     if name != "x.webp":
-        Image.fromarray(GREY // 4).save(tmp_path / name)
-        assert_grey(tmp_path / name, GREY // 4)
+        Image.fromarray(GRAY // 4).save(tmp_path / name)
+        assert_gray(tmp_path / name, GRAY // 4)
 
 
 def test_1_bit_pictures_are_black_and_white(tmp_path: Path):
-    Image.fromarray(GREY > 127).save(tmp_path / "x.png")
-    assert_grey(tmp_path / "x.png", np.where(GREY > 127, 255, 0).astype(np.uint8))
+    Image.fromarray(GRAY > 127).save(tmp_path / "x.png")
+    assert_gray(tmp_path / "x.png", np.where(GRAY > 127, 255, 0).astype(np.uint8))
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.gif"])
@@ -136,7 +136,7 @@ def test_a_transparent_colour_shows_white(tmp_path: Path, mode: str, key):
 
 def test_of_several_frames_the_first_is_read(tmp_path: Path):
     Image.new("L", (4, 3), 10).save(tmp_path / "x.tif", save_all=True, append_images=[Image.new("L", (9, 9), 90)])
-    assert_grey(tmp_path / "x.tif", np.full((3, 4), 10, np.uint8))
+    assert_gray(tmp_path / "x.tif", np.full((3, 4), 10, np.uint8))
 
 
 # --- orientation -------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_pictures_over_the_pixel_limit_are_refused_before_decoding(tmp_path: Pat
 
 
 def test_an_image_at_the_pixel_limit_is_read_and_one_above_it_when_allowed(tmp_path: Path, monkeypatch):
-    Image.fromarray(GREY).save(tmp_path / "x.png")
+    Image.fromarray(GRAY).save(tmp_path / "x.png")
     for limit in (12, 13):
         assert load_image(str(tmp_path / "x.png"), limit).size == (4, 3)
         assert image_size(str(tmp_path / "x.png"), limit) == (3, 4)
@@ -248,7 +248,7 @@ def test_an_image_at_the_pixel_limit_is_read_and_one_above_it_when_allowed(tmp_p
 
 @READERS
 def test_an_image_far_over_the_limit_of_pillow_is_refused_with_the_way_to_allow_it(tmp_path: Path, monkeypatch, read):
-    Image.fromarray(GREY).save(tmp_path / "x.png")
+    Image.fromarray(GRAY).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
     with pytest.raises(ImageError, match="its pixels are more than the limit of 5: .*--max_image_megapixels"):
         read(str(tmp_path / "x.png"), 5)

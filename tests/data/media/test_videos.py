@@ -23,7 +23,7 @@ READERS = pytest.mark.parametrize("read", [video_info, lambda path: load_video(p
 
 
 def ramp(folder: Path, frames: int = 16, fps: int = 8, size: tuple[int, int] = (96, 64)) -> str:
-    """Write a video of `size` (width, height) whose frame i is grey of value 15 * i."""
+    """Write a video of `size` (width, height) whose frame i is gray of value 15 * i."""
     pictures = [Image.new("RGB", size, (15 * index,) * 3) for index in range(frames)]
     return str(write_video(folder / "ramp.mp4", pictures, fps))
 
