@@ -33,6 +33,10 @@ def test_the_file_tree_is_the_tree_on_disk() -> None:
     assert all((REPOSITORY / name).exists() for name in listed)
 
 
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(TEXT.splitlines()) <= 240
+
+
 @pytest.mark.parametrize("flag", OWN_FLAGS)
 def test_every_flag_of_ours_is_in_a_table(flag: str) -> None:
     assert re.search(rf"^\|.*`--{flag}`", TEXT, re.MULTILINE)

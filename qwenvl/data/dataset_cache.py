@@ -248,6 +248,7 @@ class RecordingTracker(BadSampleTracker):
         self._tracker = tracker
 
     def report(self, bad: BadSample) -> None:
+        """Record a bad sample, and report it to the tracker of the run."""
         self.samples.append(bad)
         self._tracker.report(bad)
 

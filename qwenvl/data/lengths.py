@@ -38,6 +38,7 @@ class TokenCounts:
 
     @classmethod
     def zeros(cls, num_records: int) -> "TokenCounts":
+        """Return counts of zero for so many records."""
         return cls(*(np.zeros(num_records, np.int64) for _ in range(3)))
 
     def of(self, places: np.ndarray) -> "TokenCounts":

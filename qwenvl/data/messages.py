@@ -10,11 +10,11 @@ _PLACEHOLDER = re.compile(r"<(image|video)>")
 
 
 def to_messages(record: Record) -> list[dict[str, Any]]:
-    """Return the record as chat messages whose content is a list of `{"type": "image" | "video" | "text", ...}` parts.
+    r"""Return the record as chat messages whose content is a list of `{"type": "image" | "video" | "text", ...}` parts.
 
     The media themselves are not in the messages: `record.images` and `record.videos` have them in the parts' order.
     White space around a user's text and beside a placeholder is left out, as upstream does, so that a sample written
-    "<image>\\nDescribe it." becomes the same tokens as a picture and "Describe it." sent to the model in a chat.
+    "<image>\nDescribe it." becomes the same tokens as an image and "Describe it." sent to the model in a chat.
     A thought is the message's `reasoning_content`, and calls are its `tool_calls`, as templates and servers name them.
     """
     return [_message(turn) for turn in record.turns]

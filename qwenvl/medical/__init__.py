@@ -1,0 +1,1 @@
+"""Convert published medical archives to annotation files."""

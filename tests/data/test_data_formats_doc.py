@@ -11,7 +11,7 @@ from qwenvl.data.annotations import BadSampleTracker, Record, Turn, read_annotat
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/data_formats.md").read_text()
-README_EXAMPLES = re.findall(r"^  \| [^|]+ \| `(\{.+\})` \|$", (ROOT / "README.md").read_text(), re.M)
+README_EXAMPLE = re.search(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[1]
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOC, re.M | re.S))
 EXAMPLES = {title: re.findall(r"```json\n(.*?)```", text, re.S) for title, text in SECTIONS.items()}
 
@@ -41,12 +41,14 @@ def test_all_forms_say_the_same(folder: Path, example: str):
     assert record.images == (str(folder / "1.png"),)
 
 
-@pytest.mark.parametrize("example", README_EXAMPLES)
-def test_all_forms_of_the_readme_say_the_same(folder: Path, example: str):
-    assert len(README_EXAMPLES) == 6
-    record = read(folder, example)
-    assert record.turns == (Turn("user", "<image>What?"), Turn("assistant", "A."))
-    assert record.images == (str(folder / "1.png"),)
+def test_the_records_of_the_readme_are_read(tmp_path: Path):
+    for name in ("images/1.png", "images/2.png", "videos/1.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "train.json").write_text(README_EXAMPLE)
+    records = read_annotations(str(tmp_path / "train.json"), str(tmp_path), BadSampleTracker()).records
+    assert [(len(record.images), len(record.videos)) for record in records] == [(1, 0), (2, 0), (0, 1), (0, 0), (1, 0)]
+    assert json.loads(records[-1].turns[-1].text) == [{"bbox_2d": [210, 340, 255, 395], "label": "nodule"}]
 
 
 def test_system_prompt_thought_tools_and_unsupervised_turns_are_kept(folder: Path):

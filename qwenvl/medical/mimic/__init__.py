@@ -1,0 +1,1 @@
+"""Convert MIMIC-CXR-JPG and LLaVA-Rad."""

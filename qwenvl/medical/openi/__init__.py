@@ -1,0 +1,1 @@
+"""Convert IU X-Ray (Open-i)."""
