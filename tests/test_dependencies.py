@@ -16,7 +16,6 @@ OWN = {"qwenvl", "demo", "tests"}
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 NEVER_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard writes its files",
-    "qwen-vl-utils": "kept for its users' scripts, as the official repository has it",
     "pylibjpeg": "pydicom decodes JPEG files with it where it is installed",
     "flash-attn": "Transformers loads it where it is installed",
     "pytest-xdist": "runs the tests in several processes",

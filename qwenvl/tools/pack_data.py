@@ -6,7 +6,6 @@ from typing import Any, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser
 
-from qwenvl.check.pack_file import PackOptions, pack_dataset
 from qwenvl.data.arguments import DataArguments
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, ModelArguments
@@ -67,6 +66,8 @@ def _choose(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Pack one dataset and print how full the packs are."""
     options = _parse(argv)
+    from qwenvl.check.pack_file import PackOptions, pack_dataset  # takes seconds, and `--help` is answered by now
+
     # Also show what training logs: keys that are not read, thoughts that make several samples of a record.
     configure_logging()
     model_args = ModelArguments(**_choose(options, ["model_name_or_path", *_names_of_model_flags()]))

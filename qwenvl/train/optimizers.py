@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from qwenvl.errors import UserError
@@ -67,6 +66,8 @@ def check_optimizer(training_args: TrainingArguments, learning_rates: Mapping[st
     `learning_rates` are those of the components.
     Raises `UserError` if a package is missing, or for settings that do not fit.
     """
+    from transformers import Trainer  # takes a second, which `--help` need not wait for
+
     name = training_args.optim.value
     _check_optim_args(name, training_args.optim_args)
     parameter = torch.nn.Parameter(torch.zeros(1))
@@ -92,6 +93,8 @@ def _check_optim_args(name: str, text: str | None) -> None:
 
 
 def _check_schedule(training_args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    from transformers import get_scheduler
+
     name, settings = training_args.lr_scheduler_type.value, training_args.lr_scheduler_kwargs or {}
     told = f"--lr_scheduler_type {name} with --lr_scheduler_kwargs {settings or 'left out'}"
     steps = training_args.max_steps if training_args.max_steps > 0 else 1000  # the data has not been read yet
@@ -108,6 +111,8 @@ def _check_schedule(training_args: TrainingArguments, optimizer: torch.optim.Opt
 
 
 def _settings_of(name: str) -> list[str]:
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+
     made_by = {"reduce_lr_on_plateau": ReduceLROnPlateau, "greedy": GreedyLR}.get(
         name, TYPE_TO_SCHEDULER_FUNCTION[name]
     )

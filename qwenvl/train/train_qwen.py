@@ -18,6 +18,11 @@ if __name__ == "__main__":  # PyTorch takes seconds: until main can say more, Ct
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     exit_unless_installed("torch", "transformers", "peft")
+    if {"-h", "--help"} & set(sys.argv):  # needs the flags alone, and the imports below take seconds
+        from qwenvl.train.argument import parse_arguments
+
+        with exit_on_user_error():
+            parse_arguments()
 
 import huggingface_hub
 import torch

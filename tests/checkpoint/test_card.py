@@ -1,6 +1,6 @@
 from pathlib import Path
 
-import yaml
+from huggingface_hub import ModelCard
 
 from qwenvl.checkpoint.card import model_card, write_model_card
 
@@ -11,7 +11,7 @@ def test_every_checkpoint_has_a_card_of_its_own_run(trained: Path) -> None:
     for folder in (trained, trained / "checkpoint-1"):
         text = (folder / "README.md").read_text(encoding="utf-8")
 
-        assert yaml.safe_load(text.split("---\n")[1])["library_name"] == "peft"
+        assert ModelCard(text).data.library_name == "peft"
         for words in (
             "| vision encoder | rad_dino |",
             "| merger | simple |",
@@ -26,7 +26,7 @@ def test_a_card_of_a_whole_model_names_its_base_and_its_last_scores() -> None:
     history = [{"step": 1, "eval_loss": 9.0}, {"step": 2, "eval_loss": 0.5, "eval_token_accuracy": 0.75}, {"step": 3}]
     text = model_card(ARGUMENTS, history, is_adapter=False)
 
-    head = yaml.safe_load(text.split("---\n")[1])
+    head = ModelCard(text).data
     assert (head["base_model"], head["library_name"]) == ("Qwen/Qwen3-VL-4B-Instruct", "transformers")
     assert "| step | 2 |\n| eval_loss | 0.5000 |\n| eval_token_accuracy | 0.7500 |" in text
     assert "## Scores" not in model_card(ARGUMENTS, [], is_adapter=False)

@@ -63,7 +63,7 @@ def test_each_flag_may_be_given_its_default(tmp_path: Path) -> None:
         ({"attn_implementation": "flash_attention_2"}, "flash-attn is not installed"),
         ({"dataset_use": None}, "--dataset_use is missing"),
         ({"output_dir": None}, "--output_dir is missing"),
-        ({"bad_sample_policy": "ignore"}, "choose error or skip"),
+        ({"bad_sample_policy": "ignore"}, "choose from .error., .skip."),
         ({"max_pixels": 0}, "--max_pixels 0"),
         ({"video_min_frames": 9}, "--video_min_frames 9 is above --video_max_frames 8"),
         ({"video_min_frames": 1}, "--video_min_frames 1"),
