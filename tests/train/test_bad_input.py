@@ -153,6 +153,21 @@ def test_a_model_that_cannot_be_trained_from_is_refused_before_the_data_is_read(
     assert told in fails(**flags)
 
 
+@pytest.mark.parametrize("mistake", ["no such folder", "weights that are cut short", "an unknown encoder"])
+def test_a_run_that_cannot_begin_makes_no_output_folder(
+    fails: Callable[..., str], standin: Path, tmp_path: Path, mistake: str
+) -> None:
+    model, flags = tmp_path / "model", {}
+    if mistake == "an unknown encoder":
+        model, flags = standin, {"custom_vision_encoder": "rad_dina"}
+    elif mistake == "weights that are cut short":
+        shutil.copytree(standin, model)
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    fails(model_name_or_path=model, **flags)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_adapter_is_refused_as_a_model_and_its_base_is_named(fails: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "models/4b"}))
 
