@@ -1,6 +1,5 @@
 """Build a stand-in for a Qwen3-VL folder: the same files as the real one, few small layers, random weights."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -359,19 +358,3 @@ def _config(
         tie_word_embeddings=tie_word_embeddings,
         dtype="float32",
     )
-
-
-def main() -> None:
-    """Build a stand-in from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="where to write the stand-in")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
-    parser.add_argument("--moe", action="store_true", help="a mixture-of-experts model instead of a dense one")
-    parser.add_argument("--thinking", action="store_true", help="the Thinking chat template instead of Instruct's")
-    parser.add_argument("--hidden_size", type=int, default=64, help="width of the language model, a multiple of 32")
-    arguments = parser.parse_args()
-    print(build_standin(**vars(arguments)))
-
-
-if __name__ == "__main__":
-    main()

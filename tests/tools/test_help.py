@@ -16,7 +16,16 @@ try:
 finally:
     print("imported", *sorted({{"torch", "transformers"}} & set(sys.modules)))
 """
-TOOLS = ["bench_data", "bench_train", "check_env", "prepare_images", "prepare_mimic_cxr", "prepare_openi", "real_shape"]
+TOOLS = [
+    "bench_data",
+    "bench_train",
+    "check_env",
+    "prepare_images",
+    "prepare_mimic_cxr",
+    "prepare_openi",
+    "real_shape",
+    "standin",
+]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
