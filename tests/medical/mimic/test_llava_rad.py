@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.medical.mimic.prepare import main
+from qwenvl.tools.prepare_mimic_cxr import main
 from tests.medical.mimic.mimic_tree import Tree
 
 TEST_NAME = "chat_test_MIMIC_CXR_all_gpt4extract_rulebased_v1.json"

@@ -17,8 +17,8 @@ import pytest
 
 from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.errors import UserError
-from qwenvl.medical.mimic.prepare import main
 from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
+from qwenvl.tools.prepare_mimic_cxr import main
 from tests.medical.mimic.mimic_tree import REPORT, Tree
 
 REPOSITORY = Path(__file__).resolve().parents[3]
