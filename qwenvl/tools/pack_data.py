@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from transformers import HfArgumentParser
 
 from qwenvl.data.arguments import DataArguments
-from qwenvl.errors import UserError
 from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, ModelArguments
-from qwenvl.utils.cli import positive_int, print_summary
+from qwenvl.utils.cli import OneLineErrors, positive_int, print_summary
 from qwenvl.utils.logs import configure_logging
 
 # Flags of training that decide how many tokens a sample has: all of the data's but these ...
@@ -18,12 +17,8 @@ _OTHER_DATA_FLAGS = ("dataset_use", "eval_dataset_use", "data_flatten", "data_pa
 _OTHER_VISION_FLAGS = ("vision_merger", "save_encoder")
 
 
-class _PackParser(HfArgumentParser):
-    """An argument parser that reports a wrong command line as a `UserError`, in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `UserError` instead of printing the whole usage."""
-        raise UserError(f"{message}; see --help")
+class _PackParser(OneLineErrors, HfArgumentParser):
+    """Transformers' parser of command lines, with errors in one line."""
 
 
 def _flags_of(kind: type, names: list[str]) -> type:

@@ -19,6 +19,7 @@ from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, BuildArguments, ModelArg
 from qwenvl.model.attention import resolve_attention
 from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_model
 from qwenvl.train.flag_rules import split_names
+from qwenvl.utils.cli import OneLineErrors
 from qwenvl.utils.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 
 __all__ = [
@@ -151,7 +152,7 @@ def _tracker_names(report_to: str | list[str] | None) -> list[str]:
     return names
 
 
-class FlagParser(HfArgumentParser):
+class FlagParser(OneLineErrors, HfArgumentParser):
     """Transformers' parser of command lines, which says in one line what is wrong with one.
 
     No flag can be shortened: what a shortened one means would change with every flag that is added.
@@ -173,10 +174,6 @@ class FlagParser(HfArgumentParser):
             self._refuse(unknown[0].partition("=")[0])
         check_flags(vars(given), self.get_default)
         return given, unknown
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `UserError` instead of printing the whole usage."""
-        raise UserError(f"{message}; --help lists all flags")
 
     def _refuse(self, flag: str) -> NoReturn:
         known = [f"--{each.name}" for kind in self.dataclass_types for each in dataclasses.fields(kind)]

@@ -16,15 +16,19 @@ from qwenvl.errors import UserError
 Task = TypeVar("Task")
 
 
-class ToolParser(argparse.ArgumentParser):
-    """An argument parser that shows defaults in `--help` and says what is wrong in one line, as a `UserError`."""
-
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+class OneLineErrors:
+    """Mixin for argument parsers: report a wrong command line in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` instead of printing the whole usage."""
         raise UserError(f"{message}; see --help")
+
+
+class ToolParser(OneLineErrors, argparse.ArgumentParser):
+    """An argument parser that shows defaults in `--help`, and reports a wrong command line in one line."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
 
 def positive_int(text: str) -> int:
