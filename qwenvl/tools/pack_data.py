@@ -2,11 +2,17 @@
 
 import argparse
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Any, get_type_hints
+
+if not __package__:  # run by path: Python has put this folder on its path, not the repository's
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from transformers import HfArgumentParser
 
 from qwenvl.data.arguments import DataArguments
+from qwenvl.errors import exit_on_user_error
 from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, ModelArguments
 from qwenvl.utils.cli import OneLineErrors, positive_int, print_summary
 from qwenvl.utils.logs import configure_logging
@@ -70,3 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     packing = PackOptions(options.model_max_length, options.seed, options.out, options.overwrite)
     print_summary("Packed", pack_dataset(model_args, data_args, packing))
     return 0
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main())

@@ -9,10 +9,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import sys
-from qwenvl.tools.{tool} import main
+import runpy, sys
+sys.argv = ["{tool}", "--help"]
 try:
-    main(["--help"])
+    runpy.run_module("qwenvl.tools.{tool}", run_name="__main__")
 finally:
     print("imported", *sorted({{"torch", "transformers"}} & set(sys.modules)))
 """
@@ -35,6 +35,23 @@ def test_help_imports_no_torch(tool: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
     assert done.stdout.splitlines()[-1] == "imported"
+
+
+@pytest.mark.parametrize(
+    "way", [["-m", "qwenvl.tools.pack_data"], ["qwenvl/tools/pack_data.py"], ["tools/pack_data.py"]]
+)
+def test_pack_data_is_run_by_module_and_by_path(way: list[str]) -> None:
+    done = subprocess.run([sys.executable, *way], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: the following arguments are required")
+
+
+def test_every_tool_runs_as_a_module() -> None:
+    modules = [path for path in (REPOSITORY / "qwenvl" / "tools").glob("*.py") if path.name != "__init__.py"]
+    assert not [path.name for path in modules if '__name__ == "__main__"' not in path.read_text(encoding="utf-8")]
+    assert {path.stem for path in modules} - {path.stem for path in (REPOSITORY / "tools").glob("*.py")} == {
+        "synthetic_mimic"
+    }
 
 
 def test_the_shapes_offered_are_those_that_can_be_built() -> None:
