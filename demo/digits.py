@@ -1,4 +1,4 @@
-"""Owns the digit data set of the quick start: scikit-learn's 1,797 scans as PNG files with questions and answers."""
+"""Write the digits dataset of the quick start: scikit-learn's 1,797 scans as PNG files with questions and answers."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Owns the drawing of the small pictures and videos of the demos and the tests; run it to draw the demos' anew."""
+"""Draw the small images and videos of the demos and the tests; run it to draw those of the demos again."""
 
 from collections.abc import Sequence
 from pathlib import Path

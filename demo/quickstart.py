@@ -1,4 +1,4 @@
-"""Owns the quick start: the main job on real pictures with a stand-in model, and the proof of what it has learnt."""
+"""Run the quick start: train a stand-in model on real images, and measure what it has learned."""
 
 import argparse
 import json
@@ -304,7 +304,7 @@ def run_quickstart(folder: Path, encoder: str | None = None) -> Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the quick start; returns 0 if the model has learnt to read, else 1."""
+    """Run the quick start; returns 0 if the model has learned to read, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = REPOSITORY / "output/quickstart"
     parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"where everything goes ({default})")

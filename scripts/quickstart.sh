@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is missing, then train a small model on real pictures and check what it has learnt.
+# Install what is missing, then train a small model on real images and check what it has learned.
 # Usage: bash scripts/quickstart.sh [output folder]
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"

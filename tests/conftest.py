@@ -1,4 +1,4 @@
-"""Owns the fixtures that every part's tests share: a stand-in model, its processor and a few small media."""
+"""Fixtures that all tests share: a stand-in model, its processor and a few small media."""
 
 import signal
 from collections.abc import Iterator

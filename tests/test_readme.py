@@ -37,6 +37,18 @@ def test_the_readme_is_short_enough_to_be_read() -> None:
     assert len(TEXT.splitlines()) <= 240
 
 
+def test_the_code_that_uses_a_model_runs(
+    standin: Path, media: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code = re.search(r"^## Use the model\n\n```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)[1]
+    monkeypatch.chdir(media)
+    for name, value in (("output/mimic_4b", str(standin)), ("frontal.png", "red.png"), ("=256", "=4")):
+        assert name in code
+        code = code.replace(name, value)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
 @pytest.mark.parametrize("flag", OWN_FLAGS)
 def test_every_flag_of_ours_is_in_a_table(flag: str) -> None:
     assert re.search(rf"^\|.*`--{flag}`", TEXT, re.MULTILINE)

@@ -8,6 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from qwenvl.vision.trust import FILE_FORM
+
 CARD_NAME = "README.md"
 _MAIN_ARGUMENTS = (
     *("tune_mm_llm", "tune_mm_mlp", "tune_mm_vision", "lora_enable", "lora_r", "lora_alpha", "lora_target_modules"),
@@ -45,15 +47,18 @@ def model_card(arguments: Mapping[str, Any], log_history: Sequence[Mapping[str, 
     scores = _last_scores(log_history)
     if scores:
         sections += ["## Scores", _table(scores)]
-    sections += ["## How to load", _LOADING]
+    sections += ["## How to load", _loading(arguments)]
     return "\n\n".join(sections) + "\n"
 
 
-_LOADING = """```python
-from qwenvl.checkpoint.load import load_checkpoint
-
-model, processor = load_checkpoint("path/of/this/folder")
-```"""
+def _loading(arguments: Mapping[str, Any]) -> str:
+    # An encoder in a Python file is code, which runs only where the reader trusts it.
+    is_code = FILE_FORM in (arguments.get("custom_vision_encoder") or "")
+    trust = ", trust_remote_code=True" if is_code else ""
+    return (
+        "```python\nfrom qwenvl import load_checkpoint\n\n"
+        f'model, processor = load_checkpoint("path/of/this/folder"{trust})\n```'
+    )
 
 
 def _model_rows(arguments: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Owns bounding boxes: formats of annotation tools in and out, the coordinates that Qwen models use, and drawing.
+"""Convert and draw bounding boxes: the formats of annotation tools, and the coordinates that Qwen models use.
 
 The form that everything passes through is `Box`: edges in pixels of the original picture, from 0 at its left or top
 edge to W or H at its right or bottom edge. Conversions do not round unless they say so, so that a round trip gives

@@ -1,4 +1,4 @@
-"""Owns the tokens of very many texts at once: the tokenizer's own, looked up word by word where that gives the same."""
+"""Tokenize very many texts at once: word by word where that gives the tokenizer's own tokens."""
 
 import json
 import re

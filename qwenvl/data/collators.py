@@ -1,4 +1,4 @@
-"""Owns the step from samples to a batch: padded rows or one flattened row, with the media of all samples joined.
+"""Collate samples into a batch: padded rows or one flattened row, with the media of all samples joined.
 
 Shapes: B rows of L tokens; a flattened batch has B = 1 and its samples one after another.
 """
@@ -135,5 +135,5 @@ def _labels(sample: Sample) -> torch.Tensor:
 
 
 def _positions_that_predict(labels: torch.Tensor) -> torch.Tensor:
-    """Return bool (B, L): the positions whose next token is learnt, the only ones whose logits are needed."""
+    """Return bool (B, L): the positions whose next token is supervised, the only ones whose logits are needed."""
     return F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)

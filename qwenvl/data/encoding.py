@@ -106,7 +106,7 @@ class RecordEncoder:
         return sample | {"labels": make_labels(sample["input_ids"], self.markers, supervised_answers(record))}
 
     def blank_samples(self) -> dict[str, Sample]:
-        """Return the smallest sample of each kind ("text", "image", "video"), none of whose tokens is learnt."""
+        """Return the smallest sample of each kind ("text", "image", "video"), none of whose tokens is supervised."""
         num_frames = self.processor.video_processor.temporal_patch_size
         frames = torch.zeros(num_frames, 3, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.uint8)
         metadata = VideoMetadata(num_frames, fps=1.0, frames_indices=list(range(num_frames)))

@@ -1,4 +1,4 @@
-"""Owns the flags that bound a picture's or a video's pixels and frames, and their setting on a processor."""
+"""Set the limits of pixels and frames on a processor, from the flags that bound images and videos."""
 
 from typing import Any, Protocol
 

@@ -1,4 +1,4 @@
-"""Owns Qwen3-VL's rotary positions: where each token of one sample stands in time, height and width (M-RoPE).
+"""Compute Qwen3-VL's rotary positions: time, height and width of each token of one sample (M-RoPE).
 
 Shapes: L tokens of one sample.
 """

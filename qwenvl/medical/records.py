@@ -1,4 +1,4 @@
-"""Owns the step from the sections of a radiology report to one conversation: target, context, prior study, limits."""
+"""Turn the sections of a radiology report into one conversation: target, context, prior study, limits."""
 
 import argparse
 import re

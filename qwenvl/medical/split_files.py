@@ -1,4 +1,4 @@
-"""Owns what a converter leaves behind: one file of records a split, the list of what was dropped, and the counts."""
+"""Write what a converter leaves: one file of records a split, the list of what was dropped, and the counts."""
 
 import argparse
 import csv

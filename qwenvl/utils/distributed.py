@@ -1,4 +1,4 @@
-"""Owns the few words that processes exchange outside the Trainer."""
+"""Collectives used outside the Trainer."""
 
 import logging
 import os

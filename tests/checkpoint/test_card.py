@@ -22,6 +22,12 @@ def test_every_checkpoint_has_a_card_of_its_own_run(trained: Path) -> None:
         assert "More Information Needed" not in text
 
 
+def test_a_card_says_where_loading_runs_code() -> None:
+    for encoder, is_code in (("rad_dino", False), (None, False), ("/mine/encoder.py:Mine", True)):
+        text = model_card(ARGUMENTS | {"custom_vision_encoder": encoder}, [], is_adapter=True)
+        assert ("trust_remote_code=True" in text) == is_code
+
+
 def test_a_card_of_a_whole_model_names_its_base_and_its_last_scores() -> None:
     history = [{"step": 1, "eval_loss": 9.0}, {"step": 2, "eval_loss": 0.5, "eval_token_accuracy": 0.75}, {"step": 3}]
     text = model_card(ARGUMENTS, history, is_adapter=False)

@@ -1,4 +1,4 @@
-"""Owns the records and processors that the tests of the data path share."""
+"""Records and processors that the tests of the data path share."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Owns the small runs that the tests of training share."""
+"""Small runs that the tests of training share."""
 
 import json
 import os

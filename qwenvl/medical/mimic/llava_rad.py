@@ -1,4 +1,4 @@
-"""Owns the reading of the LLaVA-Rad annotations of MIMIC-CXR: findings and reasons extracted by GPT-4 and by rules.
+"""Read the LLaVA-Rad annotations of MIMIC-CXR: findings and reasons extracted by GPT-4 and by rules.
 
 Format: "LLaVA-Rad MIMIC-CXR Annotations" on PhysioNet (Zambrano Chaves et al. 2025), the files
 `chat_train|dev|test_MIMIC_CXR_all_gpt4extract_rulebased_v1.json`. As in their evaluation, the test split takes the

@@ -1,4 +1,4 @@
-"""Owns the step from one patient's images and reports to records: choice of views, prior study, reasons to drop."""
+"""Turn one patient's images and reports into records: choice of views, prior study, reasons to drop."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Owns the tables of MIMIC-CXR-JPG: the split, metadata and label CSVs joined into the images of each patient.
+"""Read the tables of MIMIC-CXR-JPG: the split, metadata and label CSVs, joined into the images of each patient.
 
 Published layout: MIMIC-CXR-JPG 2.x on PhysioNet (Johnson et al. 2019), `mimic-cxr-2.0.0-<table>.csv` or `.csv.gz`.
 """
