@@ -1,7 +1,7 @@
 """Parse radiology reports: sections, line breaks and de-identification marks.
 
-The section rules are those of the MIMIC-CXR project (MIT-LCP/mimic-cxr on GitHub, `txt/`, Johnson et al. 2019), implemented
-here: a header is a line that starts with a space and holds nothing but capitals up to a colon.
+The section rules are those of the MIMIC-CXR project (MIT-LCP/mimic-cxr on GitHub, `txt/`, Johnson et al. 2019),
+implemented here: a header is a line that starts with a space and holds nothing but capitals up to a colon.
 """
 
 import difflib
