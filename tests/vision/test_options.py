@@ -1,3 +1,4 @@
+import json
 from typing import get_args
 
 import pytest
@@ -23,7 +24,9 @@ def test_every_option_must_be_repeated_by_a_continued_run() -> None:
 
 def test_options_survive_the_configuration() -> None:
     options = EncoderOptions(-2, True, True, "squash", (28, 42))
-    assert CustomVisionConfig(**options.to_config()).encoder_spec().options == options
+    saved = options.to_config()
+    assert json.loads(json.dumps(saved)) == saved
+    assert CustomVisionConfig(**saved).encoder_spec().options == options
 
 
 def test_the_fingerprint_of_features_holds_what_it_always_held() -> None:

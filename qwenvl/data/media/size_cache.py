@@ -108,8 +108,7 @@ class SizeCache:
     def _write(self, use: str, rows: list[tuple]) -> None:
         marks = ",".join("?" * len(rows[0])) if rows else ""
         with self._connection:
-            # At once, since a transaction that begins by reading cannot wait for another writer.
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN")
             self._connection.executemany(f"INSERT OR REPLACE INTO {use} VALUES ({marks})", rows)
 
     def _open(self) -> None:
