@@ -75,7 +75,7 @@ def test_one_single_record_is_one_row(tmp_path: Path, name: str, indent: int | N
         ('[{"a": 1},\n]', "t.json", "(is the comma before it one too many?)"),
         ("[" * 100_000, "t.json", "nested too deeply"),
         ('[{"a": ' + "[" * 5000 + "]" * 5000 + "}]", "t.json", "nested too deeply"),
-        (gzip.compress(INDENTED.encode())[:30], "t.json.gz", "cannot read the annotation file"),
+        (gzip.compress(INDENTED.encode(), mtime=0)[:30], "t.json.gz", "cannot read the annotation file"),
         (b"no gzip", "t.json.gz", "cannot read the annotation file (Not a gzipped file"),
     ],
 )
