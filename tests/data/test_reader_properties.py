@@ -148,7 +148,9 @@ FILES = st.one_of(
     st.binary(max_size=200),
     st.lists(st.sampled_from(MARKS) | st.binary(max_size=4), max_size=12).map(b"".join),
     st.integers(0, len(GOOD)).map(lambda end: GOOD[:end]),
-    st.sampled_from([gzip.compress(GOOD, mtime=0)[:40], GOOD.decode().encode("utf-16"), b"\xef\xbb\xbf" + GOOD, b"PAR1" * 9]),
+    st.sampled_from(
+        [gzip.compress(GOOD, mtime=0)[:40], GOOD.decode().encode("utf-16"), b"\xef\xbb\xbf" + GOOD, b"PAR1" * 9]
+    ),
     st.sampled_from(
         [b"[" * 5000, b'{"a":' * 5000, b"[" * 900 + b"]" * 900, b"9" * 5000, b'[{"a": ' + b"9" * 5000 + b"}]"]
     ),
