@@ -9,7 +9,7 @@ import inspect
 import json
 import pickle
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,12 +46,18 @@ class EncoderCard:
 
 
 @dataclass(frozen=True)
-class EncoderSource:
-    """What lies at a path: architecture, published preprocessing if any, and where the weights are (None: random)."""
+class EncoderSpec:
+    """All that rebuilds an encoder.
+
+    `read_source` gives what is published at a path: the architecture as `config`, the preprocessing if there is any,
+    and the location of the weights (None: random ones, or those of a checkpoint). `resolve_encoder` adds the rest.
+    """
 
     config: dict
     preprocessing: Preprocessing | None = None
     weights: str | None = None
+    name: str = ""
+    options: EncoderOptions = field(default_factory=EncoderOptions)
 
 
 class VisionEncoder(nn.Module):
@@ -93,12 +99,12 @@ class VisionEncoder(nn.Module):
         return TokenRule(patch, self.prefix_tokens).grid(height, width)
 
     @classmethod
-    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
         """Return what lies at `path`, without its weights; `argument` follows the colon of a name like `timm:NAME`.
 
         The configuration of a self-written encoder is its keyword arguments with their defaults of today.
         """
-        return EncoderSource(_default_arguments(cls), None, path)
+        return EncoderSpec(_default_arguments(cls), weights=path)
 
     @classmethod
     def for_config(cls, config: dict) -> type["VisionEncoder"]:

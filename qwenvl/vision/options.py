@@ -80,7 +80,7 @@ class TowerOptions:
     path: str | None = None
     encoder_config: dict | None = None
     options: EncoderOptions = field(default_factory=EncoderOptions)
-    merger: str = _option("simple", "vision_merger", "The merger; simple: one linear layer.")
+    merger: MergerName = _option("simple", "vision_merger", "The merger; simple: one linear layer.")
     input_mode: InputMode = _option(
         NATIVE,
         "custom_vision_input",
@@ -101,5 +101,9 @@ MERGER_OPTIONS: tuple[str, ...] = tuple(name for name, each in OPTIONS.items() i
 
 
 def option_flag(name: str) -> Any:
-    """Return the dataclass field of an option's flag: its default and its help."""
+    """Return the dataclass field of an option's flag: its default and its help.
+
+    Name and type stay written beside the other flags, where HfArgumentParser and type checkers read them; a test
+    compares them with the option's.
+    """
     return field(default=OPTIONS[name].default, metadata={"help": OPTIONS[name].metadata["help"]})

@@ -7,29 +7,18 @@ import math
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import CONTRACT, VisionEncoder, check_contract
+from qwenvl.vision.encoder import CONTRACT, EncoderSpec, VisionEncoder, check_contract
 from qwenvl.vision.options import ENCODER_RESIZE, LAST_LAYER, MERGER_OPTIONS, EncoderOptions
 from qwenvl.vision.preprocessing import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.trust import FILE_FORM, encoder_file, refuse_untrusted_file, trust_encoder_file
 
 _ENCODERS: dict[str, type[VisionEncoder]] = {}
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Everything that rebuilds an encoder: `weights` None means random ones, or those that a checkpoint brings."""
-
-    name: str
-    config: dict
-    preprocessing: Preprocessing
-    options: EncoderOptions
-    weights: str | None
 
 
 def register_encoder(name: str) -> Callable[[type[VisionEncoder]], type[VisionEncoder]]:
@@ -97,28 +86,27 @@ def resolve_encoder(
     cls = encoder_class(name)
     if FILE_FORM in name:
         name = f"{encoder_file(name)}:{name.rpartition(':')[2]}"
-    published = None
     if path is not None and Path(path).expanduser().exists():
         # A checkpoint that names it is read from anywhere. Links stay: what they lead to may have no suffix.
         path = str(Path(path).expanduser().absolute())
     if config is None:
-        argument = name.partition(":")[2] or None
         if path is None and cls.card is not None:
             path = cls.card.default_path
-        source = cls.read_source(path, argument)
-        config, published, path = source.config, source.preprocessing, source.weights
-    cls = cls.for_config(config)
+        spec = cls.read_source(path, name.partition(":")[2] or None)
+    else:
+        spec = EncoderSpec(config, weights=path)
+    cls = cls.for_config(spec.config)
     _check_options(cls, name, options)
-    shape = _build_on_meta(cls, config, options)
-    published = published or cls.default_preprocessing(config)
+    shape = _build_on_meta(cls, spec.config, options)
+    published = spec.preprocessing or cls.default_preprocessing(spec.config)
     if published is not None:
         shape.preprocessing = published
     check_contract(shape)
     preprocessing = _asked_preprocessing(shape, options)
-    _check_normalization(cls.__name__ if path is None else path, preprocessing)
+    _check_normalization(cls.__name__ if spec.weights is None else spec.weights, preprocessing)
     if not preprocessing.keeps_aspect:
         shape.token_grid(preprocessing.height, preprocessing.width)
-    return EncoderSpec(name, config, preprocessing, options, path)
+    return replace(spec, name=name, preprocessing=preprocessing, options=options)
 
 
 def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> VisionEncoder:

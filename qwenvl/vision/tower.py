@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import VisionEncoder, pixel_dtype
+from qwenvl.vision.encoder import EncoderSpec, VisionEncoder, pixel_dtype
 from qwenvl.vision.gradients import unreachable_parameters
 from qwenvl.vision.merger import build_merger
-from qwenvl.vision.options import INPUT_MODES, NATIVE, EncoderOptions, TowerOptions
+from qwenvl.vision.options import INPUT_MODES, NATIVE, EncoderOptions, InputMode, MergerName, ResizePolicy, TowerOptions
 from qwenvl.vision.patches import PatchGrid, PatchLayout, split_rows, unpatchify
 from qwenvl.vision.precision import (
     HALF_DTYPES,
@@ -30,7 +30,7 @@ from qwenvl.vision.precision import (
     works_under_autocast,
 )
 from qwenvl.vision.preprocessing import WHITE, Geometry, Preprocessing, TokenRule
-from qwenvl.vision.registry import EncoderSpec, build_encoder, encoder_geometry
+from qwenvl.vision.registry import build_encoder, encoder_geometry
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +55,19 @@ class CustomVisionConfig(PreTrainedConfig):
     encoder_weights: str | None = None
     encoder_sha256: str | None = None
     encoder_half: str | None = None
+    # Transformers saves the annotated names of the class itself; a test compares these with the options.
     layer: int = EncoderOptions.layer
     final_norm: bool | None = EncoderOptions.final_norm
     keep_prefix_tokens: bool = EncoderOptions.keep_prefix_tokens
-    resize: str = EncoderOptions.resize
+    resize: ResizePolicy = EncoderOptions.resize
     input_size: list[int] | None = None
     preprocessing: dict | None = None
     token_grid: list[int] | None = None
     prefix_tokens: int = 0
     patch_size: int = 14
-    input_mode: str = TowerOptions.input_mode
+    input_mode: InputMode = TowerOptions.input_mode
     qwen_pixels: dict | None = None
-    merger: str = TowerOptions.merger
+    merger: MergerName = TowerOptions.merger
     hidden_size: int = 768
     out_hidden_size: int = 2560
     initializer_range: float = 0.02
@@ -87,9 +88,13 @@ class CustomVisionConfig(PreTrainedConfig):
 
     def encoder_spec(self) -> EncoderSpec:
         """Return what `build_encoder` takes."""
-        options = EncoderOptions.of_config(self)
-        preprocessing = Preprocessing(**(self.preprocessing or {}))
-        return EncoderSpec(self.encoder, self.encoder_config or {}, preprocessing, options, self.encoder_weights)
+        return EncoderSpec(
+            name=self.encoder,
+            config=self.encoder_config or {},
+            preprocessing=Preprocessing(**(self.preprocessing or {})),
+            options=EncoderOptions.of_config(self),
+            weights=self.encoder_weights,
+        )
 
     def geometry(self) -> Geometry:
         """Return what turns image sizes into token grids; the processor has the same."""

@@ -12,7 +12,8 @@ from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.vision import TowerOptions, trust
-from qwenvl.vision.registry import EncoderSpec, build_encoder, build_on_meta, encoder_class, resolve_encoder
+from qwenvl.vision.encoder import EncoderSpec
+from qwenvl.vision.registry import build_encoder, build_on_meta, encoder_class, resolve_encoder
 from tests.vision.small_encoders import SMALL_ENCODERS, swap
 
 FOREIGN = """

@@ -3,7 +3,7 @@
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderCard, EncoderSource, VisionEncoder
+from qwenvl.vision.encoder import EncoderCard, EncoderSpec, VisionEncoder
 from qwenvl.vision.encoders.timm_models import TimmEncoder
 from qwenvl.vision.hub import read_settings
 from qwenvl.vision.options import EncoderOptions
@@ -28,13 +28,13 @@ class BiomedClipEncoder(TimmEncoder):
     card = EncoderCard("microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", 768, 224, 16, "MIT")
 
     @classmethod
-    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
         """Return the one architecture, with the preprocessing of the open_clip configuration beside the weights."""
         config: dict = {"architecture": "vit_base_patch16_224"}
         # What is published under the default name is known here, and the hub need not be asked.
         if path is not None and path != cls.card.default_path:
             config["pretrained_cfg"] = _saved_settings(path)
-        return EncoderSource(config, None, path)
+        return EncoderSpec(config, weights=path)
 
     @classmethod
     def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:

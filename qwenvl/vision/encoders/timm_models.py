@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderSource, VisionEncoder
+from qwenvl.vision.encoder import EncoderSpec, VisionEncoder
 from qwenvl.vision.hub import UNREADABLE, find_file, missing_package, missing_weights, read_settings
 from qwenvl.vision.options import LAST_LAYER, EncoderOptions
 from qwenvl.vision.preprocessing import UNKNOWN, Preprocessing
@@ -93,7 +93,7 @@ class TimmEncoder(VisionEncoder):
         return features.flatten(1, 2) if str(layout).endswith("NHWC") else features.flatten(2).transpose(1, 2)
 
     @classmethod
-    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
         """Name the architecture; the weights are those at `path` (file, folder or hub name), or timm's own."""
         name = _known(argument)
         if path is None:
@@ -103,8 +103,8 @@ class TimmEncoder(VisionEncoder):
                 raise UserError(
                     f"timm has no weights for {argument}; give --custom_vision_pretrained_path a file of them"
                 )
-            return EncoderSource({"architecture": name}, None, path)
-        return EncoderSource({"architecture": name, **_saved_settings(path)}, None, path)
+            return EncoderSpec({"architecture": name}, weights=path)
+        return EncoderSpec({"architecture": name, **_saved_settings(path)}, weights=path)
 
     @classmethod
     def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:

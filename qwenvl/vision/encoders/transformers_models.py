@@ -9,7 +9,7 @@ import torch
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderSource, VisionEncoder
+from qwenvl.vision.encoder import EncoderSpec, VisionEncoder
 from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
 from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights, read_settings
 from qwenvl.vision.options import LAST_LAYER, EncoderOptions
@@ -84,7 +84,7 @@ class TransformersEncoder(VisionEncoder):
         return features[:, self.dropped_tokens :]
 
     @classmethod
-    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
         """Read the configuration and the published preprocessing at `path`; refuse a model that is not of the class."""
         if Path(path).is_file():
             raise UserError(
@@ -104,7 +104,7 @@ class TransformersEncoder(VisionEncoder):
         cls.check_model(vision, path)
         values = {key: value for key, value in vision.to_diff_dict().items() if key not in NOT_ARCHITECTURE}
         config = {**values, "model_type": vision.model_type, **cls.unused_heads}
-        return EncoderSource(config, published_preprocessing(path), path)
+        return EncoderSpec(config, published_preprocessing(path), path)
 
     @classmethod
     def check_model(cls, config: PreTrainedConfig, path: str) -> None:
@@ -234,7 +234,7 @@ class AnyTransformersEncoder(TransformersEncoder):
     supported_options = frozenset({"layer", "keep_prefix_tokens"})
 
     @classmethod
-    def read_source(cls, path: str | None, argument: str | None) -> EncoderSource:
+    def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
         """Read what lies at `path`, or else on the hub under the name after the colon."""
         return super().read_source(argument if path is None else path, argument)
 
