@@ -1,0 +1,108 @@
+"""Filling the cache of features: what is computed, by whom, and what is left out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwenvl.data.media.images import load_image
+from qwenvl.errors import UserError
+from qwenvl.vision import TowerOptions
+from qwenvl.vision.cache import filling
+from qwenvl.vision.cache.filling import Work, hash_files
+from qwenvl.vision.cache.store import FeatureCache, estimate_bytes
+from tests.vision.cache.filled_cache import OWN_ENCODER, SIZES, fill, filled
+from tests.vision.small_encoders import picture, swap, with_encoder
+
+
+def test_features_are_computed_in_the_precision_of_the_training(standin, pictures, tmp_path, own_encoder):
+    own_encoder.write_text(OWN_ENCODER.replace("* 1.0", "@ torch.full((3, 3), 0.1)"))
+    model, processor = swap(standin, TowerOptions(f"{own_encoder}:Own", merger="norm_linear"))
+    cache = filled(model, processor, pictures, tmp_path / "cache", torch.bfloat16)
+    inputs = processor.image_processor([load_image(pictures[0])], return_tensors="pt")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]).last_hidden_state
+    assert torch.equal(cache.load(pictures[0]).flatten(0, 1), expected.float())
+
+
+def test_second_run_computes_nothing(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    filled(model, processor, pictures, tmp_path / "cache")
+    again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    assert again.missing(pictures) == {}
+    model.model.visual.encoder.forward = None
+    assert fill(again, model, processor, pictures) == 0
+
+
+def test_an_encoder_without_parameters_is_cached(standin, pictures, tmp_path, own_encoder):
+    model, processor = swap(standin, TowerOptions(f"{own_encoder}:Own"))
+    cache = filled(model, processor, pictures, tmp_path / "cache")
+    estimate = estimate_bytes(SIZES, model.model.visual, processor.image_processor)
+    assert estimate == sum(cache.load(path).nbytes for path in pictures)
+
+
+def test_several_processes_share_the_work(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    for i in range(3, 12):
+        picture(40, 40, seed=i).save(tmp_path / f"{i}.png")
+    pictures = [str(tmp_path / f"{i}.png") for i in range(12)]
+    caches = [FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor) for _ in range(2)]
+    added = [fill(cache, model, processor, pictures, rank=rank, world_size=2) for rank, cache in enumerate(caches)]
+    caches[0].reload()
+    assert sum(added) == 12 and all(added) and caches[0].missing(pictures) == {}
+
+
+def test_two_runs_with_different_sight_of_the_folder_leave_nothing_out(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    early, late = (FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor) for _ in range(2))
+    fill(early, model, processor, pictures, rank=0, world_size=2)
+    late.reload()
+    fill(late, model, processor, pictures, rank=1, world_size=2)
+    late.reload()
+    assert late.missing(pictures) == {}
+
+
+def test_a_killed_filling_goes_on_after_its_finished_shards(standin, pictures, tmp_path, monkeypatch):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    monkeypatch.setattr(filling, "SHARD_BYTES", 1)
+    cache = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    Path(pictures[2]).write_bytes(b"broken")
+    hash_files(cache, pictures, Work())
+
+    def stop(path, reason):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(cache, model, processor, pictures, stop)
+
+    again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    assert list(again.missing(pictures).values()) == [pictures[2]]
+
+
+def test_an_unreadable_picture_is_reported_and_left_out(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    cache = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
+    Path(pictures[1]).write_bytes(b"broken")
+    Path(pictures[2]).unlink()
+    found = []
+    assert fill(cache, model, processor, pictures, lambda *flaw: found.append(flaw), num_workers=1) == 1
+    cache.reload()
+    assert [path for path, _ in found] == pictures[1:] and "not an image" in found[0][1] and "no such" in found[1][1]
+    assert pictures[0] in cache and pictures[1] not in cache
+
+
+def test_progress_tells_rate_and_time_left(standin, pictures, tmp_path, monkeypatch, caplog):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    monkeypatch.setattr(filling, "SECONDS_BETWEEN_REPORTS", 0)
+    with caplog.at_level("INFO", logger="qwenvl"):
+        filled(model, processor, pictures, tmp_path / "cache")
+    lines = [record.getMessage() for record in caplog.records if "pictures encoded" in record.getMessage()]
+    assert len(lines) == 2
+    assert lines[0].startswith("vision features: pictures encoded: 2 of 3, ") and "a second, 0:00:" in lines[0]
+
+
+def test_features_that_are_no_numbers_are_not_stored(standin, pictures, tmp_path):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    model.model.visual.encoder.model.layernorm.bias.data[0] = float("inf")
+    with pytest.raises(UserError, match="0.png: the encoder gives features of it that are infinite or no numbers"):
+        filled(model, processor, pictures, tmp_path / "cache")
