@@ -1,15 +1,16 @@
 """Fill the feature cache: images read by loader processes, encoded in batches, kept in shards."""
 
+import io
 import logging
-import time
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from qwenvl.errors import UserError
 from qwenvl.vision.cache.store import FeatureCache
@@ -19,7 +20,8 @@ from qwenvl.vision.tower import CustomVisionTower
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 * 2**20
-SECONDS_BETWEEN_REPORTS = 30
+SECONDS_BETWEEN_LINES = 30
+LOG_FORMAT = "{desc}: {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left"
 _FILES_AT_A_TIME = 1024
 
 
@@ -33,10 +35,9 @@ class Work:
     batch_size: int = 8
 
     @property
-    def name(self) -> str:
-        """Who does it, as progress is told."""
-        share = f" (process {self.rank + 1} of {self.world_size}, its share)" if self.world_size > 1 else ""
-        return f"vision features{share}"
+    def share(self) -> str:
+        """The part of the work that this process does, as its progress names it; empty if it does all."""
+        return f" (share of process {self.rank + 1} of {self.world_size})" if self.world_size > 1 else ""
 
 
 class _Read(NamedTuple):
@@ -74,33 +75,38 @@ class _Pictures(Dataset):
         return _Read(key, path, made["pixel_values"], made["image_grid_thw"])
 
 
-class _Progress:
-    """Tells every half minute how far a long task is, how fast it goes and how long it will take."""
+class _LogLines(io.TextIOBase):
+    """A file for `tqdm` that makes a line of the log of each state of the bar."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-        self._done = 0
-        self._started = self._told = time.monotonic()
+    def write(self, text: str) -> int:
+        """Log the text without the carriage return and the spaces by which a bar replaces its last state."""
+        if line := text.strip():
+            logger.info("%s", line)
+        return len(text)
 
-    def add(self, count: int) -> None:
-        """Count what is done."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._told < SECONDS_BETWEEN_REPORTS and self._done < self._total:
-            return
-        self._told = now
-        rate = self._done / max(now - self._started, 1e-9)
-        left = timedelta(seconds=round((self._total - self._done) / rate))
-        logger.info("%s: %d of %d, %.1f a second, %s left", self._what, self._done, self._total, rate, left)
+
+def _progress_bar(unit: str, done: str, total: int, work: Work) -> tqdm:
+    """Return a bar of the first process's share: on a terminal as usual, in a log a line each half minute."""
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=f"vision features: {unit}s {done}{work.share}",
+        total=total,
+        unit=f" {unit}s",
+        disable=work.rank > 0 or total == 0,
+        bar_format=None if on_terminal else LOG_FORMAT,
+        file=None if on_terminal else _LogLines(),
+        mininterval=0.1 if on_terminal else SECONDS_BETWEEN_LINES,
+        # Else an image that takes longer than the others makes the bar wait for as many images again.
+        miniters=1,
+    )
 
 
 def hash_files(cache: FeatureCache, paths: Sequence[str], work: Work) -> None:
     """Read this process's share of the files that the cache does not know yet, for their keys; then `reload`."""
     mine = paths[work.rank :: work.world_size]
-    progress = _Progress(f"{work.name}: files looked up", len(mine))
-    for start in range(0, len(mine), _FILES_AT_A_TIME):
-        progress.add(len(cache.keys(mine[start : start + _FILES_AT_A_TIME])))
+    with _progress_bar("file", "looked up", len(mine), work) as bar:
+        for start in range(0, len(mine), _FILES_AT_A_TIME):
+            bar.update(len(cache.keys(mine[start : start + _FILES_AT_A_TIME])))
     cache.write_known_files()
 
 
@@ -123,23 +129,27 @@ def fill_cache(
     pictures = _Pictures(todo, load_image, image_processor)
     # A batch comes as a list: its images may have as many sizes.
     loader = DataLoader(pictures, work.batch_size, num_workers=work.num_workers, collate_fn=list)
-    progress = _Progress(f"{work.name}: pictures encoded", len(todo))
     pending: dict[str, torch.Tensor] = {}
     added = 0
-    for batch in loader:
-        for each in batch:
-            if each.flaw is not None:
-                report_unreadable(each.path, each.flaw)
-        usable = [each for each in batch if each.flaw is None]
-        pending |= _encode(usable, tower, cache)
-        added += len(usable)
-        if sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES:
-            cache.write(pending)
-            pending = {}
-        progress.add(len(batch))
+    with _progress_bar("image", "encoded", len(todo), work) as bar:
+        for batch in loader:
+            features = _encode(_leave_out_unreadable(batch, report_unreadable), tower, cache)
+            pending |= features
+            added += len(features)
+            if sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES:
+                cache.write(pending)
+                pending = {}
+            bar.update(len(batch))
     if pending:
         cache.write(pending)
     return added
+
+
+def _leave_out_unreadable(batch: Sequence[_Read], report_unreadable: Callable[[str, str], None]) -> list[_Read]:
+    for each in batch:
+        if each.flaw is not None:
+            report_unreadable(each.path, each.flaw)
+    return [each for each in batch if each.flaw is None]
 
 
 @torch.no_grad()

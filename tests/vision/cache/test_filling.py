@@ -1,5 +1,7 @@
 """Filling the cache of features: what is computed, by whom, and what is left out."""
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,14 +93,43 @@ def test_an_unreadable_picture_is_reported_and_left_out(standin, pictures, tmp_p
     assert pictures[0] in cache and pictures[1] not in cache
 
 
-def test_progress_tells_rate_and_time_left(standin, pictures, tmp_path, monkeypatch, caplog):
+def progress_lines(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == filling.__name__]
+
+
+def test_log_gets_lines_of_count_rate_and_time_left(standin, pictures, tmp_path, monkeypatch, caplog, capsys):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    monkeypatch.setattr(filling, "SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.setattr(filling, "SECONDS_BETWEEN_LINES", 0)
+    capsys.readouterr()
     with caplog.at_level("INFO", logger="qwenvl"):
         filled(model, processor, pictures, tmp_path / "cache")
-    lines = [record.getMessage() for record in caplog.records if "pictures encoded" in record.getMessage()]
-    assert len(lines) == 2
-    assert lines[0].startswith("vision features: pictures encoded: 2 of 3, ") and "a second, 0:00:" in lines[0]
+    line = r"vision features: images encoded: 2 of 3, +[\d.]+ images/s, 00:0\d left"
+    assert any(re.fullmatch(line, each) for each in progress_lines(caplog))
+    # Nothing but those lines: no bar that moves by carriage returns.
+    assert capsys.readouterr().err == ""
+
+
+def test_only_the_first_process_shows_its_progress_and_only_if_it_has_work(
+    standin, pictures, tmp_path, monkeypatch, caplog
+):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    monkeypatch.setattr(filling, "SECONDS_BETWEEN_LINES", 0)
+    caches = [FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor) for _ in range(2)]
+    with caplog.at_level("INFO", logger="qwenvl"):
+        hash_files(caches[1], pictures, Work(rank=1, world_size=2))
+        hash_files(caches[0], [], Work())
+        assert progress_lines(caplog) == []
+        hash_files(caches[0], pictures, Work(rank=0, world_size=2))
+    assert "files looked up (share of process 1 of 2): 2 of 2, " in progress_lines(caplog)[-1]
+
+
+def test_terminal_gets_a_bar(standin, pictures, tmp_path, monkeypatch, caplog, capsys):
+    model, processor = swap(standin, with_encoder("rad_dino"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with caplog.at_level("INFO", logger="qwenvl"):
+        filled(model, processor, pictures, tmp_path / "cache")
+    assert progress_lines(caplog) == []
+    assert "vision features: images encoded: 100%|" in capsys.readouterr().err
 
 
 def test_features_that_are_no_numbers_are_not_stored(standin, pictures, tmp_path):
