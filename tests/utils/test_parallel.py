@@ -1,12 +1,13 @@
 """Tests of mapping a function over tasks in processes and threads."""
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.utils.parallel import in_parallel
+from qwenvl.utils.parallel import in_parallel, in_threads
 
 
 def _square(number: int) -> int:
@@ -49,3 +50,41 @@ def test_tasks_are_taken_only_a_few_ahead():
 def test_a_worker_that_dies_is_named_as_a_lack_of_memory():
     with pytest.raises(UserError, match="a worker process died.*--workers"):
         list(in_parallel(_die, [1, 2], 2))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7])
+def test_results_of_threads_come_in_the_order_of_the_tasks(chunk_size: int):
+    assert list(in_threads(_square, iter(range(50)), 3, chunk_size)) == [number * number for number in range(50)]
+
+
+def test_threads_run_at_the_same_time():
+    together = threading.Barrier(3, timeout=10)
+    assert len({*in_threads(lambda _: (together.wait(), threading.get_ident())[1], range(3), threads=3)}) == 3
+
+
+def test_threads_take_only_a_few_chunks_ahead():
+    taken = []
+    results = in_threads(_square, (taken.append(number) or number for number in range(1000)), 2, chunk_size=3)
+    next(results)
+    assert len(taken) <= 24
+    results.close()
+
+
+def test_an_error_in_a_thread_reaches_the_caller_and_the_rest_is_not_run():
+    run = []
+
+    def refuse(number: int) -> None:
+        run.append(number)
+        raise UserError(f"task {number}")
+
+    with pytest.raises(UserError, match="task 0"):
+        list(in_threads(refuse, range(1000), threads=2))
+    assert len(run) <= 8
+
+
+def test_no_thread_is_left_when_the_results_are_not_used_up():
+    before = threading.active_count()
+    results = in_threads(_square, range(1000), 4)
+    next(results)
+    results.close()
+    assert threading.active_count() == before
