@@ -33,7 +33,7 @@ from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.media.images import load_image
 from qwenvl.data.messages import to_messages
-from qwenvl.train.param_groups import format_table
+from qwenvl.utils.tables import format_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = ".quickstart"

@@ -32,10 +32,9 @@ from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usa
 from qwenvl.data.packing import place_packs
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
-from qwenvl.train.param_groups import format_table
 from qwenvl.train.prepare import prepare_base
-from qwenvl.utils.cli import format_summary
 from qwenvl.utils.files import WholeFiles, refuse_inputs
+from qwenvl.utils.tables import format_summary, format_table
 from qwenvl.vision import CustomVisionConfig
 
 logger = logging.getLogger(__name__)

@@ -5,13 +5,11 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from qwenvl.data.annotations import BadSample, Record
 from qwenvl.data.media.frames import frame_paths, is_frame_list
+from qwenvl.utils.parallel import in_threads
 
-# Reading waits for the disk.
-_THREADS = 16
 _EDGE_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
 
@@ -44,16 +42,15 @@ def _file_ids(paths: Iterable[str], by_content: bool) -> PictureIds:
     ordered = sorted(paths)
     if not by_content:
         return {path: path for path in ordered}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        links = dict(zip(ordered, pool.map(_inode, ordered), strict=True))
-        # Hard links to one file need no reading.
-        one_of = {inode: path for path, inode in links.items()}
-        ids: dict[str, tuple] = {path: inode[-1:] for inode, path in one_of.items()}
-        for look in (_edges, _digest):
-            shared = Counter(ids.values())
-            candidates = [path for path, known in ids.items() if shared[known] > 1]
-            for path, more in zip(candidates, pool.map(look, candidates), strict=True):
-                ids[path] += (more,)
+    links = dict(zip(ordered, in_threads(_inode, ordered), strict=True))
+    # Hard links to one file need no reading.
+    one_of = {inode: path for path, inode in links.items()}
+    ids: dict[str, tuple] = {path: inode[-1:] for inode, path in one_of.items()}
+    for look in (_edges, _digest):
+        shared = Counter(ids.values())
+        candidates = [path for path, known in ids.items() if shared[known] > 1]
+        for path, more in zip(candidates, in_threads(look, candidates), strict=True):
+            ids[path] += (more,)
     return {path: ids[one_of[inode]] for path, inode in links.items()}
 
 

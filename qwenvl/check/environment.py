@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from qwenvl.utils.tables import format_table
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MIN_PYTHON = (3, 11)
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
@@ -177,14 +179,13 @@ def run_checks() -> list[Check]:
 
 
 def format_checks(checks: list[Check]) -> str:
-    """Lay the checks out as a table; what to do stands under its row."""
-    width = max(len(check.name) for check in checks)
-    lines = []
+    """Return the checks as a table, each remedy in the line below its check."""
+    rows = []
     for check in checks:
-        lines.append(f"{check.name:<{width}}  {check.status:<8}  {check.found}")
+        rows.append((check.name, check.status, check.found))
         if check.advice:
-            lines.append(f"{'':<{width}}  {'':<8}  -> {check.advice}")
-    return "\n".join(lines)
+            rows.append(("", "", f"-> {check.advice}"))
+    return format_table(rows, align="<", has_header=False)
 
 
 def missing_parts(checks: list[Check]) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from qwenvl.data.media.gray import GrayRange
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL, read_image
 from qwenvl.errors import UserError
-from qwenvl.utils.files import partial_path
+from qwenvl.utils.files import written_whole
 
 FITS = ("shortest", "longest")
 FORMATS = {"png": ".png", "jpg": ".jpg"}
@@ -64,10 +64,9 @@ def convert_image(task: ImageTask) -> str | None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         kind = "PNG" if task.options.format == "png" else "JPEG"
-        picture.save(partial_path(target), kind, **({} if kind == "PNG" else {"quality": task.options.quality}))
-        os.replace(partial_path(target), target)
+        with written_whole(target, exclusive=True) as unfinished:
+            picture.save(unfinished, kind, **({} if kind == "PNG" else {"quality": task.options.quality}))
     except OSError as error:
-        partial_path(target).unlink(missing_ok=True)
         if error.errno == errno.ENAMETOOLONG:
             return f"its name is too long for the disk of --out ({len(os.fsencode(target.name))} bytes); shorten it"
         raise UserError(f"{target}: cannot write it ({error.strerror or error}); make room or correct --out") from None

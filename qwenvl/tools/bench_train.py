@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     from qwenvl.bench.synthetic_xrays import write_films, write_records
     from qwenvl.bench.train import read_steps, reload_difference, summarize, train_in_processes
     from qwenvl.train import train_qwen
-    from qwenvl.train.param_groups import format_table
+    from qwenvl.utils.tables import format_table
 
     with tempfile.TemporaryDirectory() as scratch:
         films, output_dir = Path(scratch) / "films.json", Path(scratch) / "output"

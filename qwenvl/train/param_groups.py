@@ -7,6 +7,7 @@ from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.model.components import COMPONENTS, component_sizes, named_component_parameters
+from qwenvl.utils.tables import format_table
 
 
 def build_param_groups(
@@ -57,15 +58,3 @@ def component_table(model: nn.Module, learning_rates: Mapping[str, float], weigh
             )
         )
     return format_table(rows)
-
-
-def format_table(rows: list[tuple[str, ...]]) -> str:
-    """Align rows of text into columns, the first to the left and the others to the right; the first row is the head."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-
-    def line(row: tuple[str, ...]) -> str:
-        first, *others = (cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row))
-        return "  ".join([first, *others]).rstrip()
-
-    head, *body = rows
-    return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, body)])

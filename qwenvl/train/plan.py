@@ -11,7 +11,7 @@ from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
 from qwenvl.train.memory import BatchShape, Sharding, estimate_memory
-from qwenvl.train.param_groups import format_table
+from qwenvl.utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from tqdm import tqdm
 
 from qwenvl.errors import UserError
+from qwenvl.utils.tables import format_summary
 
 Task = TypeVar("Task")
 
@@ -57,16 +58,8 @@ def progress(items: Iterable[Task], description: str, unit: str, total: int | No
     return tqdm(items, desc=description, unit=unit, total=total, disable=None)
 
 
-def format_summary(title: str, rows: Iterable[tuple[str, Any]]) -> str:
-    """Return a two-column table under a title; whole numbers get thousands separators."""
-    cells = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]
-    left = max((len(name) for name, _ in cells), default=0)
-    right = max((len(value) for _, value in cells), default=0)
-    return "\n".join([title, *(f"  {name:<{left}}  {value:>{right}}" for name, value in cells)])
-
-
 def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    """Print such a table on standard output."""
+    """Print a title and a table of names and values on standard output."""
     sys.stdout.write(format_summary(title, rows) + "\n")
 
 

@@ -1,11 +1,12 @@
-"""Write files whole or not at all, and remove what killed processes have left half-written."""
+"""Write files whole or not at all, and remove unfinished files of killed processes."""
 
 import hashlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -20,9 +21,24 @@ _LONGEST_NAME = 255
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """Give the path of an unfinished file, which becomes the target where all goes well and vanishes otherwise."""
-    unfinished = target.with_name(f"{target.name}@{_process_name(os.getpid())}{UNFINISHED}")
+def written_whole(target: Path, *, exclusive: bool = False) -> Iterator[Path]:
+    """Give the path of an unfinished file that becomes `target` when the block ends, and is removed on an error.
+
+    Args:
+        target: The file to write; an older one is replaced.
+        exclusive: Whether no other process or thread writes this target at the same time. The unfinished file then has
+            the same name in every run, so that the next run replaces what a killed one has left. Otherwise, each
+            thread has its own, and `remove_abandoned` removes those of killed processes.
+    """
+    writer = f"{threading.get_native_id()}@{_process_name(os.getpid())}"
+    name = f".{target.name}.partial" if exclusive else f"{target.name}.{writer}{UNFINISHED}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        # The name of the target fits on the disk, but not with the additions.
+        digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
+        name = name.replace(target.name, digest, 1)
+    unfinished = target.with_name(name)
+    # What a killed process has left goes first: were it a link, the file that it points to would be overwritten.
+    unfinished.unlink(missing_ok=True)
     try:
         yield unfinished
         os.replace(unfinished, target)
@@ -79,6 +95,7 @@ class WholeFiles:
     def __init__(
         self, folder: Path, names: Iterable[str], overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
     ):
+        self._folder = folder
         self._final = {name: folder / name for name in names}
         refuse_inputs(self._final.values(), inputs)
         there = [name for name, path in self._final.items() if path.exists()]
@@ -88,32 +105,35 @@ class WholeFiles:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot make the output folder ({error.strerror}); give another --out") from None
-        self._open: dict[str, TextIO] = {}
+        self._stack = ExitStack()
 
     def __enter__(self) -> dict[str, TextIO]:
-        try:
-            for name, path in self._final.items():
-                # A link in the folder must not lead the writing to some other file, so a leftover goes first.
-                partial_path(path).unlink(missing_ok=True)
-                self._open[name] = open(partial_path(path), "x", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            self.__exit__(OSError, error, None)
-            raise UserError(f"{path.parent}: cannot write there ({error.strerror}); give another --out") from None
-        return self._open
+        with ExitStack() as stack:
+            try:
+                partial = {
+                    name: stack.enter_context(written_whole(path, exclusive=True)) for name, path in self._final.items()
+                }
+                streams = {name: stack.enter_context(_synced_text(path)) for name, path in partial.items()}
+            except OSError as error:
+                raise UserError(
+                    f"{self._folder}: cannot write in this folder ({error.strerror}); give another --out"
+                ) from None
+            self._stack = stack.pop_all()
+        return streams
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for stream in self._open.values():
-            if kind is None:
-                stream.flush()
-                os.fsync(stream.fileno())
-            stream.close()
-        for path in self._final.values():
-            if kind is None:
-                os.replace(partial_path(path), path)
-            else:
-                partial_path(path).unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
+
+
+@contextmanager
+def _synced_text(path: Path) -> Iterator[TextIO]:
+    """Open a new text file; when the block ends without an error, its content is on the disk."""
+    with open(path, "x", encoding="utf-8") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
@@ -137,12 +157,3 @@ def _file_key(path: str | Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
-
-
-def partial_path(path: Path) -> Path:
-    """Return where a file is written until it is whole; always the same, so that a killed run leaves nothing behind."""
-    name = f".{path.name}.partial"
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        # The whole name fits on the disk, and with the additions it would not.
-        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.partial"
-    return path.with_name(name)

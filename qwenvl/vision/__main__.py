@@ -2,6 +2,7 @@
 
 import sys
 
+from qwenvl.utils.tables import format_table
 from qwenvl.vision.registry import encoder_class, list_encoders
 
 COLUMNS = ("NAME", "CLASS", "DEFAULT WEIGHTS", "WIDTH", "INPUT", "TOKENS", "LICENCE", "GATE")
@@ -23,9 +24,7 @@ def encoder_table() -> str:
         size = f"{card.input_size}x{card.input_size}"
         sizes = (str(card.hidden_size), size, str(card.tokens))
         rows.append((name, cls.__name__, card.default_path, *sizes, card.licence, card.gate))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, OTHER_FORMS])
+    return f"{format_table(rows, align='<', has_header=False)}\n{OTHER_FORMS}"
 
 
 if __name__ == "__main__":

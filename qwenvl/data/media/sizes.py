@@ -4,7 +4,6 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +14,11 @@ from qwenvl.data.media.size_cache import ImageSize, SizeCache, Stamp
 from qwenvl.data.media.store import DEFAULT_CACHE_DIR
 from qwenvl.data.media.videos import VideoInfo, video_info
 from qwenvl.errors import UserError
+from qwenvl.utils.parallel import in_threads
 
 logger = logging.getLogger(__name__)
 
-# Reading headers waits for the disk, above all for one on the network, more than for the processor.
-_THREADS = 16
+# Files of one task of a thread: a task costs about as much as reading a cached header.
 _CHUNK = 256
 # Files whose stamps and rows are held at a time; their new sizes are kept in one transaction.
 _BATCH = 16384
@@ -65,12 +64,12 @@ def scan_media_sizes(
     num_read = 0
     folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
     read_image = partial(_read_image, max_pixels=max_image_pixels)
-    with ThreadPoolExecutor(_THREADS) as pool, SizeCache(folder) as cache:
+    with SizeCache(folder) as cache:
         for use, media, read in (("image", images, read_image), ("video", videos, _read_video)):
             paths = sorted(set(media))
             for start in range(0, len(paths), _BATCH):
                 batch = paths[start : start + _BATCH]
-                found, num_new = _scan_batch(use, batch, read, pool, cache, max_image_pixels)
+                found, num_new = _scan_batch(use, batch, read, cache, max_image_pixels)
                 num_read += num_new
                 for path, size in zip(batch, found, strict=True):
                     size = shared.setdefault(size, size) if isinstance(size, ImageSize) else size
@@ -88,16 +87,16 @@ def _scan_batch(
     use: str,
     paths: list[str],
     read: Callable[[str], Any],
-    pool: ThreadPoolExecutor,
     cache: SizeCache,
     max_image_pixels: int,
 ) -> tuple[list[Any], int]:
     """Return the size of each file, and how many were read from headers; those are added to the cache."""
-    stamps = _spread(pool, _stamp, paths)
+    stamps = list(in_threads(_stamp, paths, chunk_size=_CHUNK))
     found = cache.find(use, paths, stamps)
     # An image that a run with a higher limit has noted is read again, to be refused with the reason.
     new = [index for index, size in enumerate(found) if size is None or _is_over(size, max_image_pixels)]
-    for index, size in zip(new, _spread(pool, read, [paths[index] for index in new]), strict=True):
+    sizes = in_threads(read, (paths[index] for index in new), chunk_size=_CHUNK)
+    for index, size in zip(new, sizes, strict=True):
         found[index] = size
     entries = [
         (paths[index], stamps[index], found[index])
@@ -107,12 +106,6 @@ def _scan_batch(
     if entries:
         cache.add(use, entries)
     return found, len(new)
-
-
-def _spread(pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: list[str]) -> list[Any]:
-    """Map over the paths with few tasks, because a task costs about as much as reading a cached header."""
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    return [value for part in pool.map(lambda chunk: [function(path) for path in chunk], chunks) for value in part]
 
 
 def _stamp(path: str) -> Stamp | None:

@@ -23,7 +23,7 @@ from typing import IO
 from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
 from qwenvl.utils.cli import progress
-from qwenvl.utils.files import partial_path
+from qwenvl.utils.files import written_whole
 
 _IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_.*?(IM-.+?)(?:\.dcm)?(?:\.png)?")
 _LARGEST_REPORT = 1 << 22
@@ -162,18 +162,12 @@ def _archive_errors(archive: Path) -> Iterator[None]:
 
 def _copy_whole(archive: Path, stream: IO[bytes], film: Path) -> None:
     """Copy a member of an archive to a file that appears whole or not at all; raises as reading the archive does."""
-    try:
-        with open(partial_path(film), "wb") as copy:
-            while chunk := stream.read(_COPY_CHUNK):
-                try:
-                    copy.write(chunk)
-                except OSError as error:
-                    raise UserError(
-                        f"{film}: cannot write it ({error.strerror}); make room, or correct --out"
-                    ) from None
-        os.replace(partial_path(film), film)
-    finally:
-        partial_path(film).unlink(missing_ok=True)
+    with written_whole(film, exclusive=True) as unfinished, open(unfinished, "wb") as copy:
+        while chunk := stream.read(_COPY_CHUNK):
+            try:
+                copy.write(chunk)
+            except OSError as error:
+                raise UserError(f"{film}: cannot write it ({error.strerror}); make room, or correct --out") from None
 
 
 def _parse(name: str, data: bytes) -> OpeniReport:
