@@ -15,7 +15,6 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.utils.files import remove_abandoned, written_whole
+from qwenvl.utils.parallel import in_threads
 from qwenvl.vision.encoder import weights_hash
 from qwenvl.vision.options import FEATURE_OPTIONS
 from qwenvl.vision.processing import CustomVisionImageProcessor
@@ -48,8 +48,7 @@ CONFIGURED = (
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
 # These begin with a linear layer, which autocast feeds in half precision anyway.
 LINEAR_FIRST_MERGERS = ("simple", "mlp2")
-# Hashing waits for the disk, above all for one on the network, more than for the processor.
-_THREADS = 16
+# Most files are known and take only `os.stat`, of which one alone is no task worth a thread.
 _CHUNK = 64
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -125,9 +124,7 @@ class FeatureCache:
 
     def keys(self, paths: Sequence[str | Path]) -> list[str]:
         """Return the keys of files, read by several threads; that of a file that cannot be read is its path."""
-        chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return [key for part in pool.map(lambda chunk: list(map(self._key_or_path, chunk)), chunks) for key in part]
+        return list(in_threads(self._key_or_path, paths, chunk_size=_CHUNK))
 
     def _key_or_path(self, path: str | Path) -> str:
         try:
