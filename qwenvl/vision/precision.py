@@ -115,10 +115,11 @@ def autocast_in(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
 
 
 def owned_tensors(encoder: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Go through the parameters and buffers of each module: a shared module once, a shared tensor under each owner.
+    """Yield the parameters and buffers of each module: a shared module once, a shared tensor under each owner.
 
-    This is what `functional_call(..., tie_weights=False)` wants replaced; with its own tying of weights it leaves the
-    replacements in a module that stands at two names.
+    These are the names for `functional_call(..., tie_weights=False)`. With `tie_weights=True` it leaves the
+    replacements in a module that has two names: https://github.com/pytorch/pytorch/issues/164759. Can go once that is
+    fixed.
     """
     for prefix, module in encoder.named_modules():
         yield from module.named_parameters(prefix, recurse=False, remove_duplicate=False)

@@ -160,8 +160,9 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
     def _one_frame(self, image: Any) -> torch.Tensor:
         """Return an image as (1, 3, H, W) in 0..255."""
         if isinstance(image, Image.Image):
-            # A view with the channels last: putting them first copies an X-ray of 8 megapixels for longer than its
-            # whole resize takes.
+            # A view with the channels last in memory. The library's `process_image` copies them to the front, which for
+            # an X-ray of 8 megapixels takes longer than its resize; can go once it returns such a view:
+            # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/image_processing_backends.py#L151
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]
         return self.process_image(image, do_convert_rgb=True)[None]
@@ -228,11 +229,14 @@ class CustomVisionVideoProcessor(_CustomVision, Qwen3VLVideoProcessor):
         return official_video_size(max(num_frames, pair), height, width, pair, factor, *limits)
 
     def _official_values(self, media: list[torch.Tensor]) -> tuple[torch.Tensor, list[list[int]]]:
+        # Without a value the processor warns that its default will change; `official_size` counts without the cap.
+        # Can go with that option: https://github.com/huggingface/transformers/pull/48071
         settings = {**self.official, "size": dict(self.size), "cap_pixels_per_frame": False}
         official = Qwen3VLVideoProcessor(**settings)
-        # The official processor refuses fewer frames than fill a temporal patch, and repeats the last of an odd number.
-        least = official.temporal_patch_size
-        filled = [torch.cat([frames, frames[-1:].expand(max(0, least - len(frames)), -1, -1, -1)]) for frames in media]
+        # The processor repeats the last frame of an odd number, but refuses fewer frames than fill a temporal patch.
+        # Can go once it takes a single frame: https://github.com/QwenLM/Qwen3-VL/issues/1689
+        pair = official.temporal_patch_size
+        filled = [torch.cat([frames, frames[-1:].expand(max(0, pair - len(frames)), -1, -1, -1)]) for frames in media]
         made = official(videos=filled, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt")
         counts = [len(frames) for frames in media]
         return self.official_rows(made["pixel_values_videos"], made["video_grid_thw"].tolist(), counts)

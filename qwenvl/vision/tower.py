@@ -126,19 +126,26 @@ class CustomVisionTower(PreTrainedModel):
         self.geometry = config.geometry()
         self._features_were_finite: torch.Tensor | None = None
         self.merger = build_merger(config.merger, config.hidden_size, config.out_hidden_size)
-        # The encoder comes after the library's own initialization, which would draw loaded weights again.
+        # The encoder is attached after `post_init`, which would initialize its loaded weights again:
+        # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_utils.py#L3098
+        # Can go once `post_init` skips modules that come with their weights.
         self.post_init()
         self.encoder = build_encoder(config.encoder_spec(), with_weights=False) if encoder is None else encoder
         _keep_all_buffers(self)
         self._tied_weights_keys = _tied_names(self)
         self.all_tied_weights_keys.update(self._tied_weights_keys)
         if config.encoder_half is not None and torch.get_default_dtype() in HALF_DTYPES:
-            # `from_pretrained` loads each tensor in the precision in which it was built, by default the model's.
+            # `from_pretrained` keeps the precision that a parameter is built in, and builds all in the model's:
+            # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/core_model_loading.py#L1781-L1783
+            # Can go once a configuration can name a precision for each module.
             hold(self.encoder, config.encoder_half, torch.get_default_dtype())
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the pixels that the tower takes: they are float32 until the encoder has been reached."""
+        """The precision of the pixels that the tower takes: float32, so that resizing and normalizing lose nothing."""
+        # Qwen3-VL casts the pixels to `visual.dtype` before it calls the tower:
+        # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/qwen3_vl/modeling_qwen3_vl.py#L1027
+        # Can go once the tower itself is left to cast them.
         return torch.float32
 
     @property
@@ -316,14 +323,23 @@ class CustomVisionTower(PreTrainedModel):
 
 
 def _tied_names(tower: PreTrainedModel) -> dict[str, str]:
-    """Return {other name: first name} of the encoder's parameters that have several: Transformers saves each once."""
+    """Return {other name: first name} of the encoder's parameters that have several names.
+
+    Transformers saves a shared parameter once, and refuses one whose other names it does not know:
+    https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_utils.py#L436
+    Can go once it finds shared parameters by itself.
+    """
     named = tower.encoder.named_parameters("encoder", remove_duplicate=False)
     first: dict[int, str] = {}
     return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}
 
 
 def _keep_all_buffers(tower: PreTrainedModel) -> None:
-    """Put every buffer into the state dict: `from_pretrained` builds on the meta device, where the others are lost."""
+    """Put every buffer into the state dict, since `from_pretrained` loses the values of non-persistent ones.
+
+    It builds on the meta device and fills such buffers with uninitialized memory. Can go once that is fixed:
+    https://github.com/huggingface/transformers/issues/48892
+    """
     for name, buffer in list(tower.named_non_persistent_buffers()):
         parent, _, last = name.rpartition(".")
         owner: nn.Module = tower.get_submodule(parent)

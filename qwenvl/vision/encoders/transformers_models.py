@@ -168,9 +168,11 @@ def _listed(names: list[str]) -> str:
 
 
 def _unpartitioned(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with whole weights: under ZeRO-3 `from_pretrained` leaves a share in each process.
+    """Return the model with complete weights: under ZeRO-3 `from_pretrained` leaves a share in each process.
 
-    The encoder is tried and hashed before DeepSpeed's engine exists, which then partitions it with the rest.
+    The encoder is tested and hashed before DeepSpeed's engine exists, which then partitions it with the rest. Can go
+    once `from_pretrained` can be asked not to partition:
+    https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_utils.py#L1435
     """
     parameters = list(model.parameters())
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
