@@ -1,4 +1,4 @@
-"""Custom vision towers for Qwen3-VL: encoders, mergers, tower, processors and the swap."""
+"""Custom vision towers for Qwen3-VL: encoders, mergers, tower, processors, and swapping them in."""
 
 from qwenvl.errors import exit_program_without
 

@@ -5,7 +5,7 @@ import sys
 from qwenvl.utils.tables import format_table
 from qwenvl.vision.registry import encoder_class, list_encoders
 
-COLUMNS = ("NAME", "CLASS", "DEFAULT WEIGHTS", "WIDTH", "INPUT", "TOKENS", "LICENCE", "GATE")
+COLUMNS = ("NAME", "CLASS", "DEFAULT WEIGHTS", "WIDTH", "INPUT", "TOKENS", "LICENSE", "GATE")
 OTHER_FORMS = (
     "also: hf:ORG/MODEL (any vision model of Transformers), timm:MODEL_NAME (any ViT, Swin, ConvNeXt or ResNet of "
     "timm), path/to/file.py:CLASS (your own; docs/custom_encoder.md)"
@@ -23,7 +23,7 @@ def encoder_table() -> str:
             continue
         size = f"{card.input_size}x{card.input_size}"
         sizes = (str(card.hidden_size), size, str(card.tokens))
-        rows.append((name, cls.__name__, card.default_path, *sizes, card.licence, card.gate))
+        rows.append((name, cls.__name__, card.default_path, *sizes, card.license, card.gate))
     return f"{format_table(rows, align='<', has_header=False)}\n{OTHER_FORMS}"
 
 

@@ -1,4 +1,4 @@
-"""The contract that every vision encoder fulfils: what it must offer, what may be asked of it, and the check.
+"""Define the contract of vision encoders: what an encoder must have, its options, and the checks.
 
 B images, N tokens of an image, D_vis encoder width, h x w encoder input in pixels.
 """
@@ -24,19 +24,19 @@ from qwenvl.vision.preprocessing import Preprocessing, TokenRule
 CONTRACT = (
     "a subclass of qwenvl.vision.VisionEncoder with `hidden_size`, `preprocessing`, `patch_size` (or its own "
     "`token_grid(height, width) -> (rows, columns)`) and `forward(pixel_values (B, 3, h, w)) -> (B, N, hidden_size)`; "
-    "docs/custom_encoder.md has a whole example"
+    "docs/custom_encoder.md has a complete example"
 )
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """What the list of encoders says of one: its default weights, their sizes, and who may use them."""
+    """The entry of an encoder in the list of encoders: default weights, their sizes, and the terms of use."""
 
     default_path: str
     hidden_size: int
     input_size: int
     patch_size: int
-    licence: str
+    license: str
     gate: str = "open"
 
     @property
@@ -61,11 +61,11 @@ class EncoderSpec:
 
 
 class VisionEncoder(nn.Module):
-    """Base class of encoders: pixel values (B, 3, h, w), normalized as `preprocessing` says, in; (B, N, D_vis) out.
+    """Base class of encoders, which map pixel values (B, 3, h, w), preprocessed as `preprocessing`, to (B, N, D_vis).
 
-    A subclass whose keyword arguments all have defaults can be named on the command line as FILE.py:CLASS. `any_size`
-    says that it takes every multiple of `patch_size` as input; `supported_options` names what it obeys of `layer`,
-    `final_norm` and `keep_prefix_tokens`.
+    A subclass whose keyword arguments all have defaults can be named on the command line as FILE.py:CLASS. `any_size`:
+    whether it takes every multiple of `patch_size` as input. `supported_options`: those of `layer`, `final_norm` and
+    `keep_prefix_tokens` that it supports.
     """
 
     card: ClassVar[EncoderCard | None] = None
@@ -83,49 +83,49 @@ class VisionEncoder(nn.Module):
         raise NotImplementedError
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return (rows, columns) of the tokens for an input of (height, width) pixels; the N of no grid is (1, N).
+        """Return (rows, columns) of the tokens for an input of (height, width) pixels; (1, N) if they form no grid.
 
-        Raises `UserError` for a size that is no multiple of the patch: such a size is never floored, unless the encoder
-        was published with it (SigLIP's 384 pixels of patch 14).
+        Raises `UserError` for a size that is not a multiple of the patch, unless the encoder was published with it
+        (SigLIP's 384 pixels with patch 14): such a size is rounded down.
         """
         patch = self.patch_size
         uneven = height % patch or width % patch or height < patch or width < patch
         if uneven and (height, width) != self.published_size:
             near = max(patch, round(height / patch) * patch), max(patch, round(width / patch) * patch)
             raise UserError(
-                f"{type(self).__name__}: input size {height}x{width} is no multiple of the patch of {patch} pixels; "
+                f"{type(self).__name__}: input size {height}x{width} is not a multiple of the patch of {patch} pixels; "
                 f"give one that is, such as {near[0]}x{near[1]}"
             )
         return TokenRule(patch, self.prefix_tokens).grid(height, width)
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
-        """Return what lies at `path`, without its weights; `argument` follows the colon of a name like `timm:NAME`.
+        """Return what is published at `path`, without its weights; `argument` follows the colon in `timm:NAME`.
 
-        The configuration of a self-written encoder is its keyword arguments with their defaults of today.
+        The configuration of a user-defined encoder is its keyword arguments with their current defaults.
         """
         return EncoderSpec(_default_arguments(cls), weights=path)
 
     @classmethod
     def for_config(cls, config: dict) -> type["VisionEncoder"]:
-        """Return the class that builds this configuration: this one, unless it stands for several."""
+        """Return the class that builds this configuration: this one, unless it represents several."""
         return cls
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing | None:
-        """Return the preprocessing to use where none is published with the weights; None: the instance has it."""
+        """Return the preprocessing to use if none is published with the weights; None: the instance has it."""
         return None
 
     @classmethod
     def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> "VisionEncoder":
         """Build the encoder from its configuration, with random weights or those at `weights`.
 
-        A self-written encoder is built as `cls(**config)` and loads a .safetensors or .pt file of its state dict,
+        A user-defined encoder is built as `cls(**config)` and loads a .safetensors or .pt file of its state dict,
         strictly.
         """
         try:
             encoder = cls(**config)
-        except Exception as error:  # the code is the user's, and may raise anything
+        except Exception as error:  # user code may raise anything
             raise UserError(
                 f"{cls.__name__} cannot be built from {config or 'its defaults'}: {error_text(error)}"
             ) from error
@@ -135,7 +135,7 @@ class VisionEncoder(nn.Module):
 
 
 def check_contract(encoder: VisionEncoder) -> None:
-    """Check what an encoder says of itself; raises `UserError` naming what is missing."""
+    """Check the attributes of an encoder; raises `UserError` naming the one that is missing or invalid."""
     name = type(encoder).__name__
     for attribute, kind in (("hidden_size", int), ("preprocessing", Preprocessing)):
         if not isinstance(getattr(encoder, attribute, None), kind):
@@ -149,19 +149,19 @@ def check_contract(encoder: VisionEncoder) -> None:
 
 @torch.no_grad()
 def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tensor:
-    """Encode one image of noise and check what comes out, its shape and its numbers; return the features (1, N, D_vis).
+    """Encode one image of noise, check shape and values of the features, and return them (1, N, D_vis).
 
-    Raises `UserError` saying what the encoder gave and what was expected.
+    Raises `UserError` with what the encoder returned and what was expected.
     """
     name = type(encoder).__name__
-    picture = noise_image(encoder, height, width)
+    pixels = noise_image(encoder, height, width)
     was_training = encoder.training
     encoder.eval()
     try:
-        features = encoder(picture)
-    except Exception as error:  # the code may be the user's, and may raise anything
+        features = encoder(pixels)
+    except Exception as error:  # user code may raise anything
         raise UserError(
-            f"{name}: forward of one picture (1, 3, {height}, {width}) failed: {error_text(error)}"
+            f"{name}: forward of one image (1, 3, {height}, {width}) failed: {error_text(error)}"
         ) from error
     finally:
         encoder.train(was_training)
@@ -170,14 +170,14 @@ def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tens
     found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if found != expected:
         raise UserError(
-            f"{name}: forward of one picture (1, 3, {height}, {width}) gave {found}, expected {expected}: "
-            f"(pictures, tokens, hidden_size), where token_grid says {rows} x {columns} tokens"
+            f"{name}: forward of one image (1, 3, {height}, {width}) returned {found}, expected {expected}: "
+            f"(images, tokens, hidden_size), since token_grid returns {rows} x {columns} tokens"
         )
     wrong = features.numel() - int(features.isfinite().sum())
     if wrong:
         raise UserError(
-            f"{name}: of the {features.numel()} features of one image of noise, {wrong} are infinite or no numbers; "
-            "look at the weights, and at divisions, roots and logarithms in its forward"
+            f"{name}: of the {features.numel()} features of one image of noise, {wrong} are infinite or NaN; check "
+            "the weights, and divisions, roots and logarithms in its forward"
         )
     return features
 
@@ -185,9 +185,9 @@ def check_forward(encoder: VisionEncoder, height: int, width: int) -> torch.Tens
 def noise_image(
     encoder: VisionEncoder, height: int, width: int, brightness: float = 1.0, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Return an image of noise in 0..brightness, normalized as the encoder wants it, (1, 3, height, width).
+    """Return an image of noise in 0..brightness, normalized for the encoder, (1, 3, height, width).
 
-    It is always the same, in the precision of the encoder's pixels, and on its device if no other is given.
+    It is the same in every call, in the precision of the encoder's pixels, and on its device if no other is given.
     """
     wanted = encoder.preprocessing
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (wanted.mean, wanted.std))
@@ -199,7 +199,7 @@ def noise_image(
 def pixel_dtype(parameters: Iterable[torch.Tensor], default: torch.dtype = torch.float32) -> torch.dtype:
     """Return the precision in which an encoder takes pixels: that of its first floating-point parameter.
 
-    Whole numbers, as of quantized weights, and complex ones say nothing of it.
+    Integers, such as quantized weights, and complex numbers are skipped.
     """
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), default)
 
@@ -221,19 +221,19 @@ def _default_arguments(cls: type[VisionEncoder]) -> dict:
     for parameter in inspect.signature(cls.__init__).parameters.values():
         default = parameter.default
         with contextlib.suppress(TypeError, ValueError):
-            # JSON makes lists of tuples and words of numbers that are keys: such a default is left to the class.
+            # JSON turns tuples into lists and integer keys into text; such a default is left to the class.
             if default is not parameter.empty and json.loads(json.dumps(default)) == default:
                 found[parameter.name] = default
     return found
 
 
 def error_text(error: Exception) -> str:
-    """Return what an error says, in one line, with its kind."""
+    """Return the type and the message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _load_strictly(encoder: nn.Module, path: str) -> None:
-    """Load a state dict from one file; every name and shape must fit."""
+    """Load a state dict from one file; every name and shape must match."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; {type(encoder).__name__} takes a .safetensors or .pt file of weights")
     try:
@@ -247,4 +247,4 @@ def _load_strictly(encoder: nn.Module, path: str) -> None:
         ) from error
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: these weights do not fit {type(encoder).__name__}: {reason}") from error
+        raise UserError(f"{path}: these weights do not match {type(encoder).__name__}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Find out which parameters of an encoder a gradient can reach at all."""
+"""Find the parameters of an encoder that receive no gradient."""
 
 import logging
 
@@ -12,15 +12,15 @@ from qwenvl.vision.preprocessing import Geometry
 
 logger = logging.getLogger(__name__)
 
-# Code may take another way for a dark image than for a bright one.
+# Code may branch on the brightness of an image.
 BRIGHTNESS = (1.0, 0.1)
 
 
 def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[str]:
     """Return the names of parameters that the features do not depend on.
 
-    Raises `UserError` if they depend on none. It is asked of autograd on the meta device, which computes nothing, or
-    with images of noise where the encoder's code needs real numbers; in float32, which every operation has.
+    Raises `UserError` if they depend on none. Autograd runs on the meta device, which computes nothing, or on images of
+    noise if the encoder's code needs values; in float32, which every operation supports.
     """
     size = geometry.input_size(encoder.preprocessing.height, encoder.preprocessing.width)
     name = type(encoder).__name__
@@ -29,15 +29,15 @@ def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[s
         raise UserError(f"--tune_mm_vision True: {name} has no parameters to train; set it False")
     try:
         return _without_gradient(encoder, size, torch.device("meta"))
-    except Exception:  # whatever its code makes of numbers that are not there
-        logger.debug("%s needs real numbers", name, exc_info=True)
+    except Exception:  # user code may read values, which meta tensors do not have
+        logger.debug("%s needs values", name, exc_info=True)
     device = torch.device("cpu") if own.is_meta else own.device
     try:
         found = [_without_gradient(encoder, size, device, brightness) for brightness in BRIGHTNESS]
-    except Exception as error:  # the code may be the user's, and may raise anything
+    except Exception as error:  # user code may raise anything
         raise UserError(
-            f"--tune_mm_vision True: no gradient reaches {name} ({error_text(error)}); take torch.no_grad() and "
-            "detach() out of its forward, or set --tune_mm_vision False"
+            f"--tune_mm_vision True: {name} receives no gradient ({error_text(error)}); remove torch.no_grad() and "
+            "detach() from its forward, or set --tune_mm_vision False"
         ) from error
     return [each for each in found[0] if all(each in others for others in found)]
 
@@ -60,7 +60,7 @@ def _without_gradient(
 
 
 def _on(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor on a device, in float32 instead of half precision; numbers are drawn for one that has none."""
+    """Return a copy on a device, in float32 instead of half precision, with random values for a meta tensor."""
     dtype = torch.float32 if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.dtype
     if not tensor.is_meta or device.type == "meta":
         return tensor.detach().to(device, dtype, copy=True)

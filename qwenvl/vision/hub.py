@@ -1,4 +1,4 @@
-"""Files of encoders on the hub, and the errors for files that are missing, gated or of another kind."""
+"""Find the files of encoders in folders and on the hub, and explain those that are missing, gated or invalid."""
 
 import json
 import pickle
@@ -22,14 +22,14 @@ from qwenvl.vision.encoder import EncoderCard
 PATH_FLAG = "--custom_vision_pretrained_path"
 LONGEST_REASON = 240
 NOT_PLAIN = "the weights are damaged, or a pickle that would run code, which is not loaded; give a .safetensors file"
-# What the libraries raise for a file of weights that is cut off, of another kind or not there.
+# Raised by the libraries for a file of weights that is truncated, of another kind or missing.
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
 def missing_weights(path: str, error: Exception, card: EncoderCard | None = None) -> UserError:
-    """Return the error for weights at `path` (folder, file or hub name) that could not be read: what to do next.
+    """Return the error, with a remedy, for weights at `path` (folder, file or hub name) that could not be read.
 
-    `card` is that of the encoder, where it has one: it knows of gates even where the hub cannot be asked.
+    `card` is that of the encoder, if it has one: it names gates even if the hub is not reachable.
     """
     causes = list(_causes(error))
     if Path(path).exists():
@@ -43,13 +43,13 @@ def missing_weights(path: str, error: Exception, card: EncoderCard | None = None
         return UserError(f"{path} is gated: {accept}, and start again; or on a machine with access: {get}")
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return UserError(
-            f"{path}: no such folder here, and no such repository on the hub (or a private one, for which to log in "
-            "with `hf auth login`); check the name"
+            f"{path}: neither a folder here nor a repository on the hub (or a private one, which needs `hf auth "
+            "login`); check the name"
         )
-    failure = f"{path}: not in the cache and not to be downloaded ({first_line(error)})"
-    # The field's default is what the card of an open encoder says.
+    failure = f"{path}: not in the cache, and the download failed ({first_line(error)})"
+    # The cards of open encoders have the field's default.
     if card is not None and card.gate != EncoderCard.gate:
-        return UserError(f"{failure}; it is gated: {accept} on a machine that reaches the hub, and get it with {get}")
+        return UserError(f"{failure}; it is gated: {accept} on a machine with access to the hub, and get it with {get}")
     return UserError(f"{failure}; get it with {get}")
 
 
@@ -59,9 +59,9 @@ def missing_package(name: str, extra: str) -> UserError:
 
 
 def find_file(path: str, names: Sequence[str]) -> Path | None:
-    """Return the first file of these names in a folder, or on the hub (downloaded, or from the cache); None if none is.
+    """Return the first file of these names in a folder or on the hub (downloaded or cached); None if there is none.
 
-    Raises `UserError` for a hub name that cannot be looked into.
+    Raises `UserError` for a hub repository that cannot be read.
     """
     if Path(path).is_dir():
         return next((Path(path) / name for name in names if (Path(path) / name).is_file()), None)
@@ -70,7 +70,7 @@ def find_file(path: str, names: Sequence[str]) -> Path | None:
         try:
             return Path(hf_hub_download(path, name))
         except LocalEntryNotFoundError as error:
-            # Another name may be in the cache.
+            # A file of another name may be in the cache.
             unreachable = error
         except EntryNotFoundError:
             continue
@@ -82,9 +82,9 @@ def find_file(path: str, names: Sequence[str]) -> Path | None:
 
 
 def read_settings(path: str, name: str) -> dict:
-    """Return the JSON object `name` in a folder, beside a file or on the hub; empty if there is none.
+    """Return the JSON object `name` in a folder, next to a file or on the hub; empty if there is none.
 
-    Raises `UserError` for a file that holds no JSON object.
+    Raises `UserError` for a file that does not hold a JSON object.
     """
     file = Path(path).with_name(name) if Path(path).is_file() else find_file(path, (name,))
     if file is None or not file.is_file():
@@ -92,20 +92,20 @@ def read_settings(path: str, name: str) -> dict:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file}: no valid JSON ({error}); mend the file") from None
+        raise UserError(f"{file}: not valid JSON ({error}); correct the file") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file}: holds a {type(values).__name__}, expected a JSON object; mend the file")
+        raise UserError(f"{file}: holds a {type(values).__name__}, expected a JSON object; correct the file")
     return values
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an exception says, or the start of it."""
+    """Return the first line of an exception's message, shortened if it is long."""
     lines = str(error).strip().splitlines()
     return textwrap.shorten(lines[0], LONGEST_REASON) if lines else type(error).__name__
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Go through an exception and those that led to it: libraries wrap the hub's."""
+    """Yield an exception and its causes: libraries wrap the hub's exceptions."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""The mergers: encoder features to the language model's token width, one token at a time, and their registry.
+"""Map encoder features to the language model's token width, one token at a time; register mergers.
 
 B images, N tokens of an image, T tokens in all, D_vis encoder width, D_llm text width.
 """
@@ -34,7 +34,7 @@ def merger_class(name: str) -> type["SimpleVisionMerger"]:
 
 @register_merger("simple")
 class SimpleVisionMerger(nn.Module):
-    """One linear layer, `proj`, on each token: no patch is merged with another, so any number of tokens will do."""
+    """One linear layer, `proj`, on each token: patches are not merged, so any number of tokens is valid."""
 
     def __init__(self, vis_hidden_size: int, llm_hidden_size: int) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class SimpleVisionMerger(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, features: torch.Tensor, target_rms: float) -> None:
-        """Draw the weights so that these features (..., D_vis) come out with the given root mean square.
+        """Initialize the weights so that the output for these features (..., D_vis) has the given root mean square.
 
-        With the root mean square of a text token's embedding, the first layers change an image token as much as a text
-        token, and the loss starts near that of the text alone.
+        With that of the text embeddings, the first layers change an image token as much as a text token, and the loss
+        starts near that of the text alone.
         """
         for layer in self.modules():
             if isinstance(layer, nn.Linear):

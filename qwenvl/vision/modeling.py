@@ -1,4 +1,4 @@
-"""Swap the vision encoder: Qwen3-VL with a custom tower as ordinary Transformers classes, made from an official one."""
+"""Swap the vision encoder of Qwen3-VL; the result is of ordinary Transformers classes with a custom tower."""
 
 import copy
 import logging
@@ -47,12 +47,12 @@ class CustomVisionQwen3VLMoeConfig(Qwen3VLMoeConfig):
     sub_configs_defaults = {"vision_config": CustomVisionConfig, "text_config": Qwen3VLMoeTextConfig}
 
 
-class _RunsCodeWhenTold:
-    """`from_pretrained` lets a configuration's own encoder file run with `trust_remote_code=True`, else refuses it."""
+class _RunsTrustedCode:
+    """`from_pretrained` runs an encoder file that the configuration names only with `trust_remote_code=True`."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        """Load as Transformers does; raises `UserError` if the encoder is code that nobody has allowed to run."""
+        """Load as Transformers does; raises `UserError` if the encoder is code that is not trusted."""
         if kwargs.get("trust_remote_code"):
             config = kwargs.get("config")
             if not isinstance(config, PreTrainedConfig):
@@ -61,14 +61,14 @@ class _RunsCodeWhenTold:
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
-class CustomVisionQwen3VLForConditionalGeneration(_RunsCodeWhenTold, Qwen3VLForConditionalGeneration):
+class CustomVisionQwen3VLForConditionalGeneration(_RunsTrustedCode, Qwen3VLForConditionalGeneration):
     """Qwen3-VL whose configuration names a custom tower."""
 
     config: CustomVisionQwen3VLConfig
     config_class = CustomVisionQwen3VLConfig
 
 
-class CustomVisionQwen3VLMoeForConditionalGeneration(_RunsCodeWhenTold, Qwen3VLMoeForConditionalGeneration):
+class CustomVisionQwen3VLMoeForConditionalGeneration(_RunsTrustedCode, Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL-MoE whose configuration names a custom tower."""
 
     config: CustomVisionQwen3VLMoeConfig
@@ -89,10 +89,10 @@ CUSTOM_MODEL_TYPES = (CustomVisionQwen3VLConfig.model_type, CustomVisionQwen3VLM
 def plan_vision_config(
     base_config: PreTrainedConfig, tower: TowerOptions, processor: ProcessorMixin
 ) -> CustomVisionConfig:
-    """Work out the configuration of a custom tower for a base model, without loading any weights.
+    """Return the configuration of a custom tower for a base model, without loading any weights.
 
-    `processor` is the base model's: in input mode "qwen" the tower undoes what it did. Raises `UserError` where an
-    option does not fit.
+    `processor` is the base model's: in input mode "qwen" the tower undoes its patches and normalization. Raises
+    `UserError` for an option that does not fit.
     """
     _classes_for(base_config)
     spec = resolve_encoder(tower.encoder, tower.path, tower.encoder_config, tower.options)
@@ -118,7 +118,7 @@ def plan_vision_config(
 def custom_config(base_config: PreTrainedConfig, vision_config: CustomVisionConfig) -> PreTrainedConfig:
     """Return the base model's configuration with the custom vision part; the text part is shared, not copied."""
     config_class, _ = _classes_for(base_config)
-    # A copy, not a new one: a constructor would reset the attention backends that were chosen for the text part.
+    # A copy, since a constructor would reset the attention backends that were chosen for the text part.
     config = copy.copy(base_config)
     config.__class__ = config_class
     config.model_type = config_class.model_type
@@ -127,10 +127,10 @@ def custom_config(base_config: PreTrainedConfig, vision_config: CustomVisionConf
 
 
 def build_tower(vision_config: CustomVisionConfig, *, text_rms: float) -> CustomVisionTower:
-    """Load the encoder, try it on one image and join it with a fresh merger, all in float32, the encoder frozen.
+    """Load the encoder, test it on one image and join it with a new merger, all in float32, the encoder frozen.
 
-    `text_rms` is the root mean square of the language model's embeddings, which the merger starts with. Raises
-    `UserError` for weights that are missing, not those that the configuration's hash names, or of a wrong shape.
+    `text_rms` is the root mean square of the language model's embeddings, to which the merger's output is scaled.
+    Raises `UserError` for weights that are missing, have another hash than the configuration's, or a wrong shape.
     """
     encoder = build_encoder(vision_config.encoder_spec())
     _record_or_verify_hash(encoder, vision_config)
@@ -148,13 +148,13 @@ def swap_vision_tower(
     """Put a custom tower into a model, whose language model stays as it is; return the model, now of the custom class.
 
     `dtype` is that of the tower's parameters (default: the model's), as far as the encoder can compute in it. The
-    encoder comes frozen, the merger trainable.
+    encoder is frozen, the merger trainable.
     """
     _, model_class = _classes_for(model.config)
     if vision_config.out_hidden_size != model.config.text_config.hidden_size:
         raise UserError(
-            f"the tower gives tokens of width {vision_config.out_hidden_size}, the language model takes "
-            f"{model.config.text_config.hidden_size}; make its configuration for this base model"
+            f"the tower returns tokens of width {vision_config.out_hidden_size}, the language model takes "
+            f"{model.config.text_config.hidden_size}; plan its configuration for this base model"
         )
     embeddings = model.get_input_embeddings().weight
     tower = build_tower(vision_config, text_rms=_rms(embeddings, model.config.text_config.initializer_range))
@@ -162,8 +162,8 @@ def swap_vision_tower(
     tower.hold_encoder_in(dtype)
     tower.merger.to(dtype)
     model.model.visual = tower.to(embeddings.device)
-    # The custom class differs from the official one by its configuration class alone. A second model, to move the parts
-    # into, could not be built where DeepSpeed has partitioned this one.
+    # The custom class differs from the official one by its configuration class only. A second model to move the parts
+    # into could not be built if DeepSpeed has partitioned this one.
     model.__class__ = model_class
     model.config = model.model.config = custom_config(model.config, vision_config)
     return model.train(model.training)
@@ -180,7 +180,7 @@ def _classes_for(config: PreTrainedConfig) -> tuple[type[PreTrainedConfig], type
 
 
 def _rms(weight: nn.Parameter, default: float) -> float:
-    """Return the root mean square of a sample of embedding rows; `default` where a partition holds none here."""
+    """Return the root mean square of a sample of embedding rows; `default` if this process holds none of them."""
     if weight.numel() == 0 or weight.device.type == "meta":
         return default
     step = max(1, weight.shape[0] // EMBEDDING_SAMPLE)
@@ -191,17 +191,17 @@ def _record_or_verify_hash(encoder: VisionEncoder, vision_config: CustomVisionCo
     """Record the hash of named weights, or verify one that is recorded already."""
     if vision_config.encoder_weights is None:
         return
-    found, noted = weights_hash(encoder), vision_config.encoder_sha256
-    if noted is not None and noted != found:
+    found, recorded = weights_hash(encoder), vision_config.encoder_sha256
+    if recorded is not None and recorded != found:
         raise UserError(
             f"{vision_config.encoder_weights}: these are not the weights that the tower was trained with (SHA-256 "
-            f"{found[:12]}..., expected {noted[:12]}...); give --custom_vision_pretrained_path the original ones"
+            f"{found[:12]}..., expected {recorded[:12]}...); give --custom_vision_pretrained_path the original ones"
         )
     vision_config.encoder_sha256 = found
 
 
 def _official_pixels(processor: ProcessorMixin) -> dict[str, Any]:
-    """Read how the official image and video processors cut and normalize; they must do it alike."""
+    """Return the patches and normalization of the official image and video processors, which must agree."""
     if not isinstance(processor.image_processor, Qwen2VLImageProcessor):
         found = type(processor.image_processor).__name__
         raise UserError(f"--custom_vision_input qwen needs Qwen3-VL's own image processor, got {found}")
@@ -219,7 +219,7 @@ def _official_pixels(processor: ProcessorMixin) -> dict[str, Any]:
     if image != video:
         raise UserError(
             f"--custom_vision_input qwen: the base model's image processor ({image}) and video processor ({video}) "
-            "normalise differently, so the tower cannot undo both; use --custom_vision_input native"
+            "normalize differently, so the tower cannot undo both; use --custom_vision_input native"
         )
     return image
 

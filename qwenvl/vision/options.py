@@ -1,4 +1,4 @@
-"""Options of a custom tower: declared once; flags, configuration, feature cache and resume check derive from them."""
+"""Declare the options of a custom tower, which flags, configuration, feature cache and resume check derive from."""
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
@@ -20,8 +20,8 @@ def _option(
 ) -> Any:
     """Declare an option with its flag.
 
-    `changes_features`: the feature cache's fingerprint holds the option itself. Size and resize policy reach it
-    through the preprocessing that they make. `binds_merger`: a trained merger fits only the value it was trained with.
+    `changes_features`: the feature cache's fingerprint holds the option itself. Size and resize policy are part of the
+    preprocessing, which it holds as well. `binds_merger`: a trained merger fits only the value it was trained with.
     """
     metadata = {"flag": flag, "help": help_text, "changes_features": changes_features, "binds_merger": binds_merger}
     return field(default=default, metadata=metadata)
@@ -29,24 +29,24 @@ def _option(
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What a run may ask of an encoder beyond its defaults; saved with the tower.
+    """Options of an encoder; saved with the tower.
 
-    layer: -1 is the last layer, -2 the one before. final_norm: None leaves it as published for the last layer and off
-    for an inner one. keep_prefix_tokens: keep CLS and register tokens. resize: "encoder" is the published way.
+    layer: -1 is the last layer, -2 the one before. final_norm: None applies it as published after the last layer, and
+    not after an inner one. keep_prefix_tokens: keep CLS and register tokens. resize: "encoder" is the published policy.
     input_size: (height, width) in pixels, None for the published one.
     """
 
     layer: int = _option(
         LAST_LAYER,
         "vision_layer",
-        "Layer whose features are taken: -1 the last, -2 that before.",
+        "Layer whose features are used: -1 is the last, -2 the one before.",
         changes_features=True,
         binds_merger=True,
     )
     final_norm: bool | None = _option(
         None,
         "vision_final_norm",
-        "Apply the encoder's final norm (default: after the last layer alone).",
+        "Apply the encoder's final norm (default: after the last layer only).",
         changes_features=True,
         binds_merger=True,
     )
@@ -62,19 +62,19 @@ class EncoderOptions:
 
     @classmethod
     def of_config(cls, config: Any) -> "EncoderOptions":
-        """Read the options from a tower's configuration, where JSON has made lists of tuples."""
+        """Read the options from a tower's configuration, in which JSON has turned tuples into lists."""
         values = {each.name: getattr(config, each.name) for each in fields(cls)}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def to_config(self) -> dict[str, Any]:
-        """Return the options as a tower's configuration holds them."""
+        """Return the options in the form of a tower's configuration."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class TowerOptions:
-    """What a run says of its custom tower: NAME and weights of the encoder, options, merger, input mode."""
+    """A custom tower as a user describes it: name and weights of the encoder, its options, merger, input mode."""
 
     encoder: str = "rad_dino"
     path: str | None = None
@@ -103,7 +103,7 @@ MERGER_OPTIONS: tuple[str, ...] = tuple(name for name, each in OPTIONS.items() i
 def option_flag(name: str) -> Any:
     """Return the dataclass field of an option's flag: its default and its help.
 
-    Name and type stay written beside the other flags, where HfArgumentParser and type checkers read them; a test
-    compares them with the option's.
+    Name and type are repeated in `ModelArguments`, where HfArgumentParser and type checkers read them; a test compares
+    them with the option's.
     """
     return field(default=OPTIONS[name].default, metadata={"help": OPTIONS[name].metadata["help"]})

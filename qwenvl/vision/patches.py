@@ -1,8 +1,8 @@
 """Convert images to rows of patches, as the official processor lays them out, and back.
 
-Images of different sizes can only be joined as rows of one length. A header row before the rows of each image tells
-them apart again: it holds the patch grid and the number of frames, each as two digits of base 256, so that it is still
-exact after a cast to bfloat16 or float16.
+Images of different sizes can only be joined as rows of one length. A header row before the rows of each image
+separates them again: it holds the patch grid and the number of frames, each as two digits of base 256, so that it is
+still exact after a cast to bfloat16 or float16.
 
 T frames, C channels, p patch size in pixels, m merge size, q temporal patch size, R rows of C * q * p * p values.
 """
@@ -17,7 +17,7 @@ HEADER_FIELDS = 4
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """The numbers that say how rows of patches were cut: official Qwen3-VL rows are (16, 2, 2)."""
+    """How rows of patches are cut; the official Qwen3-VL rows are (16, 2, 2)."""
 
     patch_size: int
     temporal_patch_size: int = 1
@@ -49,7 +49,7 @@ def patchify(frames: torch.Tensor, layout: PatchLayout) -> tuple[torch.Tensor, P
 
 
 def unpatchify(rows: torch.Tensor, grid: PatchGrid, layout: PatchLayout) -> torch.Tensor:
-    """Put rows (R, C * q * p * p) together again to frames (T, C, H, W): `patchify` undone, bit for bit."""
+    """Join rows (R, C * q * p * p) to frames (T, C, H, W) again: the inverse of `patchify`, bit for bit."""
     p, q, m = layout.patch_size, layout.temporal_patch_size, layout.merge_size
     patches = rows.reshape(grid.time, grid.height // m, grid.width // m, m, m, -1, q, p, p)
     frames = patches.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)
@@ -75,12 +75,12 @@ def read_header(row: torch.Tensor) -> PatchGrid | None:
 
 def split_rows(rows: torch.Tensor) -> list[tuple[torch.Tensor, PatchGrid]] | None:
     """Split joined rows with headers (sum of 1 + R, L) into (rows, grid) an image; None if they do not add up."""
-    pictures = []
+    media = []
     start = 0
     while start < len(rows):
         grid = read_header(rows[start])
         if grid is None or start + 1 + grid.rows > len(rows):
             return None
-        pictures.append((rows[start + 1 : start + 1 + grid.rows], grid))
+        media.append((rows[start + 1 : start + 1 + grid.rows], grid))
         start += 1 + grid.rows
-    return pictures
+    return media

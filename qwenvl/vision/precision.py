@@ -1,7 +1,7 @@
-"""Choose the precision in which an encoder is held and computes, by trying it on one image.
+"""Choose the precision in which an encoder is held and computes, by testing it on one image.
 
-Half precision (bfloat16, float16) is for parameters: buffers keep the digits of positions and running statistics. Some
-code cannot mix the two, some operations have no half-precision form, and some features are too large for float16.
+Half precision (bfloat16, float16) is for parameters; buffers stay in float32, which positions and running statistics
+need. Some code cannot mix the two, some operations have no half-precision kernel, and some features overflow float16.
 """
 
 import logging
@@ -17,7 +17,7 @@ from qwenvl.vision.encoder import VisionEncoder, error_text, noise_image, pixel_
 
 logger = logging.getLogger(__name__)
 
-# What is held in half precision, in the order in which it is tried: parameters; buffers too; nothing.
+# What is held in half precision, in the order of the tests: parameters; buffers too; nothing.
 PARAMETERS, ALL, NONE = "parameters", "all", "none"
 HALF_PRECISION = (PARAMETERS, ALL, NONE)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -35,7 +35,7 @@ def choose_half_precision(encoder: VisionEncoder, size: tuple[int, int], dtype: 
         if reasons == [None, None]:
             return held
     logger.warning(
-        "%s cannot compute in %s (%s), so it stays in float32: right, but slower and twice the size",
+        "%s cannot compute in %s (%s), so it stays in float32, which is slower and takes twice the memory",
         type(encoder).__name__,
         _name(dtype),
         next(reason for reason in reasons if reason is not None),
@@ -44,11 +44,11 @@ def choose_half_precision(encoder: VisionEncoder, size: tuple[int, int], dtype: 
 
 
 def works_under_autocast(encoder: VisionEncoder, size: tuple[int, int], dtype: torch.dtype) -> bool:
-    """Whether an encoder held in float32, as one that is trained, computes under autocast in `dtype`; tell if not."""
+    """Whether an encoder in float32, as it is for training, can compute under autocast in `dtype`; warns if not."""
     reason = failure(encoder, size, held_dtypes(encoder, NONE, dtype), dtype)
     if reason is not None:
         logger.warning(
-            "%s cannot compute under autocast in %s (%s), so it is trained without: right, but slower",
+            "%s cannot compute under autocast in %s (%s), so it is trained without autocast, which is slower",
             type(encoder).__name__,
             _name(dtype),
             reason,
@@ -57,7 +57,7 @@ def works_under_autocast(encoder: VisionEncoder, size: tuple[int, int], dtype: t
 
 
 def check_works_in_half(encoder: VisionEncoder, size: tuple[int, int], dtype: torch.dtype) -> None:
-    """Raise `UserError` if an encoder cannot compute as DeepSpeed has it: all of it in `dtype`, without autocast."""
+    """Raise `UserError` if an encoder cannot compute as under DeepSpeed: cast to `dtype` as a whole, no autocast."""
     reason = failure(encoder, size, held_dtypes(encoder, ALL, dtype), None)
     if reason is not None:
         raise UserError(
@@ -67,7 +67,7 @@ def check_works_in_half(encoder: VisionEncoder, size: tuple[int, int], dtype: to
 
 
 def hold(encoder: nn.Module, held: str, dtype: torch.dtype) -> None:
-    """Cast an encoder's floating-point tensors in place; complex and whole numbers stay as they are."""
+    """Cast an encoder's floating-point tensors in place; complex numbers and integers stay as they are."""
     dtypes = held_dtypes(encoder, held, dtype)
     for name, tensor in owned_tensors(encoder):
         if name in dtypes:
@@ -76,7 +76,7 @@ def hold(encoder: nn.Module, held: str, dtype: torch.dtype) -> None:
 
 def held_dtypes(encoder: nn.Module, held: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """Return the precision of each floating-point parameter and buffer by name; float64 stays."""
-    # A normalization's weights are used together with its statistics, and few.
+    # The weights of a normalization are used together with its statistics, and are few.
     with_buffers = {
         prefix
         for prefix, module in encoder.named_modules()
@@ -102,15 +102,15 @@ def failure(
     try:
         with torch.no_grad(), autocast_in(pixels.device, autocast):
             features = functional_call(encoder, state, (pixels,), tie_weights=False)
-        return None if features.isfinite().all() else "its features become infinite or no numbers"
-    except Exception as error:  # the code may be the user's, and may raise anything
+        return None if features.isfinite().all() else "its features become infinite or NaN"
+    except Exception as error:  # user code may raise anything
         return error_text(error)
     finally:
         encoder.train(was_training)
 
 
 def autocast_in(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Return the context of autocast in `dtype`, or one that leaves autocast as it is."""
+    """Return a context of autocast in `dtype`, or one that changes nothing if that is None."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 

@@ -24,15 +24,14 @@ WHITE = 255.0
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an encoder wants an image: input size in pixels, how it is reached, and the normalization of RGB in 0..1.
+    """The input of an encoder: size in pixels, how images are resized to it, and the normalization of RGB in 0..1.
 
-    resize: "crop" scales the shorter side to `resize_edge` (default: the input size) and cuts the center out; "squash"
-    ignores the aspect, and cuts the center out of a larger image if `resize_edge` says so; "pad" fits the whole
-    image and fills the rest with the mean color; "native" keeps the aspect in an area between `min_pixels` and
+    resize: "crop" scales the shorter side to `resize_edge` (default: the input size) and crops the center; "squash"
+    ignores the aspect, and crops the center of a larger image if `resize_edge` is given; "pad" fits the whole image
+    and fills the rest with the mean color; "native" keeps the aspect, with an area between `min_pixels` and
     `max_pixels`; "naflex" keeps the aspect and fills `max_pixels` as well as whole patches can (SigLIP 2, arXiv
-    2502.14786). "unknown" says that what was published is none of these: a run must choose one. rounded_cut: a cut that
-    would begin at half a pixel begins at the even one beside it, as in torchvision, and not before it, as in
-    Transformers.
+    2502.14786). "unknown": the published policy is none of these, and a run must choose one. rounded_cut: an odd margin
+    is halved to the nearest even pixel, as in torchvision, instead of rounded down, as in Transformers.
     """
 
     height: int = 224
@@ -67,9 +66,9 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TokenRule:
-    """Tokens that an encoder gives for an input: always `fixed` (rows, columns), or one for each patch.
+    """The tokens of an input: always `fixed` (rows, columns), or one per patch.
 
-    With prefix tokens kept the tokens are no grid any more, and count as one row.
+    With prefix tokens the tokens form no grid, and count as one row.
     """
 
     patch_size: int
@@ -86,7 +85,7 @@ class TokenRule:
 
 @dataclass(frozen=True)
 class Geometry:
-    """From an image's size to the encoder's input size and to its token grid; the processor and the tower share it."""
+    """Map an image's size to the encoder's input size and its token grid; shared by the processor and the tower."""
 
     preprocessing: Preprocessing
     tokens: TokenRule
@@ -104,7 +103,10 @@ class Geometry:
         try:
             height, width = smart_resize(height, width, patch, min_pixels, max_pixels)
         except ValueError as error:
-            raise UserError(f"a picture of {width}x{height} pixels cannot keep its aspect: {error}") from None
+            raise UserError(
+                f"an image of {width}x{height} pixels cannot keep its aspect: {error}; choose --vision_resize pad, "
+                "squash or crop"
+            ) from None
         return max(height, patch), max(width, patch)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -112,18 +114,18 @@ class Geometry:
         return self.tokens.grid(*self.input_size(height, width))
 
     def with_limits(self, min_pixels: int | None, max_pixels: int | None) -> "Geometry":
-        """Return the same geometry with other area limits (they act on aspect-keeping policies only)."""
+        """Return the geometry with other area limits, which have an effect only if the aspect is kept."""
         return replace(self, preprocessing=replace(self.preprocessing, min_pixels=min_pixels, max_pixels=max_pixels))
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn images (B, 3, H, W) in 0..255, uint8 or float, into the encoder's input (B, 3, h, w), float32."""
+        """Convert images (B, 3, H, W) in 0..255, uint8 or float, to the encoder's input (B, 3, h, w), float32."""
         wanted = self.preprocessing
         size = self.input_size(*pixels.shape[-2:])
         if wanted.resize == "crop":
             cover = _covering_size(pixels.shape[-2:], _size_before_cut(size, wanted))
-            pixels = _centre(self._resize(pixels, cover), size, wanted.rounded_cut)
+            pixels = _crop_center(self._resize(pixels, cover), size, wanted.rounded_cut)
         elif wanted.resize == "squash":
-            pixels = _centre(self._resize(pixels, _size_before_cut(size, wanted)), size, wanted.rounded_cut)
+            pixels = _crop_center(self._resize(pixels, _size_before_cut(size, wanted)), size, wanted.rounded_cut)
         elif wanted.resize == "pad":
             pixels = self._resize(pixels, _fitting_size(pixels.shape[-2:], size))
         else:
@@ -138,7 +140,7 @@ class Geometry:
             return pixels
         mode = InterpolationMode(self.preprocessing.interpolation)
         pixels = tv.resize(pixels, list(size), interpolation=mode, antialias=True)
-        # Bicubic weights overshoot; integers are clamped by the resize itself.
+        # Bicubic interpolation overshoots; the resize itself clamps integers.
         return pixels.clamp(0, WHITE) if pixels.is_floating_point() else pixels
 
     def to_dict(self) -> dict:
@@ -156,37 +158,37 @@ class Geometry:
 
 
 def _size_before_cut(size: tuple[int, int], wanted: Preprocessing) -> tuple[int, int]:
-    """Return the input size, or that which `resize_edge` gives its shorter side."""
+    """Return the size to resize to: the input size, scaled so that its shorter side is `resize_edge` if given."""
     if wanted.resize_edge is None:
         return size
     height, width = (max(side, round(side * wanted.resize_edge / min(size))) for side in size)
     return height, width
 
 
-def _covering_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size of the image's aspect whose tighter side is as long as that of `size`."""
-    height, width = picture
+def _covering_size(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest size of the image's aspect that covers `size`."""
+    height, width = image
     to_height, to_width = size
     if height * to_width <= width * to_height:
         return to_height, max(to_width, int(to_height * width / height))
     return max(to_height, int(to_width * height / width)), to_width
 
 
-def _centre(pixels: torch.Tensor, size: tuple[int, int], rounded: bool) -> torch.Tensor:
-    """Cut the middle out; `rounded` as in `Preprocessing`."""
+def _crop_center(pixels: torch.Tensor, size: tuple[int, int], rounded: bool) -> torch.Tensor:
+    """Crop the center; `rounded` as `rounded_cut` of `Preprocessing`."""
     halves = [(total - side) / 2 for total, side in zip(pixels.shape[-2:], size, strict=True)]
     top, left = (round(half) if rounded else int(half) for half in halves)
     return pixels[..., top : top + size[0], left : left + size[1]]
 
 
-def _fitting_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return the largest size of the image's aspect inside the input size."""
-    scale = min(size[0] / picture[0], size[1] / picture[1])
-    return tuple(max(1, min(limit, round(side * scale))) for side, limit in zip(picture, size, strict=True))
+def _fitting_size(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest size of the image's aspect that fits into the input size."""
+    scale = min(size[0] / image[0], size[1] / image[1])
+    return tuple(max(1, min(limit, round(side * scale))) for side, limit in zip(image, size, strict=True))
 
 
 def _pad(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Put normalized pixels in the middle of the input; zero is the encoder's mean color."""
+    """Pad normalized pixels on all sides to the input size; zero is the encoder's mean color."""
     missing_rows, missing_columns = (total - side for total, side in zip(size, pixels.shape[-2:], strict=True))
     top, left = missing_rows // 2, missing_columns // 2
     return tv.pad(pixels, [left, top, missing_columns - left, missing_rows - top])

@@ -1,4 +1,4 @@
-"""Image and video processors of a custom tower: they count tokens and make the pixels that the tower takes.
+"""Count the tokens of images and videos for a custom tower, and preprocess their pixels for it.
 
 `image_grid_thw` and `video_grid_thw` count frames, rows and columns of tokens, and merge_size is 1, so placeholders,
 rotary positions and features agree for any number of tokens.
@@ -41,7 +41,7 @@ SAMPLING = ("fps", "num_frames", "min_frames", "max_frames", "do_sample_frames")
 
 
 class _CustomVision:
-    """What the two processors share: the geometry, and the official processor's settings in input mode "qwen"."""
+    """Shared by both processors: the geometry, and the official processor's settings in input mode "qwen"."""
 
     geometry: dict | None
     official: dict | None
@@ -49,7 +49,7 @@ class _CustomVision:
 
     @property
     def takes_pixel_limits(self) -> bool:
-        """Whether `size` with shortest_edge and longest_edge (areas in pixels) acts: not with a fixed input size."""
+        """Whether `size` with shortest_edge and longest_edge (areas in pixels) has an effect: not with a fixed size."""
         return self.official is not None or Geometry.from_dict(self.geometry).preprocessing.keeps_aspect
 
     def grid_for(self, height: int, width: int, num_frames: int = 1) -> tuple[int, int]:
@@ -59,16 +59,16 @@ class _CustomVision:
         return self.geometry_for(num_frames).grid(height, width)
 
     def geometry_for(self, num_frames: int) -> Geometry:
-        """Return the geometry, with the limits of `size` where they act on it."""
+        """Return the geometry, with the limits of `size` if they have an effect."""
         geometry = Geometry.from_dict(self.geometry)
         if self.official is None and geometry.preprocessing.keeps_aspect:
             return geometry.with_limits(*self.area_limits(num_frames))
         return geometry
 
     def area_limits(self, num_frames: int) -> tuple[int, int]:
-        """Return the limits of an image's or frame's area: its share of `size`, never above the encoder's own limit.
+        """Return (min, max) of an image's or frame's area: its share of `size`, at most the encoder's own limit.
 
-        As in Qwen3-VL, a video's limits are of the volume frames * height * width.
+        As in Qwen3-VL, the limits of a video apply to frames * height * width.
         """
         published = Geometry.from_dict(self.geometry).preprocessing.max_pixels
         largest = self.size["longest_edge"] // num_frames
@@ -80,9 +80,9 @@ class _CustomVision:
         raise NotImplementedError
 
     def rows_or_pixels(self, media: list[torch.Tensor]) -> tuple[torch.Tensor, list[list[int]]]:
-        """Turn media, each (T, 3, H, W) in 0..255, into pixel values and token grids.
+        """Convert media, each (T, 3, H, W) in 0..255, to pixel values and token grids.
 
-        Pixel values are (all frames, 3, h, w) where all are of one size, else rows of patches with headers.
+        Pixel values are (all frames, 3, h, w) if the input size is fixed, otherwise rows of patches with headers.
         """
         geometries = [self.geometry_for(len(frames)) for frames in media]
         prepared = [geometry.prepare(frames) for geometry, frames in zip(geometries, media, strict=True)]
@@ -96,7 +96,7 @@ class _CustomVision:
     def official_rows(
         self, rows: torch.Tensor, patch_grids: list[list[int]], frames: list[int]
     ) -> tuple[torch.Tensor, list[list[int]]]:
-        """Put headers before the official processor's rows; return them with the grids in tokens."""
+        """Return the official processor's rows with headers, and the token grids."""
         geometry = Geometry.from_dict(self.geometry)
         patch = self.official["patch_size"]
         parts, grids = [], []
@@ -108,9 +108,9 @@ class _CustomVision:
 
 
 class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
-    """Makes images into what a custom encoder takes; an image may also be given as its features (h, w, D_vis).
+    """Preprocesses images for a custom encoder; an image may also be given as its features (h, w, D_vis).
 
-    An image takes `rows * columns` tokens, as `grid_for` says; `get_number_of_image_patches` returns just that.
+    An image takes `rows * columns` tokens of `grid_for`, the number that `get_number_of_image_patches` returns.
     """
 
     model_input_names = ["pixel_values", "image_grid_thw"]
@@ -132,7 +132,7 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         cached = [self._is_features(image) for image in images]
         if any(cached):
             if not all(cached):
-                raise UserError("some pictures are given as features and some as pixels; a batch holds one kind only")
+                raise UserError("some images are given as features and some as pixels; a batch holds one kind only")
             values, grids = _features_as_values(images)
         elif self.official is not None:
             official = Qwen2VLImageProcessor(**{**self.official, "size": dict(self.size)})
@@ -149,7 +149,7 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         return rows * columns
 
     def blank_features(self, height: int, width: int) -> torch.Tensor:
-        """Return zero features (rows, columns, D_vis) of an image of that size, where images come from a cache."""
+        """Return zero features (rows, columns, D_vis) of an image of that size, for images from a cache."""
         return torch.zeros(*self.grid_for(height, width), self.hidden_size)
 
     def official_size(self, height: int, width: int, num_frames: int = 1) -> tuple[int, int]:
@@ -173,10 +173,10 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
 
 
 class CustomVisionVideoProcessor(_CustomVision, Qwen3VLVideoProcessor):
-    """Samples frames as Qwen3-VL does and makes each into what a custom encoder takes.
+    """Samples frames as Qwen3-VL does and preprocesses each for a custom encoder.
 
-    A frame is a temporal patch of its own, so that the text names each frame's own time; frames that the official
-    processor repeats to fill its last pair are dropped again.
+    Each frame is one temporal patch, so the text has a timestamp for each frame; frames that the official processor
+    repeats to fill its last pair are dropped again.
     """
 
     def __init__(self, geometry: dict | None = None, official: dict | None = None, **kwargs: Any) -> None:
@@ -245,17 +245,17 @@ class CustomVisionVideoProcessor(_CustomVision, Qwen3VLVideoProcessor):
 def swap_processor(processor: ProcessorMixin, vision_config: CustomVisionConfig) -> ProcessorMixin:
     """Return a processor with the given one's tokenizer and chat template and the custom tower's media processors.
 
-    Frames are sampled as the given one says. Limits of the area start as the given one's in input mode "qwen" and for
-    videos, else as the encoder's.
+    The sampling of frames is the given one's. Area limits are those of the given one in input mode "qwen" and for
+    videos, otherwise the encoder's.
     """
     image, video = processor.image_processor, processor.video_processor
     by_qwen = vision_config.input_mode == QWEN
     wanted = vision_config.geometry().preprocessing
     geometry = vision_config.geometry().to_dict()
     fixed = {"height": wanted.height, "width": wanted.width}
-    least = DEFAULT_MIN_PIXELS if wanted.min_pixels is None else wanted.min_pixels
-    most = DEFAULT_MAX_PIXELS if wanted.max_pixels is None else wanted.max_pixels
-    area = {"shortest_edge": min(least, most), "longest_edge": most}
+    min_pixels = DEFAULT_MIN_PIXELS if wanted.min_pixels is None else wanted.min_pixels
+    max_pixels = DEFAULT_MAX_PIXELS if wanted.max_pixels is None else wanted.max_pixels
+    area = {"shortest_edge": min(min_pixels, max_pixels), "longest_edge": max_pixels}
     image_size, video_size = (area, dict(video.size)) if wanted.keeps_aspect else (fixed, fixed)
     sampling = {name: getattr(video, name) for name in SAMPLING}
     return type(processor)(
@@ -276,24 +276,8 @@ def swap_processor(processor: ProcessorMixin, vision_config: CustomVisionConfig)
     )
 
 
-def check_placeholders(
-    input_ids: torch.Tensor, token_id: int, grid_thw: torch.Tensor | None, merge_size: int, where: str
-) -> None:
-    """Check that a sequence (L,) has one placeholder for each token of its media; raises `UserError` naming `where`.
-
-    `grid_thw` (media, 3) counts frames, rows and columns before the merge of merge_size x merge_size.
-    """
-    found = int((input_ids == token_id).sum())
-    expected = 0 if grid_thw is None else int(grid_thw.prod(-1).sum()) // merge_size**2
-    if found != expected:
-        raise UserError(
-            f"{where}: {found} placeholders (token {token_id}) for {expected} tokens of its media; use the processor "
-            "saved with the model, and no placeholder tokens in the text"
-        )
-
-
 def _features_as_values(images: list[torch.Tensor]) -> tuple[torch.Tensor, list[list[int]]]:
-    """Turn features (h, w, D_vis) into values (tokens, 1, D_vis), which join for any number of tokens, and grids."""
+    """Return features (h, w, D_vis) as values (tokens, 1, D_vis), which can be concatenated, and their grids."""
     values = torch.cat([image.flatten(0, 1).unsqueeze(1) for image in images])
     return values, [[1, *image.shape[:2]] for image in images]
 
@@ -305,7 +289,7 @@ def _channels_first(video: Any) -> torch.Tensor:
 
 
 def _refuse_unknown(given: dict, known: set[str]) -> None:
-    """Refuse settings that these processors take from their own attributes only: none is silently ignored."""
+    """Raise `UserError` for settings that these processors do not take in a call, instead of ignoring them."""
     unknown = sorted(key for key, value in given.items() if value is not None and key not in known)
     if unknown:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Find encoders by name: from NAME to a class, and from a name and its weights to a built encoder."""
+"""Register encoders, find them by name, and build them with their weights."""
 
 import ast
 import difflib
@@ -24,7 +24,7 @@ _ENCODERS: dict[str, type[VisionEncoder]] = {}
 def register_encoder(name: str) -> Callable[[type[VisionEncoder]], type[VisionEncoder]]:
     """Register an encoder class under an exact name; a name that ends in a colon takes an argument (`timm:NAME`).
 
-    Raises `UserError` if the name is taken or the class is no encoder.
+    Raises `UserError` if the name is taken or the class is not an encoder.
     """
 
     def register(encoder_class: type[VisionEncoder]) -> type[VisionEncoder]:
@@ -39,14 +39,14 @@ def register_encoder(name: str) -> Callable[[type[VisionEncoder]], type[VisionEn
 
 
 def list_encoders() -> list[str]:
-    """Return the registered names in alphabetical order, without the forms that take an argument."""
+    """Return the registered names in alphabetical order, without those that take an argument."""
     return sorted(name for name in _ENCODERS if not name.endswith(":"))
 
 
 def encoder_class(name: str) -> type[VisionEncoder]:
-    """Return the class that a NAME stands for: a registered name, `hf:org/model`, `timm:NAME` or `path/file.py:CLASS`.
+    """Return the class of a name: a registered one, `hf:org/model`, `timm:NAME` or `path/file.py:CLASS`.
 
-    Raises `UserError` that lists the known names and the nearest one if there is none, and for a file that may not run
+    Raises `UserError` for an unknown name, with the known and the closest ones, and for a file that may not run
     (`qwenvl.vision.trust`).
     """
     if name in _ENCODERS and not name.endswith(":"):
@@ -62,8 +62,8 @@ def encoder_class(name: str) -> type[VisionEncoder]:
     near = difflib.get_close_matches(name.lower().replace("-", "_"), list_encoders(), n=3, cutoff=0.5)
     guess = f"; did you mean {' or '.join(near)}? Known: " if near else "; known: "
     raise UserError(
-        f"no vision encoder is called {name!r}{guess}{', '.join(list_encoders())}; or hf:ORG/MODEL, timm:MODEL_NAME, "
-        "or path/to/file.py:CLASS for one of your own"
+        f"there is no vision encoder {name!r}{guess}{', '.join(list_encoders())}; or hf:ORG/MODEL, timm:MODEL_NAME, "
+        "or path/to/file.py:CLASS for your own"
     )
 
 
@@ -75,11 +75,11 @@ def registered_classes() -> list[type[VisionEncoder]]:
 def resolve_encoder(
     name: str, path: str | None = None, config: dict | None = None, options: EncoderOptions | None = None
 ) -> EncoderSpec:
-    """Find out all that builds an encoder, without loading its weights.
+    """Return the complete spec of an encoder, without loading its weights.
 
-    A file that the caller names here may run: it is trusted from now on. With `config` given the encoder is built from
-    that alone, with random weights unless `path` names some. Otherwise the configuration is read from `path` (folder,
-    file or hub name; default: the encoder's own hub name). Raises `UserError` where an option does not fit the encoder.
+    A file that the caller names here may run: it is trusted from now on. If `config` is given, the encoder is built
+    from it, with random weights unless `path` names some. Otherwise the configuration is read from `path` (folder, file
+    or hub name; default: the encoder's own hub name). Raises `UserError` for an option that does not fit the encoder.
     """
     options = EncoderOptions() if options is None else options
     trust_encoder_file(name)
@@ -87,7 +87,7 @@ def resolve_encoder(
     if FILE_FORM in name:
         name = f"{encoder_file(name)}:{name.rpartition(':')[2]}"
     if path is not None and Path(path).expanduser().exists():
-        # A checkpoint that names it is read from anywhere. Links stay: what they lead to may have no suffix.
+        # Absolute, since a checkpoint stores it. Links are not resolved: their targets may have no suffix.
         path = str(Path(path).expanduser().absolute())
     if config is None:
         if path is None and cls.card is not None:
@@ -110,7 +110,7 @@ def resolve_encoder(
 
 
 def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> VisionEncoder:
-    """Build an encoder from a name or a spec: with the weights that the spec names, or with random ones."""
+    """Build an encoder from a name or a spec, with the weights that the spec names or with random ones."""
     if isinstance(spec, str):
         spec = resolve_encoder(spec)
     cls = encoder_class(spec.name).for_config(spec.config)
@@ -124,7 +124,7 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
 
 
 def build_on_meta(spec: EncoderSpec) -> VisionEncoder:
-    """Build an encoder to ask it for its sizes, without its weights."""
+    """Build an encoder without its weights, to read its sizes."""
     encoder = _build_on_meta(encoder_class(spec.name).for_config(spec.config), spec.config, spec.options)
     encoder.preprocessing = spec.preprocessing
     return encoder
@@ -133,7 +133,7 @@ def build_on_meta(spec: EncoderSpec) -> VisionEncoder:
 def encoder_geometry(encoder: VisionEncoder) -> Geometry:
     """Return the geometry that the processor and the tower share.
 
-    Raises `UserError` if the aspect is to be kept by an encoder whose tokens are not one for each patch.
+    Raises `UserError` if images keep their aspect and the encoder does not return one token per patch.
     """
     wanted = encoder.preprocessing
     if not wanted.keeps_aspect:
@@ -144,19 +144,19 @@ def encoder_geometry(encoder: VisionEncoder) -> Geometry:
         size = rows * rule.patch_size, columns * rule.patch_size
         if tuple(encoder.token_grid(*size)) != rule.grid(*size):
             raise UserError(
-                f"{type(encoder).__name__} cannot keep a picture's aspect: its token_grid{size} is "
-                f"{tuple(encoder.token_grid(*size))}, where one token for each patch is {rule.grid(*size)}; "
-                "use resize policy pad, squash or crop"
+                f"{type(encoder).__name__} cannot keep an image's aspect: its token_grid{size} is "
+                f"{tuple(encoder.token_grid(*size))}, expected one token per patch, {rule.grid(*size)}; use resize "
+                "policy pad, squash or crop"
             )
     return Geometry(wanted, rule)
 
 
 def _build_on_meta(cls: type[VisionEncoder], config: dict, options: EncoderOptions) -> VisionEncoder:
-    """Build an encoder to ask it for its sizes: on the meta device, unless its own code cannot be built there."""
+    """Build an encoder to read its sizes, on the meta device or, if its code needs values, on the CPU."""
     try:
         with torch.device("meta"):
             return cls.build(config, options, None)
-    except Exception:  # whatever the code makes of numbers that are not there
+    except Exception:  # user code may read values, which meta tensors do not have
         with torch.device("cpu"):
             return cls.build(config, options, None)
 
@@ -164,13 +164,15 @@ def _build_on_meta(cls: type[VisionEncoder], config: dict, options: EncoderOptio
 def _checked_class(candidate: object, name: str) -> type[VisionEncoder]:
     if isinstance(candidate, type) and issubclass(candidate, VisionEncoder):
         return candidate
-    raise UserError(f"{name}: {getattr(candidate, '__name__', candidate)!r} is no encoder; an encoder is {CONTRACT}")
+    raise UserError(
+        f"{name}: {getattr(candidate, '__name__', candidate)!r} is not an encoder; an encoder is {CONTRACT}"
+    )
 
 
 def _class_from_file(name: str) -> type[VisionEncoder]:
     path, class_name = encoder_file(name), name.rpartition(":")[2]
     if not path.is_file():
-        raise UserError(f"{name}: no file {path}; give path/to/file.py:CLASS, where CLASS is {CONTRACT}")
+        raise UserError(f"{name}: {path} is not a file; give path/to/file.py:CLASS, where CLASS is {CONTRACT}")
     if not class_name:
         raise UserError(_ask_for_class(str(path)))
     module_name = f"qwenvl_user_encoder_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
@@ -178,7 +180,7 @@ def _class_from_file(name: str) -> type[VisionEncoder]:
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
-        # Pickling to loader processes and dataclasses both look a class's module up by name.
+        # Dataclasses, and pickling to loader processes, look up the module of a class by its name.
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
@@ -193,10 +195,10 @@ def _class_from_file(name: str) -> type[VisionEncoder]:
 
 
 def _ask_for_class(file: str) -> str:
-    """Return the error text for a file named without its class: the classes in it, found without running it."""
+    """Return the error message for a file without a class: the classes in the file, found without running it."""
     path = Path(file).expanduser().resolve()
     if not path.is_file():
-        return f"{file}: no file {path}; give path/to/file.py:CLASS, where CLASS is {CONTRACT}"
+        return f"{file}: {path} is not a file; give path/to/file.py:CLASS, where CLASS is {CONTRACT}"
     try:
         body = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError) as error:
@@ -210,20 +212,20 @@ def _ask_for_class(file: str) -> str:
 def _check_options(cls: type[VisionEncoder], name: str, options: EncoderOptions) -> None:
     if options.layer > LAST_LAYER:
         raise UserError(f"layer {options.layer}: expected -1 (last), -2 (the one before) and so on")
-    # How an image is resized is the preprocessing's affair; what is taken from the encoder, its own code must support.
+    # Resizing is done by the preprocessing; the options of what is read from the encoder need support in its code.
     asked = [name for name in MERGER_OPTIONS if getattr(options, name) != getattr(EncoderOptions, name)]
     refused = [name for name in asked if name not in cls.supported_options]
     if refused:
         raise UserError(
             f"encoder {name} ({cls.__name__}) has no option {', '.join(refused)}; leave it out, or list it in "
-            "`supported_options` of an encoder of your own that obeys it"
+            "`supported_options` if your own encoder supports it"
         )
     if options.resize not in (ENCODER_RESIZE, *RESIZE_POLICIES):
         raise UserError(f"resize policy {options.resize!r}: expected one of {', '.join(_resize_choices())}")
 
 
 def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Preprocessing:
-    """Return the encoder's preprocessing as the options change it; refuse what the encoder cannot take."""
+    """Return the encoder's preprocessing with the options applied; raises `UserError` for what it cannot take."""
     published = encoder.preprocessing
     wanted = published
     if options.resize == NAFLEX and published.resize != NAFLEX:
@@ -233,8 +235,8 @@ def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Pre
         )
     if options.resize == ENCODER_RESIZE and published.resize == UNKNOWN:
         raise UserError(
-            f"{type(encoder).__name__}: what is published with the weights brings pictures to their size in a way that "
-            "no resize policy does, such as a shorter side without a crop; choose --vision_resize squash, crop or pad"
+            f"{type(encoder).__name__}: the preprocessing published with the weights resizes images in a way that no "
+            "resize policy does, such as a shorter side without a crop; choose --vision_resize squash, crop or pad"
         )
     if options.resize != ENCODER_RESIZE:
         wanted = replace(wanted, resize=options.resize, resize_edge=None)
@@ -242,24 +244,24 @@ def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Pre
         height, width = options.input_size
         wanted = replace(wanted, height=height, width=width, resize_edge=None)
         if wanted.keeps_aspect:
-            # The area of the size asked for: with the aspect kept, no side can be fixed.
+            # Only the area of the size applies, since an image that keeps its aspect has no fixed side.
             wanted = replace(wanted, min_pixels=None, max_pixels=height * width)
     other_size = (wanted.height, wanted.width) != (published.height, published.width)
     if not encoder.any_size and (other_size or wanted.keeps_aspect):
         asked = f"resize policy {wanted.resize}" if wanted.keeps_aspect else f"{wanted.height}x{wanted.width} pixels"
         raise UserError(
-            f"{type(encoder).__name__} takes pictures of {published.height}x{published.width} pixels only, got {asked}"
+            f"{type(encoder).__name__} takes images of {published.height}x{published.width} pixels only, got {asked}"
         )
     return wanted
 
 
 def _check_normalization(source: str, wanted: Preprocessing) -> None:
-    """Refuse a mean or deviation that cannot be of colors in 0..1, such as those of colors in 0..255."""
+    """Raise `UserError` for a mean or std that cannot be of colors in 0..1, such as those of colors in 0..255."""
     mean, std = wanted.mean, wanted.std
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
         raise UserError(
             f"{source}: mean {mean} and std {std} cannot normalize an image; expected three numbers each for red, "
-            "green and blue in 0..1, with every deviation above 0"
+            "green and blue in 0..1, with every std above 0"
         )
     if max(mean) > 1 or max(std) > 1:
         named = " and ".join(
@@ -274,5 +276,5 @@ def _check_normalization(source: str, wanted: Preprocessing) -> None:
 
 
 def _resize_choices() -> list[str]:
-    """Return what may be asked of any encoder."""
+    """Return the resize policies of every encoder."""
     return [ENCODER_RESIZE, *(policy for policy in RESIZE_POLICIES if policy != NAFLEX)]

@@ -1,4 +1,4 @@
-"""The tower: an encoder and a merger behind the interface of Qwen3-VL's `model.visual`.
+"""Join an encoder and a merger behind the interface of Qwen3-VL's `model.visual`.
 
 B images, T frames of a video, N tokens of an image, D_vis encoder width, D_llm text width, H x W image in pixels.
 """
@@ -34,17 +34,16 @@ from qwenvl.vision.registry import build_encoder, encoder_geometry
 
 logger = logging.getLogger(__name__)
 
-# A long video is encoded in pieces, so that its activations need not all fit; a trained encoder keeps them anyway.
+# A long video is encoded in pieces to limit the memory of activations; a trained encoder keeps them anyway.
 FROZEN_ENCODER_BATCH = 64
 
 
 class CustomVisionConfig(PreTrainedConfig):
     """All that rebuilds a custom tower: the encoder and its options, its preprocessing, the merger, the input mode.
 
-    encoder_weights and encoder_sha256 name a frozen encoder that a checkpoint does not copy. encoder_half says what of
-    it is held in half precision (`qwenvl.vision.precision`; None: it has not been tried). token_grid is (rows, columns)
-    of an encoder with one input size. qwen_pixels says how the official processor cut and normalized, for input mode
-    "qwen".
+    encoder_weights and encoder_sha256 identify a frozen encoder that a checkpoint does not copy. encoder_half: what of
+    it is held in half precision (`qwenvl.vision.precision`; None: not tested yet). token_grid: (rows, columns) of an
+    encoder with one input size. qwen_pixels: the official processor's patches and normalization, for input mode "qwen".
     """
 
     model_type = "qwenvl_custom_vision"
@@ -71,7 +70,7 @@ class CustomVisionConfig(PreTrainedConfig):
     hidden_size: int = 768
     out_hidden_size: int = 2560
     initializer_range: float = 0.02
-    # What the rest of Qwen3-VL asks of its tower: tokens are counted as they are, and there is no DeepStack.
+    # What the rest of Qwen3-VL reads from its tower's configuration: no merge of tokens and no DeepStack.
     spatial_merge_size: int = 1
     temporal_patch_size: int = 1
     deepstack_visual_indexes: list[int] | None = None
@@ -97,16 +96,16 @@ class CustomVisionConfig(PreTrainedConfig):
         )
 
     def geometry(self) -> Geometry:
-        """Return what turns image sizes into token grids; the processor has the same."""
+        """Return the mapping from image sizes to token grids, which the processor shares."""
         fixed = None if self.token_grid is None else tuple(self.token_grid)
         rule = TokenRule(self.patch_size, self.prefix_tokens, fixed)
         return Geometry(Preprocessing(**(self.preprocessing or {})), rule)
 
 
 class CustomVisionTower(PreTrainedModel):
-    """Any encoder and its merger, in the place of `model.visual`.
+    """Any encoder and its merger, used as `model.visual`.
 
-    `pixel_values` may be (B, 3, h, w), already as the encoder wants them; rows of patches with a header row before each
+    `pixel_values` may be (B, 3, h, w), preprocessed for the encoder; rows of patches with a header row before each
     image, for images of several sizes or from the official processor; or features (tokens, 1, D_vis) from a cache.
     """
 
@@ -155,7 +154,7 @@ class CustomVisionTower(PreTrainedModel):
 
     @property
     def gave_finite_features(self) -> bool:
-        """Whether all features that the encoder has given so far were numbers; to ask waits for the device."""
+        """Whether all features so far were finite; reading it waits for the device."""
         return self._features_were_finite is None or bool(self._features_were_finite)
 
     def train(self, mode: bool = True) -> "CustomVisionTower":
@@ -168,7 +167,7 @@ class CustomVisionTower(PreTrainedModel):
     def hold_encoder_in(self, dtype: torch.dtype) -> None:
         """Cast a frozen encoder to half precision, as far as its code can compute in it; float32 casts nothing.
 
-        The weights must be there, and whole.
+        The weights must be loaded, and not partitioned.
         """
         if dtype in HALF_DTYPES:
             start = self.config.encoder_half
@@ -176,7 +175,7 @@ class CustomVisionTower(PreTrainedModel):
             hold(self.encoder, self.config.encoder_half, dtype)
 
     def prepare_for_autocast(self, dtype: torch.dtype) -> None:
-        """Make an encoder ready to be trained under autocast in half precision; parameters come to float32 later."""
+        """Prepare an encoder for training under autocast in half precision; parameters are cast to float32 later."""
         if dtype not in HALF_DTYPES:
             return
         for buffer in self.encoder.buffers():
@@ -202,18 +201,18 @@ class CustomVisionTower(PreTrainedModel):
         return torch.autocast(self.merger.proj.weight.device.type, enabled=False)
 
     def set_encoder_trainable(self, trainable: bool) -> list[str]:
-        """Train or freeze the encoder; return the names of parameters that `freeze_unreachable` left frozen."""
+        """Train or freeze the encoder; return the names of parameters that `freeze_unreachable` has frozen again."""
         for parameter in self.encoder.parameters():
-            # Whole numbers, as of quantized weights, have no gradient.
+            # Integers, such as quantized weights, have no gradient.
             parameter.requires_grad_(trainable and (parameter.is_floating_point() or parameter.is_complex()))
         self.encoder.train(trainable and self.training)
         return self.freeze_unreachable() if trainable else []
 
     def freeze_unreachable(self) -> list[str]:
-        """Freeze the trainable parameters of the encoder that no gradient can reach; log and return their names.
+        """Freeze the trainable parameters of the encoder that receive no gradient; log and return their names.
 
-        Such are mask tokens, and with an inner layer chosen the blocks and the norm behind it. Left trainable, they
-        make distributed training wait for gradients that never come.
+        These are mask tokens and, with an inner layer, the blocks and the norm after it. If they stayed trainable,
+        distributed training would wait for their gradients forever.
         """
         unreachable = []
         for name in unreachable_parameters(self.encoder, self.geometry):
@@ -222,7 +221,7 @@ class CustomVisionTower(PreTrainedModel):
                 parameter.requires_grad_(False)
                 unreachable.append(name)
         if unreachable:
-            logger.info("encoder parameters that no gradient reaches stay frozen: %s", ", ".join(unreachable))
+            logger.info("encoder parameters that receive no gradient stay frozen: %s", ", ".join(unreachable))
         return unreachable
 
     def forward(
@@ -231,33 +230,33 @@ class CustomVisionTower(PreTrainedModel):
         """Encode images and videos; `grid_thw` (number of media, 3) counts frames, rows and columns of tokens.
 
         `pooler_output` is (all tokens, D_llm) in the order of the media, `last_hidden_state` (all tokens, D_vis).
-        Raises `UserError` where pixels, grid and features do not agree.
+        Raises `UserError` if pixels, grid and features do not agree.
         """
         grids = [tuple(grid) for grid in grid_thw.tolist()]
         if pixel_values.ndim == 3:
             features = self._given_features(pixel_values, grids)
         else:
-            features = self.encode(self._pictures(pixel_values, grids), grids)
+            features = self.encode(self._split_media(pixel_values, grids), grids)
         weight = self.merger.proj.weight
         return BaseModelOutputWithDeepstackFeatures(
             last_hidden_state=features, pooler_output=self.merger(features.to(weight.dtype)), deepstack_features=[]
         )
 
-    def encode(self, pictures: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
-        """Encode media, each (T, 3, h, w) as the encoder wants it, into (all tokens, D_vis); equal sizes together."""
+    def encode(self, media: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """Encode preprocessed media, each (T, 3, h, w), into (all tokens, D_vis); media of one size share a batch."""
         by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for i, picture in enumerate(pictures):
-            by_size[tuple(picture.shape[-2:])].append(i)
+        for i, pixels in enumerate(media):
+            by_size[tuple(pixels.shape[-2:])].append(i)
         frozen = self.encoder_is_frozen
         if frozen and self.encoder.training:
             self.encoder.eval()
-        found: list[torch.Tensor] = [torch.empty(0)] * len(pictures)
+        found: list[torch.Tensor] = [torch.empty(0)] * len(media)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             for members in by_size.values():
-                features = self._encode_equal(torch.cat([pictures[i] for i in members]), frozen)
-                counts = [len(pictures[i]) for i in members]
+                features = self._encode_equal(torch.cat([media[i] for i in members]), frozen)
+                counts = [len(media[i]) for i in members]
                 for i, part in zip(members, features.split(counts), strict=True):
-                    found[i] = self._checked(part, grids[i], pictures[i])
+                    found[i] = self._checked(part, grids[i], media[i])
             features = torch.cat(found)
             finite = features.detach().isfinite().all()
             before = self._features_were_finite
@@ -265,7 +264,7 @@ class CustomVisionTower(PreTrainedModel):
         return features
 
     def _encode_equal(self, pixels: torch.Tensor, frozen: bool) -> torch.Tensor:
-        # An adapter keeps the untrained weights beside the trained copy, which may be of higher precision.
+        # An adapter holds the original weights next to the trained copy, which may have a higher precision.
         trained_first = sorted(self.encoder.parameters(), key=lambda parameter: not parameter.requires_grad)
         pixels = pixels.to(pixel_dtype(trained_first, pixels.dtype))
         pieces = pixels.split(FROZEN_ENCODER_BATCH) if frozen else (pixels,)
@@ -273,13 +272,13 @@ class CustomVisionTower(PreTrainedModel):
             return torch.cat([self.encoder(piece) for piece in pieces])
 
     def _checked(self, features: torch.Tensor, grid: tuple[int, int, int], pixels: torch.Tensor) -> torch.Tensor:
-        """Return features (T, N, D_vis) as (T * N, D_vis) if they are as many as the processor counted."""
+        """Return features (T, N, D_vis) as (T * N, D_vis); raises `UserError` if the processor counted other ones."""
         frames, rows, columns = grid
         expected = (frames, rows * columns, self.config.hidden_size)
         if tuple(features.shape) != expected:
             raise UserError(
-                f"encoder {self.config.encoder} gave {tuple(features.shape)} for {tuple(pixels.shape)} pixels, "
-                f"but the processor counted {expected} (pictures, tokens, width) and wrote as many placeholders; its "
+                f"encoder {self.config.encoder} returned {tuple(features.shape)} for {tuple(pixels.shape)} pixels, "
+                f"but the processor counted {expected} (images, tokens, width) and wrote as many placeholders; its "
                 "token_grid and its forward must agree, and the processor must be the one saved with this model"
             )
         return features.flatten(0, 1)
@@ -293,12 +292,15 @@ class CustomVisionTower(PreTrainedModel):
             )
         return values.squeeze(1)
 
-    def _pictures(self, values: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
-        """Return the pixels of each medium, (T, 3, h, w), as the encoder wants them."""
+    def _split_media(self, values: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
+        """Return the preprocessed pixels of each image or video, (T, 3, h, w)."""
         frames = [t for t, _, _ in grids]
         if values.ndim == 4:
             if len(values) != sum(frames):
-                raise UserError(f"{len(values)} pictures in pixel_values, but the grid counts {sum(frames)}")
+                raise UserError(
+                    f"{len(values)} images in pixel_values, but the grid counts {sum(frames)}; pass both as the "
+                    "processor returns them"
+                )
             return list(values.split(frames))
         media = split_rows(values) if values.ndim == 2 else None
         if media is None or [grid.frames for _, grid in media] != frames:

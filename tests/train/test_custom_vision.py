@@ -328,7 +328,7 @@ def test_a_module_that_peft_would_take_for_the_merger_is_refused_by_name(run_tra
 def test_an_encoder_that_miscounts_some_pictures_is_told_with_the_samples(run_training: Run, swap: dict) -> None:
     forgetful = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "ForgetfulEncoder")
 
-    with pytest.raises(UserError, match=r"gave \(1, \d+, 24\).*; samples of this step: .*pictures.json row \d"):
+    with pytest.raises(UserError, match=r"returned \(1, \d+, 24\).*; samples of this step: .*pictures.json row \d"):
         run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": forgetful}, max_steps=6)
 
 
@@ -361,7 +361,7 @@ def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
         ({"custom_vision_encoder": "rad_dion"}, "rad_dino"),
         ({"custom_vision_pretrained_path": "nowhere/rad-dino"}, "nowhere/rad-dino"),
         ({"vision_input_size": "wide"}, "--vision_input_size wide"),
-        ({"vision_input_size": "30"}, "no multiple of the patch"),
+        ({"vision_input_size": "30"}, "not a multiple of the patch"),
         ({"vision_merger": "cubic"}, "--vision_merger.*'cubic' .choose from 'simple', 'norm_linear', 'mlp2'"),
         ({"vision_resize": "zoom"}, "--vision_resize.*'zoom' .choose from 'encoder', 'pad', 'squash', 'crop'"),
         ({"custom_vision_input": "raw"}, "--custom_vision_input.*'raw' .choose from 'native', 'qwen'"),

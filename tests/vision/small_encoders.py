@@ -109,14 +109,14 @@ def swap(folder: Path, tower: TowerOptions) -> tuple[PreTrainedModel, ProcessorM
     return swap_vision_tower(model, vision_config).eval(), swap_processor(base, vision_config)
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a picture of coloured noise."""
+def random_image(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Return an image of colored noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def ask(processor: ProcessorMixin, images: list | None = None, frames: torch.Tensor | None = None) -> BatchFeature:
-    """Return the model's inputs for one question about pictures, or about a video (T, 3, H, W) sampled at 2 fps."""
+    """Return the model's inputs for one question about images, or about a video (T, 3, H, W) sampled at 2 fps."""
     kinds = ["image"] * len(images or []) + ["video"] * (frames is not None)
     content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": "What is it?"}]
     text = processor.apply_chat_template(
@@ -131,7 +131,7 @@ def ask(processor: ProcessorMixin, images: list | None = None, frames: torch.Ten
 
 
 class PatchEncoder(VisionEncoder):
-    """Pictures of 16 x 8 pixels to 4 x 2 tokens, with a layer that is not used."""
+    """Images of 16 x 8 pixels to 4 x 2 tokens, with a layer that is not used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,5 +141,5 @@ class PatchEncoder(VisionEncoder):
         self.spare = nn.Linear(2, 2)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode pictures, (B, 3, h, w) -> (B, h * w / 16, 8)."""
+        """Encode images, (B, 3, h, w) -> (B, h * w / 16, 8)."""
         return self.patches(pixel_values).flatten(2).transpose(1, 2)

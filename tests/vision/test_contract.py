@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from qwenvl.vision import EncoderOptions, list_encoders
 from qwenvl.vision.encoder import check_forward
 from qwenvl.vision.registry import build_encoder, encoder_geometry, resolve_encoder
-from tests.vision.small_encoders import SMALL_ENCODERS, ask, name_of, picture, swap, with_encoder
+from tests.vision.small_encoders import SMALL_ENCODERS, ask, name_of, random_image, swap, with_encoder
 
 CASES = list(SMALL_ENCODERS)
 SIZES = [(40, 64), (90, 30), (64, 64)]
@@ -22,10 +22,10 @@ def test_every_registered_encoder_is_tested_here():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_counted_tokens_are_the_produced_ones_for_any_picture_size(case, standin):
+def test_counted_tokens_are_the_produced_ones_for_any_image_size(case, standin):
     model, processor = swap(standin, with_encoder(case))
     for i, (height, width) in enumerate(SIZES):
-        inputs = ask(processor, [picture(height, width, seed=i)])
+        inputs = ask(processor, [random_image(height, width, seed=i)])
         counted = processor.image_processor.get_number_of_image_patches(height, width, {})
         assert int(inputs["image_grid_thw"].prod()) == counted
         assert int((inputs["input_ids"] == processor.image_token_id).sum()) == counted
@@ -36,7 +36,7 @@ def test_counted_tokens_are_the_produced_ones_for_any_picture_size(case, standin
 @pytest.mark.parametrize("case", CASES)
 def test_saved_and_loaded_by_the_auto_classes_it_gives_equal_logits(case, standin, tmp_path):
     model, processor = swap(standin, with_encoder(case))
-    images = [picture(40, 64), picture(90, 30, seed=1)]
+    images = [random_image(40, 64), random_image(90, 30, seed=1)]
     inputs = ask(processor, images)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -55,7 +55,7 @@ def test_one_training_step_moves_the_merger_only(case, standin):
     model.requires_grad_(False)
     model.model.visual.merger.requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    inputs = ask(processor, [picture(40, 64)])
+    inputs = ask(processor, [random_image(40, 64)])
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     model.train()
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
@@ -69,7 +69,7 @@ def test_trained_encoder_gets_a_gradient_on_every_parameter_left_trainable(case,
     model, processor = swap(standin, with_encoder(case))
     tower = model.model.visual
     left_out = tower.set_encoder_trainable(True)
-    inputs = ask(processor, [picture(40, 64)])
+    inputs = ask(processor, [random_image(40, 64)])
     tower(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output.square().sum().backward()
     without = {name for name, parameter in tower.encoder.named_parameters() if parameter.grad is None}
     assert without == set(left_out)

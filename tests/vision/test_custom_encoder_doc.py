@@ -35,12 +35,12 @@ def test_example_runs_as_written_and_its_folder_loads(folder, standin, monkeypat
     # A checkpoint names the encoder's file by its whole path, so that it loads from anywhere.
     model = AutoModelForImageTextToText.from_pretrained(folder / "swapped", trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder / "swapped")
-    assert type(model.model.visual.encoder).__name__ == "GreyConvEncoder"
+    assert type(model.model.visual.encoder).__name__ == "GrayConvEncoder"
     made = processor.image_processor([torch.zeros(3, 20, 30, dtype=torch.uint8)], return_tensors="pt")
     assert made["image_grid_thw"].tolist() == [[1, 8, 8]]
 
 
 def test_every_flag_of_the_page_exists():
-    table = DOC[DOC.index("## What a tower can be told") :]
+    table = DOC[DOC.index("## Options") :]
     flags = re.findall(r"^\| `--(\w+)`", table, re.MULTILINE)
     assert len(flags) > 5 and set(flags) <= set(ModelArguments.__dataclass_fields__)

@@ -48,7 +48,7 @@ def test_parameters_that_the_features_do_not_depend_on_are_found(kind: type[Visi
 
 @pytest.mark.parametrize(
     ("kind", "told"),
-    [(Detached, "no gradient reaches Detached .*no_grad"), (Fixed, "Fixed has no parameters to train")],
+    [(Detached, "Detached receives no gradient .*no_grad"), (Fixed, "Fixed has no parameters to train")],
 )
 def test_an_encoder_that_cannot_be_trained_is_told_so(kind: type[VisionEncoder], told: str) -> None:
     encoder = kind()

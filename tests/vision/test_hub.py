@@ -52,7 +52,7 @@ from qwenvl.vision.encoders.rad_dino import RadDinoEncoder
 from qwenvl.vision.encoders.timm_models import TimmEncoder
 from qwenvl.vision.hub import find_file, missing_weights
 from qwenvl.vision.registry import build_encoder, resolve_encoder
-from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, name_of, picture, swap
+from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, name_of, random_image, swap
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SHORT_TEXT = {**TEXT, "vocab_size": 16, "max_position_embeddings": 8}
@@ -134,7 +134,7 @@ def test_missing_weights_are_named(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="1 weights of Dinov2Model are missing there: layernorm.weight"):
+    with pytest.raises(UserError, match="1 weights of Dinov2Model are missing: layernorm.weight"):
         build_encoder(resolve_encoder("rad_dino", path=str(tmp_path)))
 
 
@@ -163,7 +163,7 @@ def test_gated_weights_say_where_to_accept_and_where_to_put_them():
 
 def test_repository_that_is_not_there_is_not_called_gated():
     error = str(missing_weights("someone/absent", from_hub(RepositoryNotFoundError)))
-    assert "no such repository on the hub" in error and "is gated" not in error
+    assert "nor a repository on the hub" in error and "is gated" not in error
 
 
 def test_weights_that_cannot_be_downloaded_say_how_to_get_them():
@@ -185,7 +185,7 @@ def test_gate_of_the_encoder_is_told_where_the_hub_cannot_be_asked(monkeypatch):
         ({"a.safetensors": LocalEntryNotFoundError}, "b.bin"),
         ({"a.safetensors": RemoteEntryNotFoundError, "b.bin": RemoteEntryNotFoundError}, None),
         ({"a.safetensors": GatedRepoError}, "is gated"),
-        ({"a.safetensors": RepositoryNotFoundError}, "no such repository"),
+        ({"a.safetensors": RepositoryNotFoundError}, "nor a repository on the hub"),
         ({"a.safetensors": LocalEntryNotFoundError, "b.bin": RemoteEntryNotFoundError}, "not in the cache"),
     ],
 )
@@ -232,15 +232,15 @@ TINY_VIT = {**TINY, "image_size": 32, "patch_size": 8}
 NO_VIT = {
     "bert": (BertModel, BertConfig(**TINY, vocab_size=8), "has no attribute 'patch_size'"),
     "resnet": (ResNetModel, ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4), "'patch_size'"),
-    "convnext": (ConvNextModel, ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4), r"it makes \(1, 8, 7, 7\)"),
-    "videomae": (VideoMAEModel, VideoMAEConfig(**TINY_VIT), "cannot be asked for a picture's tokens"),
-    "vit_mae": (ViTMAEModel, ViTMAEConfig(**TINY_VIT), "5 tokens of 16 patches"),
+    "convnext": (ConvNextModel, ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4), r"it returns \(1, 8, 7, 7\)"),
+    "videomae": (VideoMAEModel, VideoMAEConfig(**TINY_VIT), "its tokens cannot be counted"),
+    "vit_mae": (ViTMAEModel, ViTMAEConfig(**TINY_VIT), "5 tokens for 16 patches"),
     "vit_mae that masks none": (ViTMAEModel, ViTMAEConfig(**TINY_VIT, mask_ratio=0.0), "shuffles its patches"),
-    "yolos": (YolosModel, YolosConfig(**{**TINY_VIT, "image_size": [32, 32]}), "other tokens behind them"),
+    "yolos": (YolosModel, YolosConfig(**{**TINY_VIT, "image_size": [32, 32]}), "other tokens after them"),
     "swin": (
         SwinModel,
         SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=2),
-        "16 tokens of 64 patches",
+        "16 tokens for 64 patches",
     ),
 }
 
@@ -255,7 +255,7 @@ def test_model_without_a_token_for_each_patch_is_refused(case, tmp_path):
 
 
 def test_qwen3_vl_is_no_encoder(standin):
-    with pytest.raises(UserError, match="holds a qwen3_vl.* model: it cannot be asked for a picture's tokens"):
+    with pytest.raises(UserError, match="holds a qwen3_vl.* model: its tokens cannot be counted"):
         resolve_encoder("hf:someone/model", path=str(standin))
 
 
@@ -290,7 +290,7 @@ def test_biomedclip_loads_the_vision_part_of_an_open_clip_file(tmp_path):
 
 def test_timm_folder_without_weights_and_missing_timm_are_named(tmp_path, monkeypatch):
     case = "timm:resnet18"
-    with pytest.raises(UserError, match="no weights there; expected one of model.safetensors"):
+    with pytest.raises(UserError, match="it has no weights; expected one of model.safetensors"):
         build_encoder(resolve_encoder(case, config=SMALL_ENCODERS[case], path=str(tmp_path)))
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(UserError, match=r"the package timm, which is not installed: `pip install -e \".\[timm\]\"`"):
@@ -323,7 +323,7 @@ def test_hash_of_the_weights_is_noted_and_checked_when_the_tower_is_made_again(s
 def test_tower_with_loaded_weights_gives_the_encoders_own_features(standin, rad_dino_folder):
     model, processor = swap(standin, TowerOptions("rad_dino", path=str(rad_dino_folder)))
     source = build_encoder(resolve_encoder("rad_dino", path=str(rad_dino_folder))).eval()
-    inputs = ask(processor, [picture(40, 64)])
+    inputs = ask(processor, [random_image(40, 64)])
     found = model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]).last_hidden_state
     assert torch.equal(found, source(inputs["pixel_values"])[0])
 

@@ -15,7 +15,7 @@ from qwenvl.bench.standin import build_standin
 from qwenvl.errors import UserError
 from qwenvl.vision import custom_config, plan_vision_config, swap_processor, swap_vision_tower
 from qwenvl.vision.modeling import CUSTOM_MODEL_TYPES
-from tests.vision.small_encoders import ask, picture, swap, with_encoder
+from tests.vision.small_encoders import ask, random_image, swap, with_encoder
 
 BASES = {
     "dense, tied": {},
@@ -31,7 +31,7 @@ def base(request, tmp_path_factory):
 
 
 def question(processor):
-    return ask(processor, [picture(40, 64), picture(70, 30, seed=1)])
+    return ask(processor, [random_image(40, 64), random_image(70, 30, seed=1)])
 
 
 def test_swapped_model_keeps_every_weight_of_the_language_model(base):
@@ -114,7 +114,7 @@ def test_early_layers_get_no_deepstack_features(standin):
 
 def test_rotary_positions_follow_the_token_grid(standin):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    inputs = ask(processor, [picture(40, 64)])
+    inputs = ask(processor, [random_image(40, 64)])
     positions, _ = model.model.get_rope_index(
         inputs["input_ids"], inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
     )
@@ -214,7 +214,7 @@ def test_half_precision_model_loads_with_exact_rotary_tables(standin, tmp_path):
         assert loaded(**inputs).logits.isfinite().all()
 
 
-def test_first_loss_is_hardly_above_that_of_the_text_without_pictures(standin):
+def test_first_loss_is_hardly_above_that_of_the_text_without_images(standin):
     base = AutoProcessor.from_pretrained(standin)
     model = AutoModelForImageTextToText.from_pretrained(standin)
     answer = torch.tensor([base.tokenizer("the heart is of normal size and the lungs are clear")["input_ids"]])
@@ -224,7 +224,7 @@ def test_first_loss_is_hardly_above_that_of_the_text_without_pictures(standin):
     words = model.get_input_embeddings().weight.detach().square().mean().sqrt().item()
     vision_config = plan_vision_config(model.config, with_encoder("c_radio"), base)
     swapped, processor = swap_vision_tower(model, vision_config).eval(), swap_processor(base, vision_config)
-    pictured = ask(processor, [picture(64, 64)])
+    pictured = ask(processor, [random_image(64, 64)])
     tokens = swapped.model.visual(pictured["pixel_values"], pictured["image_grid_thw"]).pooler_output
     assert 0.5 < tokens.square().mean().sqrt().item() / words < 2
     assert text_loss < 0.5
@@ -235,7 +235,7 @@ def _teach(model, prompt, answer) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
-        # Words before the prompt, as many as the picture will have tokens, so that the distance is nothing new.
+        # Words before the prompt, as many as the image will have tokens, so that the distance is nothing new.
         noise = torch.randint(0, 300, (4, int(torch.randint(0, 80, (), generator=generator))), generator=generator)
         row = torch.cat([prompt, answer], dim=1).expand(4, -1)
         ids = torch.cat([noise, row], dim=1)

@@ -12,7 +12,7 @@ from qwenvl.errors import UserError
 from qwenvl.vision import plan_vision_config, register_encoder, registry, swap_processor, swap_vision_tower
 from qwenvl.vision.encoder import check_forward, pixel_dtype
 from qwenvl.vision.precision import ALL, NONE, PARAMETERS, check_works_in_half, hold
-from tests.vision.small_encoders import PatchEncoder, TowerOptions, ask, picture, with_encoder
+from tests.vision.small_encoders import PatchEncoder, TowerOptions, ask, random_image, with_encoder
 
 HALF = torch.bfloat16
 
@@ -76,7 +76,7 @@ def swapped(standin: Path, tower: TowerOptions, dtype: torch.dtype = HALF) -> tu
     )
     vision_config = plan_vision_config(model.config, tower, base)
     model = swap_vision_tower(model, vision_config).eval()
-    return model, ask(swap_processor(base, vision_config), [picture(40, 64)])
+    return model, ask(swap_processor(base, vision_config), [random_image(40, 64)])
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def test_an_encoder_that_needs_float32_is_said_to_and_why(standin: Path, caplog:
         assert "Fourier cannot compute in bfloat16 (RuntimeError: " in caplog.text
         caplog.clear()
         model, _ = swapped(standin, TowerOptions("large"), torch.float16)
-    assert "Large cannot compute in float16 (its features become infinite or no numbers)" in caplog.text
+    assert "Large cannot compute in float16 (its features become infinite or NaN)" in caplog.text
     assert model.config.vision_config.encoder_half == NONE
 
 
@@ -161,7 +161,9 @@ def test_pixels_take_the_precision_of_the_first_floating_point_parameter() -> No
 def test_features_that_are_no_numbers_are_found_before_training(factor: str) -> None:
     encoder = PatchEncoder()
     encoder.patches.bias.data[0] = float(factor)
-    with pytest.raises(UserError, match="PatchEncoder: of the 64 features of one image of noise, 8 are infinite or no"):
+    with pytest.raises(
+        UserError, match="PatchEncoder: of the 64 features of one image of noise, 8 are infinite or NaN"
+    ):
         check_forward(encoder, 16, 8)
 
 

@@ -1,4 +1,4 @@
-"""From pictures to encoder inputs: equal to the published processors, and each policy as it says."""
+"""From images to encoder inputs: equal to the published processors, and each policy as it says."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImagePro
 from qwenvl.errors import UserError
 from qwenvl.vision.encoders.published import from_image_processor
 from qwenvl.vision.preprocessing import Geometry, Preprocessing, TokenRule
-from tests.vision.small_encoders import picture
+from tests.vision.small_encoders import random_image
 
 RAD_DINO = {
     "size": {"shortest_edge": 42},
@@ -30,14 +30,14 @@ PUBLISHED = {
 
 
 def pixels(height: int, width: int) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture(height, width))).permute(2, 0, 1)[None]
+    return torch.from_numpy(np.array(random_image(height, width))).permute(2, 0, 1)[None]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("size", [(61, 97), (97, 61), (30, 200), (42, 42)])
 def test_input_equals_that_of_the_published_image_processor(name, size):
     processor = PUBLISHED[name]
-    expected = processor(picture(*size), return_tensors="pt")["pixel_values"]
+    expected = processor(random_image(*size), return_tensors="pt")["pixel_values"]
     geometry = Geometry(from_image_processor(processor, "here"), TokenRule(14))
     assert torch.allclose(geometry.prepare(pixels(*size)), expected, atol=1e-5)
 
@@ -45,7 +45,7 @@ def test_input_equals_that_of_the_published_image_processor(name, size):
 @pytest.mark.parametrize("size", [(61, 97), (20, 300), (16, 16)])
 def test_naflex_input_and_grid_equal_those_of_the_published_image_processor(size):
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=24)
-    made = processor(picture(*size), return_tensors="pt")
+    made = processor(random_image(*size), return_tensors="pt")
     geometry = Geometry(from_image_processor(processor, "here"), TokenRule(8))
     grid = geometry.grid(*size)
     assert list(grid) == made["spatial_shapes"][0].tolist()
@@ -53,7 +53,7 @@ def test_naflex_input_and_grid_equal_those_of_the_published_image_processor(size
     assert torch.allclose(patches, made["pixel_values"][0, : len(patches)], atol=1e-5)
 
 
-def test_pad_shows_the_whole_picture_in_the_middle_of_the_mean_colour():
+def test_pad_shows_the_whole_image_in_the_middle_of_the_mean_color():
     geometry = Geometry(Preprocessing(40, 40, "pad", mean=(0.2,) * 3), TokenRule(8))
     made = geometry.prepare(torch.full((1, 3, 20, 40), 255, dtype=torch.uint8))
     assert made.shape == (1, 3, 40, 40)

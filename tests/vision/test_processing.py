@@ -9,8 +9,7 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.errors import UserError
 from qwenvl.vision import EncoderOptions, plan_vision_config, swap_processor
-from qwenvl.vision.processing import check_placeholders
-from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, picture, swap, with_encoder
+from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, random_image, swap, with_encoder
 
 NATIVE_ASPECT = EncoderOptions(resize="native", input_size=(56, 56))
 MODES = ["native", "qwen"]
@@ -42,11 +41,11 @@ def test_each_video_frame_has_its_own_time_and_placeholders(standin, mode, frame
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_video_frame_is_encoded_as_that_picture_would_be(standin, mode):
+def test_each_video_frame_is_encoded_as_that_image_would_be(standin, mode):
     model, processor = swap(standin, with_encoder("dinov2", input_mode=mode))
-    still = picture(64, 64)
+    still = random_image(64, 64)
     frame = torch.frombuffer(bytearray(still.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1)
-    # Both processors may leave the picture at its size, so that mode qwen resizes the same pixels.
+    # Both processors may leave the image at its size, so that mode qwen resizes the same pixels.
     for part in (processor.image_processor, processor.video_processor):
         part.size = {"shortest_edge": 64, "longest_edge": 10**7} if mode == "qwen" else part.size
     clip = torch.stack([frame, 255 - frame, frame])
@@ -61,7 +60,7 @@ def test_each_video_frame_is_encoded_as_that_picture_would_be(standin, mode):
 def test_mode_qwen_holds_the_official_pixel_values_bit_for_bit(standin):
     official = AutoProcessor.from_pretrained(standin)
     _, processor = swap(standin, with_encoder("rad_dino", input_mode="qwen"))
-    images = [picture(70, 130), picture(64, 32, seed=1)]
+    images = [random_image(70, 130), random_image(64, 32, seed=1)]
     theirs = official.image_processor(images, return_tensors="pt")
     ours = processor.image_processor(images, return_tensors="pt")
     counts = theirs["image_grid_thw"].prod(-1).tolist()
@@ -75,20 +74,20 @@ def test_mode_qwen_gives_nearly_the_features_of_mode_native(standin):
     qwen, qwen_processor = swap(standin, with_encoder("rad_dino", input_mode="qwen"))
     qwen.load_state_dict(native.state_dict())
     qwen_processor.image_processor.size = {"shortest_edge": 64, "longest_edge": 10**7}
-    image = picture(64, 96).resize((192, 128))
+    image = random_image(64, 96).resize((192, 128))
     a, b = ask(native_processor, [image]), ask(qwen_processor, [image])
     x = native.model.visual(a["pixel_values"], a["image_grid_thw"]).last_hidden_state
     y = qwen.model.visual(b["pixel_values"], b["image_grid_thw"]).last_hidden_state
-    # The rest is the rounding to whole grey values that native mode does after its resize.
+    # The rest is the rounding to whole gray values that native mode does after its resize.
     assert torch.nn.functional.cosine_similarity(x, y).min() > 0.999
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", ["rad_dino", "siglip2#naflex"])
-def test_pictures_of_different_token_counts_share_a_batch(standin, mode, case):
+def test_images_of_different_token_counts_share_a_batch(standin, mode, case):
     options = EncoderOptions() if "naflex" in case else NATIVE_ASPECT
     model, processor = swap(standin, with_encoder(case, options=options, input_mode=mode))
-    images = [picture(30, 60), picture(90, 40, seed=1), picture(30, 60, seed=2)]
+    images = [random_image(30, 60), random_image(90, 40, seed=1), random_image(30, 60, seed=2)]
     inputs = ask(processor, images)
     grids = inputs["image_grid_thw"]
     assert len({tuple(grid) for grid in grids.tolist()}) == 2
@@ -112,7 +111,7 @@ def test_area_limits_act_where_the_aspect_is_kept_and_on_official_pixels(standin
     large = processor.image_processor.get_number_of_image_patches(400, 300)
     processor.image_processor.size = {"shortest_edge": 1024, "longest_edge": 64 * 64}
     assert processor.image_processor.get_number_of_image_patches(400, 300) < large
-    made = processor.image_processor([picture(400, 300)], return_tensors="pt")
+    made = processor.image_processor([random_image(400, 300)], return_tensors="pt")
     assert int(made["image_grid_thw"].prod()) == processor.image_processor.get_number_of_image_patches(400, 300)
 
 
@@ -151,7 +150,7 @@ def test_saved_processor_makes_equal_inputs(standin, tmp_path, mode):
     _, processor = swap(standin, with_encoder("rad_dino", input_mode=mode))
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
-    for make in (lambda p: ask(p, [picture(60, 70)]), lambda p: ask(p, frames=video(3))):
+    for make in (lambda p: ask(p, [random_image(60, 70)]), lambda p: ask(p, frames=video(3))):
         before, after = make(processor), make(again)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -160,7 +159,7 @@ def test_saved_processor_makes_equal_inputs(standin, tmp_path, mode):
 def test_settings_that_would_be_ignored_are_refused(standin):
     _, processor = swap(standin, with_encoder("rad_dino"))
     with pytest.raises(UserError, match="takes no do_resize, max_pixels in a call"):
-        processor.image_processor([picture(20, 20)], do_resize=False, max_pixels=100)
+        processor.image_processor([random_image(20, 20)], do_resize=False, max_pixels=100)
     with pytest.raises(UserError, match="takes frames, not paths"):
         processor.video_processor(videos=["clip.mp4"])
 
@@ -169,7 +168,7 @@ def test_mode_qwen_needs_the_official_processor(standin):
     base = AutoProcessor.from_pretrained(standin)
     qwen = with_encoder("rad_dino", input_mode="qwen")
     base.video_processor.image_mean = (0.1, 0.2, 0.3)
-    with pytest.raises(UserError, match="normalise differently"):
+    with pytest.raises(UserError, match="normalize differently"):
         _plan(standin, base, qwen)
     _, swapped = swap(standin, with_encoder("rad_dino"))
     with pytest.raises(UserError, match="needs Qwen3-VL's own image processor"):
@@ -180,30 +179,19 @@ def _plan(folder, processor, tower: TowerOptions):
     return plan_vision_config(AutoConfig.from_pretrained(folder), tower, processor)
 
 
-def test_placeholders_that_disagree_are_named_before_the_forward(standin):
-    _, processor = swap(standin, with_encoder("rad_dino"))
-    inputs = ask(processor, [picture(60, 70)])
-    ids, token, grid = inputs["input_ids"][0], processor.image_token_id, inputs["image_grid_thw"]
-    check_placeholders(ids, token, grid, 1, "train.json row 3")
-    with pytest.raises(UserError, match="train.json row 3: 16 placeholders .* for 4 tokens"):
-        check_placeholders(ids, token, grid, 2, "train.json row 3")
-    with pytest.raises(UserError, match="16 placeholders .* for 0 tokens"):
-        check_placeholders(ids, token, None, 1, "train.json row 3")
-
-
 def test_kept_prefix_tokens_and_a_prime_number_of_tokens_count_as_one_row(standin):
     options = EncoderOptions(keep_prefix_tokens=True)
     model, processor = swap(standin, with_encoder("rad_dino", options=options))
-    inputs = ask(processor, [picture(60, 70), picture(20, 70)])
+    inputs = ask(processor, [random_image(60, 70), random_image(20, 70)])
     assert inputs["image_grid_thw"].tolist() == [[1, 1, 17]] * 2
     with torch.no_grad():
         assert model(**inputs).logits.isfinite().all()
 
 
-def test_one_token_a_picture(standin):
+def test_one_token_a_image(standin):
     config = {**SMALL_ENCODERS["rad_dino"], "image_size": 7}
     model, processor = swap(standin, TowerOptions("rad_dino", encoder_config=config))
-    inputs = ask(processor, [picture(60, 70), picture(20, 70)])
+    inputs = ask(processor, [random_image(60, 70), random_image(20, 70)])
     assert inputs["image_grid_thw"].tolist() == [[1, 1, 1]] * 2
     with torch.no_grad():
         assert model(**inputs).logits.isfinite().all()
@@ -212,7 +200,7 @@ def test_one_token_a_picture(standin):
 def test_non_square_input(standin):
     tower = with_encoder("rad_dino", options=EncoderOptions(input_size=(21, 49)))
     model, processor = swap(standin, tower)
-    inputs = ask(processor, [picture(60, 70)])
+    inputs = ask(processor, [random_image(60, 70)])
     assert inputs["image_grid_thw"].tolist() == [[1, 3, 7]]
     with torch.no_grad():
         assert model(**inputs).logits.isfinite().all()

@@ -1,4 +1,4 @@
-"""The published preprocessing: every encoder's input is what the library's own image processor makes of a picture."""
+"""The published preprocessing: every encoder's input is what the library's own image processor makes of an image."""
 
 import json
 
@@ -27,9 +27,9 @@ from qwenvl.vision import EncoderOptions, list_encoders
 from qwenvl.vision.encoders.published import published_preprocessing
 from qwenvl.vision.preprocessing import Geometry, Preprocessing, TokenRule
 from qwenvl.vision.registry import build_encoder, resolve_encoder
-from tests.vision.small_encoders import SMALL_ENCODERS, name_of, picture
+from tests.vision.small_encoders import SMALL_ENCODERS, name_of, random_image
 
-# Grey levels of 255. Both sides round a resized picture to whole levels, but DINOv3's, which rescales first, and PIL's
+# Gray levels of 255. Both sides round a resized image to whole levels, but DINOv3's, which rescales first, and PIL's
 # filters, which timm uses, may fall on the level beside; another filter, crop or normalisation is off by dozens.
 TOLERANCE = 2.0
 # Wide, with an odd number of pixels to cut: one pixel beside the centre would show.
@@ -68,7 +68,7 @@ SAVED = {
     "an old feature extractor": {"feature_extractor_type": "ViTFeatureExtractor", "size": 40, "image_mean": [0.1] * 3},
     "rescaled to 0..2": {"image_processor_type": "ViTImageProcessor", "size": 40, "rescale_factor": 1 / 127.5},
     "not rescaled": {"image_processor_type": "ViTImageProcessor", "size": 40, "do_rescale": False},
-    "not normalised": {"image_processor_type": "ViTImageProcessor", "size": 40, "do_normalize": False},
+    "not normalized": {"image_processor_type": "ViTImageProcessor", "size": 40, "do_normalize": False},
     "nearest": {"image_processor_type": "ViTImageProcessor", "size": 40, "resample": 0},
     "squashed, then cut": {
         "image_processor_type": "DeiTImageProcessor",
@@ -84,7 +84,7 @@ SAVED = {
 
 
 def assert_equal_input(wanted: Preprocessing, expected: torch.Tensor) -> None:
-    pixels = torch.from_numpy(np.array(picture(*SIZE))).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(random_image(*SIZE))).permute(2, 0, 1)[None]
     made = Geometry(wanted, TokenRule(1)).prepare(pixels)
     assert made.shape == expected.shape
     levels = (made - expected).abs() * 255 * torch.tensor(wanted.std).view(3, 1, 1)
@@ -103,13 +103,13 @@ def test_every_registered_encoder_is_compared_here():
 @pytest.mark.parametrize("case", DEFAULTS)
 def test_default_input_is_that_of_the_librarys_image_processor(case):
     wanted = resolve_encoder(name_of(case), config=SMALL_ENCODERS[case]).preprocessing
-    assert_equal_input(wanted, DEFAULTS[case](picture(*SIZE), return_tensors="pt")["pixel_values"])
+    assert_equal_input(wanted, DEFAULTS[case](random_image(*SIZE), return_tensors="pt")["pixel_values"])
 
 
 @pytest.mark.parametrize("case", DEFAULTS)
 def test_input_by_the_file_is_that_of_the_librarys_image_processor(case, tmp_path):
     DEFAULTS[case].save_pretrained(tmp_path)
-    expected = DEFAULTS[case](picture(*SIZE), return_tensors="pt")["pixel_values"]
+    expected = DEFAULTS[case](random_image(*SIZE), return_tensors="pt")["pixel_values"]
     assert_equal_input(published_preprocessing(str(tmp_path)), expected)
 
 
@@ -117,15 +117,15 @@ def test_input_by_the_file_is_that_of_the_librarys_image_processor(case, tmp_pat
 def test_default_input_is_that_of_timms_transform(case):
     wanted = resolve_encoder(case, config=SMALL_ENCODERS[case]).preprocessing
     transform = create_transform(32, is_training=False, **TIMM_DEFAULTS[case])
-    assert_equal_input(wanted, transform(picture(*SIZE))[None])
+    assert_equal_input(wanted, transform(random_image(*SIZE))[None])
 
 
 def test_default_input_of_naflex_is_that_of_the_librarys_image_processor():
     wanted = resolve_encoder("siglip2", config=SMALL_ENCODERS["siglip2#naflex"]).preprocessing
-    made = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)(picture(*SIZE), return_tensors="pt")
+    made = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)(random_image(*SIZE), return_tensors="pt")
     geometry = Geometry(wanted, TokenRule(8))
     assert list(geometry.grid(*SIZE)) == made["spatial_shapes"][0].tolist()
-    pixels = geometry.prepare(torch.from_numpy(np.array(picture(*SIZE))).permute(2, 0, 1)[None])
+    pixels = geometry.prepare(torch.from_numpy(np.array(random_image(*SIZE))).permute(2, 0, 1)[None])
     patches = convert_image_to_patches(pixels[0], 8)
     assert torch.allclose(patches, made["pixel_values"][0, : len(patches)], atol=1e-5)
 
@@ -134,7 +134,7 @@ def test_default_input_of_naflex_is_that_of_the_librarys_image_processor():
 def test_file_is_followed_with_the_defaults_of_the_class_that_it_names(what, tmp_path):
     wanted = published_preprocessing(write(tmp_path, SAVED[what]))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
-    assert_equal_input(wanted, processor(picture(*SIZE), return_tensors="pt")["pixel_values"])
+    assert_equal_input(wanted, processor(random_image(*SIZE), return_tensors="pt")["pixel_values"])
 
 
 def test_folder_without_a_file_publishes_nothing(tmp_path):
@@ -144,13 +144,13 @@ def test_folder_without_a_file_publishes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("{", r"preprocessor_config.json' is not a valid JSON file.; mend the file"),
+        ("{", r"preprocessor_config.json' is not a valid JSON file.; correct the file"),
         ("[1]", r"preprocessor_config.json\) cannot be used"),
-        ({"image_processor_type": "AbsentProcessor"}, r"Unrecognized image processor .*mend the file"),
+        ({"image_processor_type": "AbsentProcessor"}, r"Unrecognized image processor .*correct the file"),
         ({"image_processor_type": "ViTImageProcessor", "resample": 5}, "resample 5 .*expected 0 .nearest.*3 .bicubic"),
         ({"image_processor_type": "ViTImageProcessor", "image_mean": [0.5, 0.5]}, r"image_mean is \(0.5, 0.5\)"),
-        ({"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}, "something else of a picture"),
-        ({"image_processor_type": "Qwen2VLImageProcessor"}, "Qwen2VLImageProcessor makes something else of a picture"),
+        ({"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}, "does more to an image"),
+        ({"image_processor_type": "Qwen2VLImageProcessor"}, "Qwen2VLImageProcessor does more to an image"),
     ],
 )
 def test_file_that_cannot_be_followed_is_named_in_one_line(values, message, tmp_path):
@@ -192,10 +192,10 @@ def test_timm_config_beside_the_weights_is_followed(tmp_path):
     for path in (tmp_path, tmp_path / "model.safetensors"):
         wanted = resolve_encoder("timm:resnet18", path=str(path)).preprocessing
         transform = create_transform(64, is_training=False, **settings)
-        assert_equal_input(wanted, transform(picture(*SIZE))[None])
+        assert_equal_input(wanted, transform(random_image(*SIZE))[None])
 
 
-def test_timm_border_is_padding_with_the_mean_colour(tmp_path):
+def test_timm_border_is_padding_with_the_mean_color(tmp_path):
     border = {"pretrained_cfg": {"crop_mode": "border", "crop_pct": 1.0, "input_size": [3, 64, 64]}}
     wanted = resolve_encoder("timm:resnet18", path=write(tmp_path, border, "config.json")).preprocessing
     assert (wanted.resize, wanted.height) == ("pad", 64)
@@ -213,10 +213,10 @@ def test_model_of_fixed_size_is_built_for_the_size_in_its_timm_config(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("{", "config.json: no valid JSON"),
+        ("{", "config.json: not valid JSON"),
         ("[]", "config.json: holds a list, expected a JSON object"),
         ({"pretrained_cfg": {"mean": [0.5]}}, r"mean in config.json is \[0.5\]; expected three numbers"),
-        ({"pretrained_cfg": {"interpolation": "hamming"}}, "interpolation 'hamming' has no form here"),
+        ({"pretrained_cfg": {"interpolation": "hamming"}}, "interpolation 'hamming' is not supported"),
     ],
 )
 def test_timm_config_that_cannot_be_followed_is_named(values, message, tmp_path):

@@ -81,7 +81,7 @@ def test_near_name_is_found_whatever_its_case_and_dashes():
 
 @pytest.mark.parametrize("name", ["hf:", "timm:", "other:thing"])
 def test_form_without_argument_or_unknown_form_is_refused(name):
-    with pytest.raises(UserError, match="no vision encoder is called"):
+    with pytest.raises(UserError, match="there is no vision encoder"):
         encoder_class(name)
 
 
@@ -91,9 +91,9 @@ def test_duplicate_name_is_refused():
 
 
 def test_class_that_is_no_encoder_is_told_the_contract(own_file):
-    with pytest.raises(UserError, match="'NoEncoder' is no encoder; an encoder is a subclass of .*hidden_size"):
+    with pytest.raises(UserError, match="'NoEncoder' is not an encoder; an encoder is a subclass of .*hidden_size"):
         resolve_encoder(f"{own_file}:NoEncoder")
-    with pytest.raises(UserError, match="is no encoder"):
+    with pytest.raises(UserError, match="is not an encoder"):
         register_encoder("linear")(torch.nn.Linear)
 
 
@@ -111,7 +111,7 @@ def test_own_file_loads_weights_strictly(own_file, tmp_path):
     loaded = build_encoder(resolve_encoder(f"{own_file}:Own", path=str(tmp_path / "own.pt")))
     assert torch.equal(loaded.patches.weight, source.patches.weight)
     torch.save({"patches.weight": source.patches.weight}, tmp_path / "part.pt")
-    with pytest.raises(UserError, match="part.pt: these weights do not fit Own: .*patches.bias"):
+    with pytest.raises(UserError, match="part.pt: these weights do not match Own: .*patches.bias"):
         build_encoder(resolve_encoder(f"{own_file}:Own", path=str(tmp_path / "part.pt")))
     with pytest.raises(UserError, match="absent.pt: no such file"):
         build_encoder(resolve_encoder(f"{own_file}:Own", path=str(tmp_path / "absent.pt")))
@@ -133,14 +133,14 @@ def test_incomplete_encoder_is_told_what_is_missing(own_file, name, message):
 
 def test_wrong_shape_is_named_with_what_was_expected(own_file):
     encoder = build_encoder(f"{own_file}:WrongShape")
-    with pytest.raises(UserError, match=r"\(1, 3, 16, 8\) gave \(1, 8, 4, 2\), expected \(1, 8, 8\).*4 x 2 tokens"):
+    with pytest.raises(UserError, match=r"\(1, 3, 16, 8\) returned \(1, 8, 4, 2\), expected \(1, 8, 8\).*4 x 2 tokens"):
         check_forward(encoder, 16, 8)
-    with pytest.raises(UserError, match="Fails: forward of one picture .* failed"):
+    with pytest.raises(UserError, match="Fails: forward of one image .* failed"):
         check_forward(build_encoder(f"{own_file}:Fails"), 16, 8)
 
 
 def test_missing_file_and_broken_file_are_named(tmp_path):
-    with pytest.raises(UserError, match="no file .*absent.py"):
+    with pytest.raises(UserError, match="absent.py is not a file"):
         resolve_encoder(f"{tmp_path}/absent.py:Own")
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match="broken.py cannot be imported: ModuleNotFoundError"):
@@ -157,14 +157,14 @@ def test_own_file_without_its_class_is_told_the_classes_in_it_and_does_not_run(t
     for name in ("own_encoder.py", str(path), f"{path}:"):
         with pytest.raises(UserError, match=r"encoder.py names a file without its class; give .*own_encoder.py:Own"):
             resolve_encoder(name)
-    with pytest.raises(UserError, match="absent.py: no file .*absent.py; give path/to/file.py:CLASS"):
+    with pytest.raises(UserError, match="absent.py: .*absent.py is not a file; give path/to/file.py:CLASS"):
         resolve_encoder("absent.py")
 
 
 @pytest.mark.parametrize(
     ("case", "options", "message"),
     [
-        ("rad_dino", {"input_size": (30, 28)}, "30x28 is no multiple of the patch of 7 pixels; .*28x28"),
+        ("rad_dino", {"input_size": (30, 28)}, "30x28 is not a multiple of the patch of 7 pixels; .*28x28"),
         ("rad_dino", {"layer": 0}, "layer 0: expected -1"),
         ("rad_dino", {"layer": -4}, "layer -4 of 3; expected -1 .last. to -3"),
         ("timm:resnet18", {"layer": -9}, "layer -9 of 5"),
@@ -175,8 +175,8 @@ def test_own_file_without_its_class_is_told_the_classes_in_it_and_does_not_run(t
             "not trained with it; expected one of encoder, crop, pad, squash, native$",
         ),
         ("siglip2", {"resize": "naflex"}, "Siglip2Encoder was not trained with it"),
-        ("aimv2", {"input_size": (64, 64)}, "takes pictures of 32x32 pixels only, got 64x64"),
-        ("aimv2", {"resize": "native"}, "takes pictures of 32x32 pixels only, got resize policy native"),
+        ("aimv2", {"input_size": (64, 64)}, "takes images of 32x32 pixels only, got 64x64"),
+        ("aimv2", {"resize": "native"}, "takes images of 32x32 pixels only, got resize policy native"),
         ("c_radio", {"final_norm": True}, "CRadioEncoder has no final norm"),
         ("hf:vit", {"final_norm": True}, "has no option final_norm"),
         ("dinov3#convnext", {"layer": -2}, "last stage only"),
@@ -217,7 +217,7 @@ def test_timm_model_is_made_for_the_size_asked_for(case):
 def test_size_that_the_encoder_was_published_with_may_be_uneven():
     encoder = build_encoder(resolve_encoder("siglip", config=SMALL_ENCODERS["siglip#uneven"]))
     assert encoder.token_grid(31, 31) == (4, 4)
-    with pytest.raises(UserError, match="no multiple"):
+    with pytest.raises(UserError, match="not a multiple"):
         encoder.token_grid(30, 30)
 
 
@@ -228,9 +228,9 @@ def test_hf_form_takes_the_family_of_the_configuration():
 
 
 def test_unknown_timm_model_lists_near_ones():
-    with pytest.raises(UserError, match="has no model 'resnet19'; nearest: resnet18, "):
+    with pytest.raises(UserError, match="has no model 'resnet19'; closest: resnet18, "):
         resolve_encoder("timm:resnet19")
-    with pytest.raises(UserError, match="has no model 'ViT_bas_patch16_224'; nearest: vit_base_patch16_224, "):
+    with pytest.raises(UserError, match="has no model 'ViT_bas_patch16_224'; closest: vit_base_patch16_224, "):
         resolve_encoder("timm:ViT_bas_patch16_224")
 
 
@@ -246,7 +246,7 @@ def test_aspect_cannot_be_kept_by_an_encoder_of_irregular_tokens():
         def token_grid(self, height, width):
             return 1, 1
 
-    with pytest.raises(UserError, match="cannot keep a picture's aspect"):
+    with pytest.raises(UserError, match="cannot keep an image's aspect"):
         encoder_geometry(Pooled())
 
 
@@ -264,7 +264,7 @@ def test_listing_shows_one_line_for_each_encoder():
     [
         ("(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4)", r"divide them by 255: mean=\(0.485, 0.456, 0.406\)"),
         ("(0.5,) * 3, std=(127.5,) * 3", r"divide them by 255: std=\(0.5, 0.5, 0.5\)"),
-        ("(0.5,) * 3, std=(0.0, 0.5, 0.5)", "with every deviation above 0"),
+        ("(0.5,) * 3, std=(0.0, 0.5, 0.5)", "with every std above 0"),
         ("(float('nan'),) * 3, std=(0.5,) * 3", "cannot normalize an image"),
         ("('0.5',) * 3, std=(0.5,) * 3", "cannot normalize an image"),
     ],

@@ -6,13 +6,13 @@ from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.vision import CustomVisionConfig, EncoderOptions
-from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, picture, swap, with_encoder
+from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, random_image, swap, with_encoder
 
 
 @pytest.fixture
 def swapped(standin):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    return model, ask(processor, [picture(40, 64)])
+    return model, ask(processor, [random_image(40, 64)])
 
 
 def encode(model: nn.Module, inputs) -> torch.Tensor:
@@ -34,7 +34,7 @@ def test_frozen_encoder_builds_no_graph_and_the_merger_does(swapped):
 def test_frozen_encoder_stays_in_eval_mode_when_the_model_trains(standin):
     config = {**SMALL_ENCODERS["rad_dino"], "hidden_dropout_prob": 0.5, "drop_path_rate": 0.5}
     model, processor = swap(standin, TowerOptions("rad_dino", encoder_config=config))
-    inputs = ask(processor, [picture(40, 64)])
+    inputs = ask(processor, [random_image(40, 64)])
     tower = model.train().model.visual
     assert tower.training and not any(module.training for module in tower.encoder.modules())
     assert torch.equal(encode(model, inputs).pooler_output, encode(model, inputs).pooler_output)
@@ -69,7 +69,7 @@ def test_with_an_inner_layer_the_blocks_behind_it_stay_frozen(standin):
 def test_gradient_checkpointing_of_a_trained_encoder_gives_equal_gradients(standin):
     for case in ("rad_dino", "timm:vit_tiny_patch16_224"):
         model, processor = swap(standin, with_encoder(case))
-        inputs = ask(processor, [picture(40, 64)])
+        inputs = ask(processor, [random_image(40, 64)])
         model.train().model.visual.set_encoder_trainable(True)
         gradients = []
         for checkpointing in (False, True):
@@ -99,16 +99,16 @@ def test_encoder_in_another_precision_than_the_merger_works(swapped):
 
 def test_pixels_of_another_processor_are_named(swapped, processor):
     model, inputs = swapped
-    official = processor.image_processor([picture(40, 64)], return_tensors="pt")
+    official = processor.image_processor([random_image(40, 64)], return_tensors="pt")
     with pytest.raises(UserError, match="do not hold the 1 media of the grid; use the processor saved with this model"):
         model.model.visual(official["pixel_values"], official["image_grid_thw"])
-    with pytest.raises(UserError, match="1 pictures in pixel_values, but the grid counts 2"):
+    with pytest.raises(UserError, match="1 images in pixel_values, but the grid counts 2"):
         model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"].repeat(2, 1))
 
 
 def test_counts_that_disagree_with_the_features_are_named_with_both(swapped):
     model, inputs = swapped
-    with pytest.raises(UserError, match=r"gave \(1, 16, 32\) .* counted \(1, 15, 32\)"):
+    with pytest.raises(UserError, match=r"returned \(1, 16, 32\) .* counted \(1, 15, 32\)"):
         model.model.visual(inputs["pixel_values"], torch.tensor([[1, 3, 5]]))
 
 

@@ -25,7 +25,7 @@ Path(__file__).with_name("it_ran").touch()
 class Foreign(PatchEncoder):
     pass
 """
-REFUSED = "names its encoder by code, .*foreign.py:Foreign, and code that a model names does not run unasked"
+REFUSED = "names its encoder by code, .*foreign.py:Foreign, and code that a model names runs only if it is allowed"
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,6 @@ def test_code_beside_an_encoders_weights_is_refused_in_one_line_and_not_asked_ab
     )
     (tmp_path / "own.py").write_text(FOREIGN)
 
-    with pytest.raises(UserError, match="config.json names code of its own .auto_map., which is not run"):
+    with pytest.raises(UserError, match="config.json names its own code .auto_map., which is not run"):
         resolve_encoder("hf:someone/model", path=str(tmp_path))
     assert not (tmp_path / "it_ran").exists()

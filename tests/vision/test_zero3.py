@@ -14,7 +14,7 @@ PROGRAM = """
 import sys
 import deepspeed, torch
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
-from tests.vision.small_encoders import TowerOptions, ask, picture, swap
+from tests.vision.small_encoders import TowerOptions, ask, random_image, swap
 
 deepspeed.init_distributed("gloo")
 settings = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 1}
@@ -25,7 +25,7 @@ assert all(hasattr(parameter, "ds_id") for parameter in model.model.language_mod
 model.model.language_model.requires_grad_(False)
 optimizer = torch.optim.SGD(model.model.visual.merger.parameters(), lr=0.1)
 engine, *_ = deepspeed.initialize(model=model, config=settings, optimizer=optimizer)
-inputs = ask(processor, [picture(40, 64)])
+inputs = ask(processor, [random_image(40, 64)])
 losses = []
 for _ in range(3):
     loss = engine(**inputs, labels=inputs["input_ids"]).loss

@@ -1,4 +1,4 @@
-"""Fill the feature cache: images read by loader processes, encoded in batches, kept in shards."""
+"""Fill the feature cache: images are read by loader processes, encoded in batches and stored in shards."""
 
 import io
 import logging
@@ -27,7 +27,7 @@ _FILES_AT_A_TIME = 1024
 
 @dataclass(frozen=True)
 class Work:
-    """How a filling is done: by which of how many processes, with how many loader processes, in which batches."""
+    """How the cache is filled: the process among all processes, its number of loader processes, the batch size."""
 
     rank: int = 0
     world_size: int = 1
@@ -40,17 +40,17 @@ class Work:
         return f" (share of process {self.rank + 1} of {self.world_size})" if self.world_size > 1 else ""
 
 
-class _Read(NamedTuple):
-    """One image as the tower takes it, or why it could not be read."""
+class _Prepared(NamedTuple):
+    """One image as the tower takes it, or the reason why it could not be read."""
 
     key: str
     path: str
     pixel_values: torch.Tensor | None = None
     grid_thw: torch.Tensor | None = None
-    flaw: str | None = None
+    error: str | None = None
 
 
-class _Pictures(Dataset):
+class _ImageDataset(Dataset):
     """Images, prepared for the tower in the process that reads them."""
 
     def __init__(
@@ -66,17 +66,17 @@ class _Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> _Read:
+    def __getitem__(self, index: int) -> _Prepared:
         key, path = self.files[index]
         try:
             made = self.image_processor([self.load_image(path)], return_tensors="pt")
         except (UserError, OSError) as error:
-            return _Read(key, path, flaw=str(error))
-        return _Read(key, path, made["pixel_values"], made["image_grid_thw"])
+            return _Prepared(key, path, error=str(error))
+        return _Prepared(key, path, made["pixel_values"], made["image_grid_thw"])
 
 
 class _LogLines(io.TextIOBase):
-    """A file for `tqdm` that makes a line of the log of each state of the bar."""
+    """A file for `tqdm` that logs each state of the bar as a line."""
 
     def write(self, text: str) -> int:
         """Log the text without the carriage return and the spaces by which a bar replaces its last state."""
@@ -96,13 +96,13 @@ def _progress_bar(unit: str, done: str, total: int, work: Work) -> tqdm:
         bar_format=None if on_terminal else LOG_FORMAT,
         file=None if on_terminal else _LogLines(),
         mininterval=0.1 if on_terminal else SECONDS_BETWEEN_LINES,
-        # Else an image that takes longer than the others makes the bar wait for as many images again.
+        # Otherwise tqdm skips as many updates as it last saw within the interval, and slow images delay the line.
         miniters=1,
     )
 
 
 def hash_files(cache: FeatureCache, paths: Sequence[str], work: Work) -> None:
-    """Read this process's share of the files that the cache does not know yet, for their keys; then `reload`."""
+    """Hash this process's share of the files that the cache does not know yet; call `reload` when all have finished."""
     mine = paths[work.rank :: work.world_size]
     with _progress_bar("file", "looked up", len(mine), work) as bar:
         for start in range(0, len(mine), _FILES_AT_A_TIME):
@@ -121,14 +121,14 @@ def fill_cache(
 ) -> int:
     """Compute and store the features of the images {key: path} that are missing; return how many it added.
 
-    `load_image` returns an RGB image or raises `UserError`, and then `report_unreadable(path, reason)` ends the
-    filling, or the image is left out. Each of several processes takes its share, which depends on the contents alone;
-    wait for all, then `reload`. A run that is killed keeps the shards it has finished.
+    `load_image` returns an RGB image or raises `UserError`; then `report_unreadable(path, reason)` raises, or the image
+    is left out. Each of several processes takes its share, which depends on the contents of the files alone; call
+    `reload` when all have finished. A run that is killed keeps the shards it has written.
     """
     todo = [(key, path) for key, path in missing.items() if zlib.crc32(key.encode()) % work.world_size == work.rank]
-    pictures = _Pictures(todo, load_image, image_processor)
-    # A batch comes as a list: its images may have as many sizes.
-    loader = DataLoader(pictures, work.batch_size, num_workers=work.num_workers, collate_fn=list)
+    images = _ImageDataset(todo, load_image, image_processor)
+    # A batch is a list, since its images may differ in size.
+    loader = DataLoader(images, work.batch_size, num_workers=work.num_workers, collate_fn=list)
     pending: dict[str, torch.Tensor] = {}
     added = 0
     with _progress_bar("image", "encoded", len(todo), work) as bar:
@@ -145,31 +145,31 @@ def fill_cache(
     return added
 
 
-def _leave_out_unreadable(batch: Sequence[_Read], report_unreadable: Callable[[str, str], None]) -> list[_Read]:
+def _leave_out_unreadable(batch: Sequence[_Prepared], report_unreadable: Callable[[str, str], None]) -> list[_Prepared]:
     for each in batch:
-        if each.flaw is not None:
-            report_unreadable(each.path, each.flaw)
-    return [each for each in batch if each.flaw is None]
+        if each.error is not None:
+            report_unreadable(each.path, each.error)
+    return [each for each in batch if each.error is None]
 
 
 @torch.no_grad()
-def _encode(pictures: Sequence[_Read], tower: CustomVisionTower, cache: FeatureCache) -> dict[str, torch.Tensor]:
-    """Return {key: features (rows, columns, D_vis)}, computed as the training computes them."""
-    if not pictures:
+def _encode(images: Sequence[_Prepared], tower: CustomVisionTower, cache: FeatureCache) -> dict[str, torch.Tensor]:
+    """Return {key: features (rows, columns, D_vis)}, computed in the precision of the training."""
+    if not images:
         return {}
     device = tower.merger.proj.weight.device
-    grids = torch.cat([each.grid_thw for each in pictures])
-    values = torch.cat([each.pixel_values for each in pictures]).to(device)
+    grids = torch.cat([each.grid_thw for each in images])
+    values = torch.cat([each.pixel_values for each in images]).to(device)
     with torch.autocast(device.type, cache.autocast, enabled=cache.autocast is not None):
         features = tower(values, grids).last_hidden_state.to(cache.dtype).cpu()
     parts = features.split(grids.prod(-1).tolist())
-    for each, part in zip(pictures, parts, strict=True):
+    for each, part in zip(images, parts, strict=True):
         if not part.isfinite().all():
             raise UserError(
-                f"{each.path}: the encoder gives features of it that are infinite or no numbers in {cache.dtype}; look "
-                "at the encoder's weights and code, or train without --fp16"
+                f"{each.path}: its features are infinite or NaN in {cache.dtype}; check the encoder's weights and "
+                "code, or train without --fp16"
             )
     return {
         each.key: part.reshape(rows, columns, -1).clone()
-        for each, part, (_, rows, columns) in zip(pictures, parts, grids.tolist(), strict=True)
+        for each, part, (_, rows, columns) in zip(images, parts, grids.tolist(), strict=True)
     }

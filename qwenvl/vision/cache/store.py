@@ -1,8 +1,8 @@
-"""Keep a frozen encoder's features on disk, and look them up by an image's content, never another's.
+"""Store a frozen encoder's features on disk and look them up by the content of an image's file.
 
-A cached image is a tensor (rows, columns, D_vis), and the image processor takes it in the place of the image.
-Features lie in DIR/<fingerprint>/*.safetensors under the SHA-256 of the image's file; the fingerprint is of all that
-decides what an image's features are, so that what another encoder or another preprocessing made is never read.
+A cached image is a tensor (rows, columns, D_vis), which the image processor takes instead of the image. Features are
+stored in DIR/<fingerprint>/*.safetensors under the SHA-256 of the image's file. The fingerprint covers everything that
+determines the features, so those of another encoder or another preprocessing are never read.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from qwenvl.vision.options import FEATURE_OPTIONS
 from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 
-# To be raised when this package reads or prepares images differently: older features are then of no use.
+# Increase it when this package reads or prepares images differently, so that older features are not used.
 FORMAT = 3
 FINGERPRINT_DIGITS = 16
 CONFIGURED = (
@@ -46,9 +46,9 @@ CONFIGURED = (
     "qwen_pixels",
 )
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
-# These begin with a linear layer, which autocast feeds in half precision anyway.
+# These start with a linear layer, whose input autocast casts to half precision anyway.
 LINEAR_FIRST_MERGERS = ("simple", "mlp2")
-# Most files are known and take only `os.stat`, of which one alone is no task worth a thread.
+# Most files are known and need only an `os.stat`, which is too little work for a task of its own.
 _CHUNK = 64
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -83,13 +83,13 @@ class FeatureCache:
             with written_whole(self.folder / "encoder.json") as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
             remove_abandoned(self.folder)
-        # Of each shard that has been read from: the open file, and the checksums of its features.
+        # For each shard that has been read from: the open file and the checksums of its features.
         self._files: dict[str, tuple[Any, dict[str, str]]] = {}
         self._new_keys: dict[str, tuple[int, int, str]] = {}
         self.reload()
 
     def reload(self) -> None:
-        """Read again what the folder holds, after this or another process has added to it."""
+        """Read the contents of the folder again, after this or another process has added to it."""
         self._shards: dict[str, Path] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             with _readable(shard), safe_open(shard, "pt") as file:
@@ -100,7 +100,7 @@ class FeatureCache:
                 self._keys.update(_known_files(json.loads(known.read_text(encoding="utf-8"))))
 
     def __getstate__(self) -> dict:
-        # Open files cannot be sent to a loader process; each opens its own.
+        # Open files cannot be sent to a loader process; each process opens its own.
         return {**self.__dict__, "_files": {}}
 
     def __contains__(self, path: str | Path) -> bool:
@@ -138,7 +138,7 @@ class FeatureCache:
         shard = self._shards.get(key)
         if shard is None:
             raise UserError(
-                f"{path}: no features of it in {self.folder}: it could not be read when the cache was filled, or it "
+                f"{path}: it has no features in {self.folder}: it could not be read when the cache was filled, or it "
                 "was changed since; correct the file and start again"
             )
         name = str(shard)
@@ -152,7 +152,7 @@ class FeatureCache:
         return features
 
     def _check(self, features: torch.Tensor, checksum: str | None) -> None:
-        """Raise `ValueError` if these are no features, or not those that were written; old files have no checksums."""
+        """Raise `ValueError` for features of another kind or with another checksum; old files have no checksums."""
         if features.ndim != 3 or features.shape[-1] != self.width or features.dtype != self.dtype:
             found = f"{tuple(features.shape)} of {features.dtype}"
             raise ValueError(f"it holds {found}, expected (rows, columns, {self.width}) of {self.dtype}")
@@ -160,7 +160,7 @@ class FeatureCache:
             raise ValueError("its features do not have the checksum that they were written with")
 
     def missing(self, paths: Sequence[str | Path]) -> dict[str, str]:
-        """Return {key: path} of the images that have no features yet, each content once, in the order given."""
+        """Return {key: path} of the images that have no features yet, in the order given, without duplicates."""
         absent: dict[str, str] = {}
         for key, path in zip(self.keys(paths), paths, strict=True):
             if key not in self._shards:
@@ -168,7 +168,7 @@ class FeatureCache:
         return absent
 
     def write(self, features: dict[str, torch.Tensor]) -> None:
-        """Add one shard, whole or not at all: {key: (rows, columns, D_vis)}; raises `UserError` if it cannot."""
+        """Add one shard of {key: features (rows, columns, D_vis)} atomically; raises `UserError` if it cannot."""
         # Other processes, and other runs, may be adding to the same folder.
         target = self.folder / f"{uuid.uuid4().hex}.safetensors"
         with _written_whole(target) as unfinished:
@@ -176,7 +176,7 @@ class FeatureCache:
             save_file(whole, unfinished, {key: _checksum(tensor) for key, tensor in whole.items()})
 
     def write_known_files(self) -> None:
-        """Keep the keys of the files that this process has read, so that a later run need not read them."""
+        """Store the keys of the files that this process has hashed, so that a later run need not hash them."""
         if self._new_keys:
             with _written_whole(self.folder / f"{uuid.uuid4().hex}.paths.json") as unfinished:
                 unfinished.write_text(json.dumps(self._new_keys), encoding="utf-8")
@@ -184,7 +184,7 @@ class FeatureCache:
 
 
 def stored_dtype(tower: CustomVisionTower, autocast: torch.dtype | None) -> torch.dtype:
-    """Return the precision in which the tower's merger takes features: to keep more would take room for nothing."""
+    """Return the precision in which the tower's merger takes features; a higher one would only use more disk space."""
     if autocast is not None and tower.config.merger in LINEAR_FIRST_MERGERS:
         return autocast
     return tower.merger.proj.weight.dtype
@@ -197,15 +197,15 @@ def estimate_bytes(
     autocast: torch.dtype | None = None,
 ) -> int:
     """Return the bytes that features of images of these sizes, (height, width) in pixels, take on disk."""
-    # Many images share few sizes.
+    # Many images share a few sizes.
     counts = Counter(tuple(size) for size in sizes)
     tokens = sum(image_processor.get_number_of_image_patches(*size) * count for size, count in counts.items())
     return tokens * tower.config.hidden_size * stored_dtype(tower, autocast).itemsize
 
 
 def describe(tower: CustomVisionTower, image_processor: CustomVisionImageProcessor) -> dict[str, Any]:
-    """Return what decides the features of an image: encoder, weights, code, preprocessing, libraries."""
-    # PEFT wraps a frozen encoder that a checkpoint is to hold; both copies in it are the same.
+    """Return everything that determines the features: encoder, weights, code, preprocessing, libraries."""
+    # PEFT wraps a frozen encoder that is saved with the checkpoint; both copies in the wrapper are equal.
     encoder = getattr(tower.encoder, "original_module", tower.encoder)
     official = image_processor.official
     return {name: getattr(tower.config, name) for name in CONFIGURED} | {
@@ -220,7 +220,7 @@ def describe(tower: CustomVisionTower, image_processor: CustomVisionImageProcess
 
 
 def _code_hashes(encoder: nn.Module) -> dict[str, str]:
-    """Return the SHA-256 of every file that defines a class of which the encoder is made, by the module's name."""
+    """Return {module: SHA-256 of its file} of the modules that define the classes of the encoder and its layers."""
     names = {parent.__module__ for module in encoder.modules() for parent in type(module).__mro__}
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
     return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
@@ -228,31 +228,31 @@ def _code_hashes(encoder: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Say what to do about a file of the cache that cannot be read."""
+    """Raise `UserError` with a remedy if a file of the cache cannot be read."""
     try:
         yield
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: this file of cached features cannot be read ({_reason(error)}); remove it, or the whole folder, "
-            "and start again: what is missing is computed anew"
+            "and start again: missing features are computed again"
         ) from None
 
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    """Say what to do about a folder that cannot be written."""
+    """Raise `UserError` with a remedy if a folder cannot be written to."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"--cache_vision_features: cannot write in {folder} ({_reason(error)}); give a folder of a disk with "
-            "enough room, or train without the cache"
+            f"--cache_vision_features: cannot write to {folder} ({_reason(error)}); give a folder on a disk with "
+            "enough space, or train without the cache"
         ) from None
 
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """Give the path of an unfinished file that becomes the target, as `written_whole`; say what to do if it cannot."""
+    """Write a file as `written_whole` does; raises `UserError` with a remedy if it cannot."""
     with _writable(target.parent), written_whole(target) as unfinished:
         yield unfinished
 
@@ -263,13 +263,13 @@ def _checksum(tensor: torch.Tensor) -> str:
 
 
 def _known_files(entries: Any) -> dict[str, tuple[int, int, str]]:
-    """Check what a list of known files holds: {path: [time, length, SHA-256]}; raises `ValueError`."""
+    """Check the entries {path: [time, length, SHA-256]} of a list of known files; raises `ValueError`."""
     if not isinstance(entries, dict):
         raise ValueError(f"it holds a {type(entries).__name__}, expected an object")
     for path, entry in entries.items():
         kinds = [type(value) for value in entry] if isinstance(entry, list) else None
         if kinds != [int, int, str] or not _SHA256.fullmatch(entry[2]):
-            raise ValueError(f"its entry for {path} is no time, length and SHA-256")
+            raise ValueError(f"its entry for {path} is not a time, a length and a SHA-256")
     return {path: tuple(entry) for path, entry in entries.items()}
 
 

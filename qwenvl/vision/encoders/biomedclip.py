@@ -10,7 +10,7 @@ from qwenvl.vision.options import EncoderOptions
 from qwenvl.vision.registry import register_encoder
 
 SETTINGS = "open_clip_config.json"
-# open_clip's own defaults, in timm's words; its names of the ways to the input size -> timm's.
+# open_clip's own defaults by timm's names; open_clip's names of resize policies -> timm's.
 PUBLISHED = {
     "mean": OPENAI_CLIP_MEAN,
     "std": OPENAI_CLIP_STD,
@@ -29,9 +29,9 @@ class BiomedClipEncoder(TimmEncoder):
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
-        """Return the one architecture, with the preprocessing of the open_clip configuration beside the weights."""
+        """Return the architecture, with the preprocessing of the open_clip configuration next to the weights."""
         config: dict = {"architecture": "vit_base_patch16_224"}
-        # What is published under the default name is known here, and the hub need not be asked.
+        # The settings published under the default name are known here, so the hub need not be queried.
         if path is not None and path != cls.card.default_path:
             config["pretrained_cfg"] = _saved_settings(path)
         return EncoderSpec(config, weights=path)
@@ -44,7 +44,7 @@ class BiomedClipEncoder(TimmEncoder):
 
 
 def _saved_settings(path: str) -> dict:
-    """Translate open_clip's settings beside the weights into timm's; what they leave out is open_clip's default."""
+    """Translate open_clip's settings next to the weights into timm's; omitted values are open_clip's defaults."""
     saved = read_settings(path, SETTINGS)
     published = saved.get("preprocess_cfg", {})
     size = published.get("size", saved.get("model_cfg", {}).get("vision_cfg", {}).get("image_size", 224))
@@ -52,7 +52,7 @@ def _saved_settings(path: str) -> dict:
     mode = published.get("resize_mode", "shortest")
     if mode not in CROP_MODES:
         raise UserError(
-            f"{path}: resize_mode {mode!r} in {SETTINGS} has no form here; expected one of {', '.join(CROP_MODES)}"
+            f"{path}: resize_mode {mode!r} in {SETTINGS} is not supported; expected one of {', '.join(CROP_MODES)}"
         )
     kept = {key: published[key] for key in ("mean", "std", "interpolation") if key in published}
     return {**kept, "input_size": (3, height, width), "crop_mode": CROP_MODES[mode]}

@@ -25,6 +25,6 @@ class CRadioEncoder(TransformersEncoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:
-        """Squash to 512 pixels (any multiple of 16 up to 2048 is as good), or to the largest that the model takes."""
+        """Squash to 512 pixels (any multiple of 16 up to 2048 will do), or to the largest that the model takes."""
         side = min(DEFAULT_SIZE, config.get("max_img_size", DEFAULT_SIZE))
         return Preprocessing(side, side, "squash", **RAW)

@@ -14,7 +14,7 @@ from qwenvl.vision.registry import register_encoder
 
 @register_encoder("clip")
 class ClipEncoder(TransformersEncoder):
-    """CLIP ViT; its last hidden state is not normed (the norm is for the pooled CLS), layer -2 is what LLaVA takes."""
+    """CLIP ViT; its last hidden state is not normed (the norm is for the pooled CLS), LLaVA uses layer -2."""
 
     card = EncoderCard("openai/clip-vit-large-patch14-336", 1024, 336, 14, "MIT")
     models = {"clip_vision_model": CLIPVisionModel}
@@ -26,7 +26,7 @@ class ClipEncoder(TransformersEncoder):
         return 1
 
     def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        """Have position embeddings interpolated; at their own size that is the identity."""
+        """Interpolate position embeddings; at their own size that is the identity."""
         return {"pixel_values": pixel_values, "interpolate_pos_encoding": True}
 
     @classmethod

@@ -13,7 +13,7 @@ PUBLISHED_SIZE, PUBLISHED_EDGE = 224, 256
 
 @register_encoder("dinov2")
 class Dinov2Encoder(TransformersEncoder):
-    """DINOv2 ViT-S/B/L/g; the folder or hub name says which."""
+    """DINOv2 ViT-S/B/L/g; the folder or hub name determines which."""
 
     card = EncoderCard("facebook/dinov2-base", 768, 224, 14, "Apache-2.0")
     models = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
@@ -25,7 +25,7 @@ class Dinov2Encoder(TransformersEncoder):
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing:
-        """Cut 224 pixels out of 256 (or less, where the positions are for less): not the 518 of the positions."""
+        """Crop 224 pixels out of 256 (or less, if the positions are for less), not the 518 of the positions."""
         side = min(PUBLISHED_SIZE, *square(config.get("image_size", PUBLISHED_SIZE)))
         edge = side * PUBLISHED_EDGE // PUBLISHED_SIZE
         return Preprocessing(side, side, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, resize_edge=edge)

@@ -16,7 +16,7 @@ CONVNEXT_STRIDE = 32
 
 @register_encoder("dinov3")
 class Dinov3Encoder(TransformersEncoder):
-    """DINOv3; rotary positions, so that any multiple of the patch is as good an input size."""
+    """DINOv3; its positions are rotary, so any multiple of the patch is an equally good input size."""
 
     card = EncoderCard(
         "facebook/dinov3-vitb16-pretrain-lvd1689m", 768, 224, 16, "DINOv3 License", "accept on its hub page"
@@ -29,7 +29,7 @@ class Dinov3Encoder(TransformersEncoder):
         inner = options.layer != LAST_LAYER or options.final_norm is False
         if inner and model.config.model_type == CONVNEXT:
             raise UserError(
-                "a DINOv3 ConvNeXt gives its normed last stage only; leave out the layer and the final norm"
+                "a DINOv3 ConvNeXt returns its normed last stage only; leave out the layer and the final norm"
             )
 
     def count_prefix_tokens(self, config: PreTrainedConfig) -> int:

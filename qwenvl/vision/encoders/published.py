@@ -1,4 +1,4 @@
-"""Translate a Transformers image processor, from the file beside the weights, into a `Preprocessing`."""
+"""Translate a Transformers image processor, from the file next to the weights, into a `Preprocessing`."""
 
 import functools
 import math
@@ -17,11 +17,11 @@ from qwenvl.errors import UserError
 from qwenvl.vision.hub import first_line, missing_weights
 from qwenvl.vision.preprocessing import NAFLEX, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 
-# What the library makes of PIL's numbers for filters. Lanczos has no tensor form: it takes bicubic for it, too.
+# PIL's numbers of filters. Lanczos has no tensor form, and the library replaces it by bicubic as well.
 FILTERS = {0: "nearest-exact", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
-# From this size on, the image processor of ConvNeXt squashes instead of cutting.
+# From this size on, the image processor of ConvNeXt squashes instead of cropping.
 CONVNEXT_SQUASHES_FROM = 384
-# In levels of 0..255: the library rounds a resized image once, or never where it rescales first (DINOv3).
+# In levels of 0..255: the library rounds a resized image once, or never if it rescales first (DINOv3).
 ROUNDING = 2.0
 TRIAL_SIZE = (71, 113)
 
@@ -29,8 +29,8 @@ TRIAL_SIZE = (71, 113)
 def published_preprocessing(path: str) -> Preprocessing | None:
     """Read the image processor of a folder or hub name; None if it has none.
 
-    What the file leaves out is as in the image processor's class that it names. Raises `UserError` for a file that
-    cannot be read, or that says what no preprocessing here can do.
+    Values that the file leaves out are those of the image processor's class that it names. Raises `UserError` for a
+    file that cannot be read, or that no preprocessing here can follow.
     """
     try:
         if not get_image_processor_config(path):
@@ -41,7 +41,7 @@ def published_preprocessing(path: str) -> Preprocessing | None:
             raise missing_weights(path, error) from error
         raise UserError(
             f"{path}: its image processor's file (preprocessor_config.json) cannot be used: {first_line(error)}; "
-            "mend the file, or take it away to have the encoder's default preprocessing"
+            "correct the file, or remove it to use the encoder's default preprocessing"
         ) from error
     return from_image_processor(processor, path)
 
@@ -57,33 +57,33 @@ def default_preprocessing(model_type: str) -> Preprocessing | None:
 
 
 def from_image_processor(processor: BaseImageProcessor, source: str) -> Preprocessing:
-    """Translate an image processor's sizes, crop, filter and normalization, and try both on one image.
+    """Translate an image processor's sizes, crop, filter and normalization, and compare both on one image.
 
-    Where only its way to the size is not one of the policies, `resize` is "unknown". Raises `UserError`, naming
-    `source`, for a filter or a normalization that a preprocessing cannot say.
+    If only its resizing is not one of the policies, `resize` is "unknown". Raises `UserError`, naming `source`, for a
+    filter or a normalization that a preprocessing cannot represent.
     """
-    normalisation = _normalisation(processor, source)
+    normalization = _normalization(processor, source)
     if hasattr(processor, "max_num_patches"):
         area = processor.max_num_patches * processor.patch_size**2
-        return Preprocessing(resize=NAFLEX, max_pixels=area, **normalisation)
-    wanted = replace(_way_to_size(processor), **normalisation)
+        return Preprocessing(resize=NAFLEX, max_pixels=area, **normalization)
+    wanted = replace(_resize_policy(processor), **normalization)
     noise = np.random.default_rng(0).integers(0, 256, (*TRIAL_SIZE, 3), dtype=np.uint8)
     if wanted.resize != UNKNOWN and _is_equivalent(processor, wanted, noise):
         return wanted
-    # No resize and no crop changes one color.
+    # An image of one color is the same under all policies.
     plain = replace(wanted, resize="squash", resize_edge=None)
-    colours = [np.full((wanted.height, wanted.width, 3), level, dtype=np.uint8) for level in (0, 255)]
-    if not all(_is_equivalent(processor, plain, colour) for colour in colours):
+    colors = [np.full((wanted.height, wanted.width, 3), level, dtype=np.uint8) for level in (0, 255)]
+    if not all(_is_equivalent(processor, plain, color) for color in colors):
         raise UserError(
-            f"{source}: {type(processor).__name__} makes something else of a picture than a size, a mean and a "
-            "deviation can say; give a folder whose preprocessor_config.json is of a plain image processor, such as "
-            "ViTImageProcessor, or that has no such file, for the encoder's default preprocessing"
+            f"{source}: {type(processor).__name__} does more to an image than resizing and normalizing; give a folder "
+            "whose preprocessor_config.json is of a plain image processor, such as ViTImageProcessor, or that has no "
+            "such file, for the encoder's default preprocessing"
         )
     return replace(plain, resize=UNKNOWN)
 
 
-def _way_to_size(processor: BaseImageProcessor) -> Preprocessing:
-    """Return the input size and how it is reached."""
+def _resize_policy(processor: BaseImageProcessor) -> Preprocessing:
+    """Return the input size and how images are resized to it."""
     size = dict(getattr(processor, "size", None) or {})
     crop = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
     edge, crop_share = size.get("shortest_edge"), getattr(processor, "crop_pct", None)
@@ -101,13 +101,13 @@ def _way_to_size(processor: BaseImageProcessor) -> Preprocessing:
     return Preprocessing(side, side, UNKNOWN)
 
 
-def _normalisation(processor: BaseImageProcessor, source: str) -> dict[str, Any]:
-    """Return the filter, and the mean and deviation of RGB in 0..1 that give what rescaling and normalizing do."""
+def _normalization(processor: BaseImageProcessor, source: str) -> dict[str, Any]:
+    """Return the filter, and the mean and std of RGB in 0..1 that are equivalent to rescaling and normalizing."""
     resample = getattr(processor, "resample", None)
     if resample is not None and resample not in FILTERS:
         raise UserError(
-            f"{source}: resample {int(resample)} in preprocessor_config.json is a filter that pictures are not resized "
-            "with here; expected 0 (nearest), 1 (Lanczos, as bicubic), 2 (bilinear) or 3 (bicubic)"
+            f"{source}: resample {int(resample)} in preprocessor_config.json is a filter without a tensor form here; "
+            "expected 0 (nearest), 1 (Lanczos, as bicubic), 2 (bilinear) or 3 (bicubic)"
         )
     factor = processor.rescale_factor * WHITE if getattr(processor, "do_rescale", True) else WHITE
     factor = 1.0 if math.isclose(factor, 1.0, rel_tol=1e-6) else factor
@@ -118,27 +118,27 @@ def _normalisation(processor: BaseImageProcessor, source: str) -> dict[str, Any]
     return {
         "mean": tuple(value / factor for value in mean),
         "std": tuple(value / factor for value in std),
-        # The library's own choice where a processor names none.
+        # The library's own choice if a processor names none.
         "interpolation": "bilinear" if resample is None else FILTERS[resample],
     }
 
 
-def _to_rgb_triple(values: float | Sequence[float], where: str) -> tuple[float, float, float]:
+def _to_rgb_triple(values: float | Sequence[float], name: str) -> tuple[float, float, float]:
     """Return one number for each channel."""
     numbers = (values,) if isinstance(values, int | float) else tuple(values or ())
     numbers = numbers * 3 if len(numbers) == 1 else numbers
     if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
-        raise UserError(f"{where} is {values}; expected one number, or one each for red, green and blue")
+        raise UserError(f"{name} is {values}; expected one number, or one each for red, green and blue")
     return numbers
 
 
-def _is_equivalent(processor: BaseImageProcessor, wanted: Preprocessing, picture: np.ndarray) -> bool:
-    """Whether the processor and the preprocessing make the same of an image (H, W, 3), but for rounding."""
+def _is_equivalent(processor: BaseImageProcessor, wanted: Preprocessing, image: np.ndarray) -> bool:
+    """Whether the processor and the preprocessing agree on an image (H, W, 3) up to rounding."""
     try:
-        expected = processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"]
-    except Exception:  # Whatever processors of films, documents or audio ask for besides.
+        expected = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    except Exception:  # Processors of videos, documents or audio may need other inputs.
         return False
-    made = Geometry(wanted, TokenRule(1)).prepare(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    made = Geometry(wanted, TokenRule(1)).prepare(torch.from_numpy(image).permute(2, 0, 1)[None])
     if not isinstance(expected, torch.Tensor) or expected.shape != made.shape:
         return False
     one_level = 1 / (WHITE * torch.tensor(wanted.std).view(3, 1, 1))

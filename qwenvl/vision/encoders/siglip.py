@@ -21,7 +21,7 @@ class SiglipEncoder(TransformersEncoder):
     unused_heads = {"vision_use_head": False}
 
     def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        """Have position embeddings interpolated; at their own size that is the identity."""
+        """Interpolate position embeddings; at their own size that is the identity."""
         return {"pixel_values": pixel_values, "interpolate_pos_encoding": True}
 
     @classmethod

@@ -30,15 +30,15 @@ class Siglip2Encoder(SiglipEncoder):
         """Cut the images into patches for NaFlex, where all images of a call are of one size: none is padded."""
         if not self.is_naflex:
             return super().model_inputs(pixel_values)
-        pictures, channels, height, width = pixel_values.shape
+        num_images, channels, height, width = pixel_values.shape
         p = self.patch_size
         rows, columns = height // p, width // p
-        patches = pixel_values.reshape(pictures, channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)
+        patches = pixel_values.reshape(num_images, channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)
         return {
-            "pixel_values": patches.reshape(pictures, rows * columns, p * p * channels),
+            "pixel_values": patches.reshape(num_images, rows * columns, p * p * channels),
             "pixel_attention_mask": None,
             # On the host: the model reads it as numbers.
-            "spatial_shapes": torch.tensor([[rows, columns]] * pictures, device="cpu"),
+            "spatial_shapes": torch.tensor([[rows, columns]] * num_images, device="cpu"),
         }
 
     @classmethod

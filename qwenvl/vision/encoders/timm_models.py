@@ -1,4 +1,4 @@
-"""The encoder form timm:NAME: any ViT, Swin, ConvNeXt or ResNet of timm, by its feature map."""
+"""Wrap the models of timm as timm:NAME: any ViT, Swin, ConvNeXt or ResNet, by its feature map."""
 
 import difflib
 import importlib
@@ -23,9 +23,9 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-# Lanczos has no tensor form, and bicubic is the nearest to it.
+# Lanczos has no tensor form; bicubic is the closest to it.
 FILTERS = {"bicubic": "bicubic", "bilinear": "bilinear", "nearest": "nearest", "lanczos": "bicubic"}
-# How timm names its ways to the input size; "border" is "pad" where nothing is cut off after it.
+# timm's names of resize policies; "border" is "pad" if nothing is cropped after it.
 POLICIES = {"center": "crop", "squash": "squash", "border": "pad"}
 OVERRULED = ("num_classes", "pretrained", "pretrained_cfg_overlay")
 PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
@@ -35,8 +35,8 @@ PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean",
 class TimmEncoder(VisionEncoder):
     """A timm model without its classifier; the configuration is {"architecture": NAME, "model_args": {...}}.
 
-    "pretrained_cfg" in it says what the weights' own preprocessing has other than timm's for that name. Layers of
-    a ViT are its blocks, those of the others their stages, each with its own width and stride.
+    Its "pretrained_cfg" holds the values of the weights' own preprocessing that differ from timm's for that name. The
+    layers of a ViT are its blocks; those of the others are their stages, each with its own width and stride.
     """
 
     supported_options = frozenset({"layer", "final_norm", "keep_prefix_tokens"})
@@ -58,7 +58,7 @@ class TimmEncoder(VisionEncoder):
         if options.keep_prefix_tokens:
             self.prefix_tokens, self.dropped_tokens = self.dropped_tokens, 0
         settings = model.pretrained_cfg
-        # timm makes a model of fixed size for the size asked for, and one of the others takes any.
+        # timm builds a model of fixed size for the requested size; the others take any size.
         self.any_size = not settings["fixed_input_size"]
         self.preprocessing = _preprocessing(settings, options)
 
@@ -80,7 +80,7 @@ class TimmEncoder(VisionEncoder):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass; Transformers sets it on every module that has it."""
+        """Whether blocks are recomputed in the backward pass; Transformers sets it on every module that has it."""
         return getattr(self.model, "grad_checkpointing", False)
 
     @gradient_checkpointing.setter
@@ -94,8 +94,8 @@ class TimmEncoder(VisionEncoder):
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
-        """Name the architecture; the weights are those at `path` (file, folder or hub name), or timm's own."""
-        name = _known(argument)
+        """Return the architecture, with the weights at `path` (file, folder or hub name), or timm's own."""
+        name = _check_name(argument)
         if path is None:
             settings = _timm().get_pretrained_cfg(name)
             path = None if settings is None else settings.hf_hub_id
@@ -108,8 +108,8 @@ class TimmEncoder(VisionEncoder):
 
     @classmethod
     def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:
-        """Create the model without classifier; weights go through timm's own renaming and must then fit exactly."""
-        name = _known(config["architecture"])
+        """Create the model without classifier; weights are renamed by timm and must then match exactly."""
+        name = _check_name(config["architecture"])
         arguments = dict(config.get("model_args", {}))
         settings = _timm().get_pretrained_cfg(name)
         fixed = settings is not None and settings.fixed_input_size
@@ -134,23 +134,23 @@ class TimmEncoder(VisionEncoder):
 
 
 def _timm() -> ModuleType:
-    """Import timm where it is needed, because it is an optional package."""
+    """Import timm on demand, since it is an optional package."""
     try:
         return importlib.import_module("timm")
     except ImportError:
         raise missing_package("timm", EXTRA) from None
 
 
-def _known(name: str) -> str:
+def _check_name(name: str) -> str:
     timm = _timm()
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0].lower(), timm.list_models(), n=5, cutoff=0.4)
-        raise UserError(f"timm {timm.__version__} has no model {name!r}; nearest: {', '.join(near) or 'none'}")
+        raise UserError(f"timm {timm.__version__} has no model {name!r}; closest: {', '.join(near) or 'none'}")
     return name
 
 
 def _saved_settings(path: str) -> dict:
-    """Read how the weights at `path` were made and preprocessed, in timm's config.json beside them, if there is one."""
+    """Read architecture and preprocessing of the weights at `path` from the config.json of timm, if there is one."""
     saved = read_settings(path, "config.json")
     # Older files have the settings at the top.
     settings = saved.get("pretrained_cfg", saved)
@@ -158,14 +158,14 @@ def _saved_settings(path: str) -> dict:
     for key in ("input_size", "mean", "std"):
         if key in found and len(found[key]) != 3:
             raise UserError(f"{path}: {key} in config.json is {found[key]}; expected three numbers")
-    # How many classes and from where the weights come is no matter of the saved model here.
+    # The number of classes and the source of the weights do not matter here.
     arguments = {key: value for key, value in (saved.get("model_args") or {}).items() if key not in OVERRULED}
     parts = {"model_args": arguments, "pretrained_cfg": found}
     return {key: value for key, value in parts.items() if value}
 
 
 def _preprocessing(settings: dict, options: EncoderOptions) -> Preprocessing:
-    """Translate timm's settings: to size / crop_pct, the aspect kept or not, then the center."""
+    """Translate timm's settings: resize to size / crop_pct, with the aspect kept or not, then crop the center."""
     height, width = settings["input_size"][-2:]
     edge = int(min(height, width) / settings["crop_pct"])
     policy = POLICIES.get(settings.get("crop_mode", "center"), UNKNOWN)
@@ -173,7 +173,7 @@ def _preprocessing(settings: dict, options: EncoderOptions) -> Preprocessing:
         policy = UNKNOWN
     mode = settings["interpolation"]
     if mode not in FILTERS:
-        raise UserError(f"timm's interpolation {mode!r} has no form here; expected one of {', '.join(FILTERS)}")
+        raise UserError(f"timm's interpolation {mode!r} is not supported; expected one of {', '.join(FILTERS)}")
     return Preprocessing(
         height,
         width,
@@ -187,10 +187,10 @@ def _preprocessing(settings: dict, options: EncoderOptions) -> Preprocessing:
 
 
 def _state_dict(weights: str, settings: Any) -> dict[str, torch.Tensor]:
-    """Read a file of weights, from a path, a folder or the hub, without the classifier that is not built."""
+    """Read a file of weights, from a path, a folder or the hub, without the classifier, which is not built."""
     file = Path(weights) if Path(weights).is_file() else find_file(weights, WEIGHT_FILES)
     if file is None:
-        raise UserError(f"{weights}: no weights there; expected one of {', '.join(WEIGHT_FILES)}")
+        raise UserError(f"{weights}: it has no weights; expected one of {', '.join(WEIGHT_FILES)}")
     try:
         # Only tensors: a pickle can name code to run.
         state = _timm().models.load_state_dict(str(file), weights_only=True)

@@ -1,4 +1,4 @@
-"""What all encoders of the Transformers library share, and the form hf:ORG/MODEL for those without a file here."""
+"""Wrap vision models of the Transformers library; the form hf:ORG/MODEL is for families without a file here."""
 
 import importlib
 from dataclasses import replace
@@ -18,16 +18,16 @@ from qwenvl.vision.registry import register_encoder, registered_classes
 
 NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map")
 NAMED_AT_MOST = 5
-# Settings of models whose tokens are not some prefix and then the patches: ViT-MAE, YOLOS.
+# Settings of models whose tokens are not a prefix followed by the patches: ViT-MAE, YOLOS.
 NOT_IN_ORDER = ("mask_ratio", "num_detection_tokens")
 
 
 class TransformersEncoder(VisionEncoder):
-    """An encoder around a vision model of Transformers; a family's file names its classes and its small differences.
+    """Wraps a vision model of Transformers; the file of a family defines its classes and its differences.
 
     models: Transformers model types of the vision part -> model class. final_norm_name: attribute of the norm after the
-    last layer, None if there is none. last_is_normed: whether the published `last_hidden_state` went through it.
-    unused_heads: configuration that leaves out poolers, whose output no token sees.
+    last layer, None if there is none. last_is_normed: whether that norm gives the published `last_hidden_state`.
+    unused_heads: configuration that omits poolers, whose output is not used.
     """
 
     models: ClassVar[dict[str, type[PreTrainedModel]]] = {}
@@ -85,7 +85,7 @@ class TransformersEncoder(VisionEncoder):
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
-        """Read the configuration and the published preprocessing at `path`; refuse a model that is not of the class."""
+        """Read the configuration and the published preprocessing at `path`; raises `UserError` for another model."""
         if Path(path).is_file():
             raise UserError(
                 f"{path} is a file; {cls.__name__} is read from the folder of config.json and the weights: give "
@@ -96,8 +96,8 @@ class TransformersEncoder(VisionEncoder):
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             if Path(path).is_dir() and "auto_map" in read_settings(path, "config.json"):
                 raise UserError(
-                    f"{path}: its config.json names code of its own (auto_map), which is not run; name a model that "
-                    "Transformers has itself, or wrap it in an encoder of your own (docs/custom_encoder.md)"
+                    f"{path}: its config.json names its own code (auto_map), which is not run; name a model that "
+                    "Transformers has itself, or wrap it in your own encoder (docs/custom_encoder.md)"
                 ) from error
             raise missing_weights(path, error, cls.card) from error
         vision = getattr(config, "vision_config", config)
@@ -108,7 +108,7 @@ class TransformersEncoder(VisionEncoder):
 
     @classmethod
     def check_model(cls, config: PreTrainedConfig, path: str) -> None:
-        """Refuse the vision model at `path` if the class cannot be built of it: here, another family's."""
+        """Raise `UserError` if the class cannot be built from the model at `path`: here, one of another family."""
         if cls.models and config.model_type not in cls.models:
             raise UserError(
                 f"{path} holds a {config.model_type} model, {cls.__name__} takes {', '.join(cls.models)}; "
@@ -117,7 +117,7 @@ class TransformersEncoder(VisionEncoder):
 
     @classmethod
     def build(cls, config: dict, options: EncoderOptions, weights: str | None) -> VisionEncoder:
-        """Build from the configuration, or load by the model class's own `from_pretrained`, which knows old names."""
+        """Build from the configuration, or load by the model class's `from_pretrained`, which maps old names."""
         model_type = config.get("model_type", next(iter(cls.models), None))
         if cls.models and model_type not in cls.models:
             raise UserError(f"{cls.__name__}: model type {model_type!r}; expected one of {', '.join(cls.models)}")
@@ -139,7 +139,7 @@ class TransformersEncoder(VisionEncoder):
         if layers is not None and -options.layer > layers:
             raise UserError(f"{name}: layer {options.layer} of {layers}; expected -1 (last) to -{layers} (first)")
         if self.final_norm and self.final_norm_name is None and options.final_norm is not None:
-            raise UserError(f"{name} has no final norm that could be applied; leave the option out")
+            raise UserError(f"{name} has no final norm; leave the option out")
 
 
 def load_whole(model_class: Any, weights: str, config: PreTrainedConfig) -> PreTrainedModel:
@@ -153,17 +153,17 @@ def load_whole(model_class: Any, weights: str, config: PreTrainedConfig) -> PreT
     name = type(model).__name__
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"{weights}: {len(missing)} weights of {name} are missing there: {_listed(missing)}")
+        raise UserError(f"{weights}: {len(missing)} weights of {name} are missing: {_shorten(missing)}")
     other = [f"{key} {tuple(there)} for {tuple(wanted)}" for key, there, wanted in sorted(info["mismatched_keys"])]
     if other:
         raise UserError(
-            f"{weights}: {len(other)} weights have another shape than {name} of config.json: {_listed(other)}; give a "
+            f"{weights}: {len(other)} weights have another shape than {name} of config.json: {_shorten(other)}; give a "
             "folder whose config.json and weights belong together"
         )
     return _unpartitioned(model)
 
 
-def _listed(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:NAMED_AT_MOST]) + (" ..." if len(names) > NAMED_AT_MOST else "")
 
 
@@ -198,9 +198,9 @@ def square(value: int | list[int]) -> tuple[int, int]:
 
 
 def _count_prefix_tokens(config: PreTrainedConfig, source: str) -> int:
-    """Count what a model gives beyond one token for each patch, on the meta device.
+    """Count the tokens of a model beyond one per patch, on the meta device.
 
-    Raises `UserError`, naming `source`, for a model that gives no such tokens.
+    Raises `UserError`, naming `source`, for a model that does not return one token per patch.
     """
     height, width = square(getattr(config, "image_size", None) or 224)
     try:
@@ -211,20 +211,20 @@ def _count_prefix_tokens(config: PreTrainedConfig, source: str) -> int:
     except UserError:
         raise
     except Exception as error:
-        raise _no_vit(config, source, f"it cannot be asked for a picture's tokens ({first_line(error)})") from error
+        raise _no_vit(config, source, f"its tokens cannot be counted ({first_line(error)})") from error
     if len(shape) != 3 or shape[2] != getattr(config, "hidden_size", None):
-        raise _no_vit(config, source, f"of a picture it makes {shape}, not (1, tokens, width)")
+        raise _no_vit(config, source, f"it returns {shape} for an image, not (1, tokens, width)")
     if shape[1] < patches:
-        raise _no_vit(config, source, f"it makes {shape[1]} tokens of {patches} patches, so it merges or drops some")
+        raise _no_vit(config, source, f"it returns {shape[1]} tokens for {patches} patches, so it merges or drops some")
     if any(hasattr(config, name) for name in NOT_IN_ORDER):
-        raise _no_vit(config, source, "it shuffles its patches, or puts other tokens behind them")
+        raise _no_vit(config, source, "it shuffles its patches, or puts other tokens after them")
     return shape[1] - patches
 
 
 def _no_vit(config: PreTrainedConfig, source: str, reason: str) -> UserError:
     return UserError(
-        f"{source} holds a {config.model_type} model: {reason}; hf: takes vision transformers that give one token for "
-        "each patch, in order; for a ConvNeXt, ResNet, Swin or MAE use timm:MODEL_NAME"
+        f"{source} holds a {config.model_type} model: {reason}; hf: takes vision transformers that return one token "
+        "per patch, in order; for a ConvNeXt, ResNet, Swin or MAE use timm:MODEL_NAME"
     )
 
 
@@ -237,31 +237,31 @@ class AnyTransformersEncoder(TransformersEncoder):
 
     @classmethod
     def read_source(cls, path: str | None, argument: str | None) -> EncoderSpec:
-        """Read what lies at `path`, or else on the hub under the name after the colon."""
+        """Read the model at `path`, or on the hub under the name after the colon if that is None."""
         return super().read_source(argument if path is None else path, argument)
 
     @classmethod
     def for_config(cls, config: dict) -> type[VisionEncoder]:
-        """Return the family's own class where there is one."""
+        """Return the class of the model's family if there is one."""
         families = (known for known in registered_classes() if issubclass(known, TransformersEncoder))
         return next((known for known in families if config.get("model_type") in known.models), cls)
 
     @classmethod
     def check_model(cls, config: PreTrainedConfig, path: str) -> None:
-        """Refuse a model that gives no token for each patch, unless its family has a class of its own."""
+        """Raise `UserError` for a model without one token per patch, unless its family has its own class."""
         if cls.for_config({"model_type": config.model_type}) is cls:
             _count_prefix_tokens(config, path)
 
     @classmethod
     def load_model(cls, model_type: str, values: dict, weights: str | None) -> PreTrainedModel:
-        """Return whatever model the library builds for the configuration."""
+        """Return the model that the library's AutoModel builds for the configuration."""
         config = AutoConfig.for_model(model_type, **values)
         model_class = _model_class(config)
         return model_class(config) if weights is None else load_whole(model_class, weights, config)
 
     @classmethod
     def default_preprocessing(cls, config: dict) -> Preprocessing | None:
-        """Take the library's default image processor for the model, at the size that the configuration names."""
+        """Return the library's default preprocessing for the model, at the size of the configuration."""
         published = default_preprocessing(config["model_type"]) or Preprocessing(resize="squash")
         height, width = square(config.get("image_size") or (published.height, published.width))
         edge = published.resize_edge
@@ -270,5 +270,5 @@ class AnyTransformersEncoder(TransformersEncoder):
         return replace(published, height=height, width=width, resize_edge=edge)
 
     def count_prefix_tokens(self, config: PreTrainedConfig) -> int:
-        """Count what the model gives beyond its patches."""
+        """Count the tokens that the model returns beyond its patches."""
         return _count_prefix_tokens(config, config.name_or_path or "the configuration")

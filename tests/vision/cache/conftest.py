@@ -5,15 +5,15 @@ import sys
 import pytest
 
 from tests.vision.cache.filled_cache import OWN_ENCODER, SIZES
-from tests.vision.small_encoders import picture
+from tests.vision.small_encoders import random_image
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     paths = []
     for i, size in enumerate(SIZES):
         paths.append(str(tmp_path / f"{i}.png"))
-        picture(*size, seed=i).save(paths[-1])
+        random_image(*size, seed=i).save(paths[-1])
     return paths
 
 

@@ -25,16 +25,14 @@ def never(path: str, reason: str) -> None:
     raise AssertionError(f"{path} should be readable: {reason}")
 
 
-def fill(cache, model, processor, pictures, report=never, **work) -> int:
-    images = processor.image_processor
-    return fill_cache(
-        cache, model.model.visual, images, cache.missing(pictures), load_image, report, Work(batch_size=2, **work)
-    )
+def fill(cache, model, processor, images, report=never, **work) -> int:
+    parts = model.model.visual, processor.image_processor
+    return fill_cache(cache, *parts, cache.missing(images), load_image, report, Work(batch_size=2, **work))
 
 
-def filled(model, processor, pictures, folder, autocast=None, **work) -> FeatureCache:
+def filled(model, processor, images, folder, autocast=None, **work) -> FeatureCache:
     cache = FeatureCache(folder, model.model.visual, processor.image_processor, autocast)
-    hash_files(cache, pictures, Work(**work))
-    fill(cache, model, processor, pictures, **work)
+    hash_files(cache, images, Work(**work))
+    fill(cache, model, processor, images, **work)
     cache.reload()
     return cache

@@ -19,7 +19,7 @@ from qwenvl.vision import EncoderOptions, TowerOptions
 from qwenvl.vision.cache import store
 from qwenvl.vision.cache.store import FeatureCache, estimate_bytes
 from tests.vision.cache.filled_cache import OWN_ENCODER, SIZES, fill, filled
-from tests.vision.small_encoders import ask, picture, swap, with_encoder
+from tests.vision.small_encoders import ask, random_image, swap, with_encoder
 
 
 @pytest.mark.parametrize("num_workers", [0, 2], ids=["read here", "loader processes"])
@@ -35,53 +35,53 @@ from tests.vision.small_encoders import ask, picture, swap, with_encoder
     ],
     ids=["native", "qwen", "prefix tokens", "norm before the merger", "naflex"],
 )
-def test_logits_with_the_cache_equal_those_without(standin, pictures, tmp_path, tower, precision, num_workers):
+def test_logits_with_the_cache_equal_those_without(standin, images, tmp_path, tower, precision, num_workers):
     model, processor = swap(standin, tower)
     autocast = None
     if precision != torch.float32:
         # As training does: frozen weights in half precision, the merger in float32, and autocast.
         model, autocast = model.to(precision), precision
         model.model.visual.merger.float()
-    cache = filled(model, processor, pictures, tmp_path / "cache", autocast, num_workers=num_workers)
-    plain = ask(processor, [Image.open(path).convert("RGB") for path in pictures])
-    cached = ask(processor, [cache.load(path) for path in pictures])
+    cache = filled(model, processor, images, tmp_path / "cache", autocast, num_workers=num_workers)
+    plain = ask(processor, [Image.open(path).convert("RGB") for path in images])
+    cached = ask(processor, [cache.load(path) for path in images])
     assert torch.equal(plain["input_ids"], cached["input_ids"])
     assert torch.equal(plain["image_grid_thw"], cached["image_grid_thw"])
     with torch.no_grad(), torch.autocast("cpu", autocast, enabled=autocast is not None):
         assert torch.allclose(model(**plain).logits, model(**cached).logits, atol=1e-5)
 
 
-def test_half_precision_takes_half_the_room(standin, pictures, tmp_path):
+def test_half_precision_takes_half_the_room(standin, images, tmp_path):
     for tower, dtype in (
         (with_encoder("rad_dino"), torch.bfloat16),
         (with_encoder("rad_dino", merger="norm_linear"), torch.float32),
     ):
         model, processor = swap(standin, tower)
-        cache = filled(model, processor, pictures, tmp_path / "cache", torch.bfloat16)
+        cache = filled(model, processor, images, tmp_path / "cache", torch.bfloat16)
         estimate = estimate_bytes(SIZES, model.model.visual, processor.image_processor, torch.bfloat16)
-        assert {cache.load(path).dtype for path in pictures} == {dtype}
-        assert estimate == sum(cache.load(path).nbytes for path in pictures)
+        assert {cache.load(path).dtype for path in images} == {dtype}
+        assert estimate == sum(cache.load(path).nbytes for path in images)
 
 
-def test_known_files_are_not_read_again(standin, pictures, tmp_path, monkeypatch):
+def test_known_files_are_not_read_again(standin, images, tmp_path, monkeypatch):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    filled(model, processor, pictures, tmp_path / "cache")
+    filled(model, processor, images, tmp_path / "cache")
     again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
     monkeypatch.setattr(Path, "read_bytes", None)
-    assert again.missing(pictures) == {}
+    assert again.missing(images) == {}
 
 
-def test_content_counts_not_the_name(standin, pictures, tmp_path):
+def test_content_counts_not_the_name(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     copy = str(tmp_path / "copy.png")
-    shutil.copy(pictures[0], copy)
-    assert torch.equal(cache.load(copy), cache.load(pictures[0]))
-    picture(50, 50, seed=9).save(pictures[0])
-    assert pictures[0] not in cache
-    assert list(cache.missing([pictures[0], *pictures]).values()) == [pictures[0]]
-    with pytest.raises(UserError, match="0.png: no features of it in .* it was changed since"):
-        cache.load(pictures[0])
+    shutil.copy(images[0], copy)
+    assert torch.equal(cache.load(copy), cache.load(images[0]))
+    random_image(50, 50, seed=9).save(images[0])
+    assert images[0] not in cache
+    assert list(cache.missing([images[0], *images]).values()) == [images[0]]
+    with pytest.raises(UserError, match="0.png: it has no features in .* it was changed since"):
+        cache.load(images[0])
 
 
 def change_config(name, value):
@@ -202,17 +202,17 @@ def test_an_edited_file_of_a_layer_that_the_encoder_imports_changes_the_fingerpr
     assert FeatureCache(tmp_path, *made).folder != before
 
 
-def test_unfinished_shard_is_no_shard(standin, pictures, tmp_path):
+def test_unfinished_shard_is_no_shard(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     (cache.folder / "00001.safetensors.unfinished").write_bytes(b"half")
     cache.reload()
-    assert cache.missing(pictures) == {}
+    assert cache.missing(images) == {}
 
 
-def test_what_killed_fillings_left_is_removed_and_what_living_ones_write_is_not(standin, pictures, tmp_path):
+def test_what_killed_fillings_left_is_removed_and_what_living_ones_write_is_not(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     with written_whole(cache.folder / "a.safetensors") as living:
         living.write_bytes(b"half")
@@ -224,9 +224,9 @@ def test_what_killed_fillings_left_is_removed_and_what_living_ones_write_is_not(
         living.write_bytes(next(cache.folder.glob("*[0-9a-f].safetensors")).read_bytes())
 
 
-def test_a_flipped_bit_in_cached_features_is_found(standin, pictures, tmp_path):
+def test_a_flipped_bit_in_cached_features_is_found(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     shard = next(cache.folder.glob("*.safetensors"))
     whole = shard.read_bytes()
     data = 8 + int.from_bytes(whole[:8], "little")
@@ -234,30 +234,30 @@ def test_a_flipped_bit_in_cached_features_is_found(standin, pictures, tmp_path):
         shard.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
         with pytest.raises(UserError, match=f"{shard}: .* do not have the checksum that .* were written with.*remove"):
-            for path in pictures:
+            for path in images:
                 again.load(path)
 
 
-def test_features_of_a_time_before_checksums_are_still_read(standin, pictures, tmp_path):
+def test_features_of_a_time_before_checksums_are_still_read(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
-    expected = cache.load(pictures[0])
+    cache = filled(model, processor, images, tmp_path / "cache")
+    expected = cache.load(images[0])
     shard = next(cache.folder.glob("*.safetensors"))
     save_file(load_file(shard), shard)
     again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
-    assert torch.equal(again.load(pictures[0]), expected)
+    assert torch.equal(again.load(images[0]), expected)
 
 
-def test_a_tensor_that_is_no_features_is_named(standin, pictures, tmp_path):
+def test_a_tensor_that_is_no_features_is_named(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     shard = next(cache.folder.glob("*.safetensors"))
     keys = list(load_file(shard))
     for wrong in (torch.ones(4, 32), torch.ones(4, 4, 31), torch.ones(4, 4, 32, dtype=torch.int32)):
         save_file({key: wrong.clone() for key in keys}, shard)
         again = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
         with pytest.raises(UserError, match=r"cannot be read \(it holds .*, expected \(rows, columns, 32\) of torch"):
-            again.load(pictures[0])
+            again.load(images[0])
 
 
 def test_a_list_of_known_files_of_another_kind_is_named(standin, tmp_path):
@@ -272,54 +272,54 @@ def test_a_list_of_known_files_of_another_kind_is_named(standin, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["*.safetensors", "*.paths.json"])
-def test_a_truncated_file_of_the_cache_is_named(standin, pictures, tmp_path, name):
+def test_a_truncated_file_of_the_cache_is_named(standin, images, tmp_path, name):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     broken = next(cache.folder.glob(name))
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(UserError, match=f"{broken}: this file of cached features cannot be read .* remove it"):
         FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
 
 
-def test_a_shard_that_vanishes_while_training_is_named(standin, pictures, tmp_path):
+def test_a_shard_that_vanishes_while_training_is_named(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     shutil.rmtree(cache.folder)
     with pytest.raises(UserError, match="safetensors: this file of cached features cannot be read"):
-        cache.load(pictures[0])
+        cache.load(images[0])
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_a_file_in_the_place_of_the_folder_is_one_line(standin, tmp_path, folder):
     model, processor = swap(standin, with_encoder("rad_dino"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write in .*file.* give a folder"):
+    with pytest.raises(UserError, match="cannot write to .*file.* give a folder"):
         FeatureCache(tmp_path / folder, model.model.visual, processor.image_processor)
 
 
-def test_a_shard_that_cannot_be_written_is_one_line(standin, pictures, tmp_path):
+def test_a_shard_that_cannot_be_written_is_one_line(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
     cache = FeatureCache(tmp_path / "cache", model.model.visual, processor.image_processor)
     shutil.rmtree(cache.folder)
-    with pytest.raises(UserError, match=f"cannot write in {cache.folder} .* enough room"):
-        fill(cache, model, processor, pictures)
+    with pytest.raises(UserError, match=f"cannot write to {cache.folder} .* enough space"):
+        fill(cache, model, processor, images)
 
 
-def test_estimate_is_the_size_on_disk(standin, pictures, tmp_path):
+def test_estimate_is_the_size_on_disk(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("siglip2#naflex"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
+    cache = filled(model, processor, images, tmp_path / "cache")
     estimate = estimate_bytes(SIZES, model.model.visual, processor.image_processor)
-    stored = sum(cache.load(path).nbytes for path in pictures)
+    stored = sum(cache.load(path).nbytes for path in images)
     assert estimate == stored
     on_disk = sum(shard.stat().st_size for shard in cache.folder.glob("*.safetensors"))
     assert stored <= on_disk < stored + 2000
 
 
-def test_cache_travels_to_loader_processes(standin, pictures, tmp_path):
+def test_cache_travels_to_loader_processes(standin, images, tmp_path):
     model, processor = swap(standin, with_encoder("rad_dino"))
-    cache = filled(model, processor, pictures, tmp_path / "cache")
-    expected = cache.load(pictures[0])
-    assert torch.equal(pickle.loads(pickle.dumps(cache)).load(pictures[0]), expected)
+    cache = filled(model, processor, images, tmp_path / "cache")
+    expected = cache.load(images[0])
+    assert torch.equal(pickle.loads(pickle.dumps(cache)).load(images[0]), expected)
 
 
 def test_trained_encoder_is_refused(standin, tmp_path):
@@ -334,4 +334,4 @@ def test_pixels_and_features_do_not_mix(standin, tmp_path):
     blank = processor.image_processor.blank_features(50, 60)
     assert blank.shape == (4, 4, 32)
     with pytest.raises(UserError, match="a batch holds one kind only"):
-        processor.image_processor([blank, picture(40, 40)])
+        processor.image_processor([blank, random_image(40, 40)])
