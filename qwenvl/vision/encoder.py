@@ -142,9 +142,15 @@ def check_contract(encoder: VisionEncoder) -> None:
             raise UserError(
                 f"{name} has no `{attribute}` of type {kind.__name__}; an encoder is {CONTRACT}. Set it in __init__"
             )
-    own_grid = type(encoder).token_grid is not VisionEncoder.token_grid
-    if not own_grid and not isinstance(getattr(encoder, "patch_size", None), int):
-        raise UserError(f"{name} has neither `patch_size` nor a `token_grid` of its own; an encoder is {CONTRACT}")
+    if encoder.hidden_size < 1:
+        raise UserError(f"{name}: `hidden_size` is {encoder.hidden_size}; expected a positive integer")
+    if type(encoder).token_grid is not VisionEncoder.token_grid:
+        return
+    patch_size = getattr(encoder, "patch_size", None)
+    if not isinstance(patch_size, int):
+        raise UserError(f"{name} has neither `patch_size` nor its own `token_grid`; an encoder is {CONTRACT}")
+    if patch_size < 1:
+        raise UserError(f"{name}: `patch_size` is {patch_size}; expected a positive integer")
 
 
 @torch.no_grad()

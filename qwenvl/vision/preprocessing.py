@@ -48,6 +48,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.resize not in (*RESIZE_POLICIES, UNKNOWN):
             raise UserError(f"resize policy {self.resize!r}: expected one of {', '.join(RESIZE_POLICIES)}")
+        if not all(isinstance(side, int) and side > 0 for side in (self.height, self.width)):
+            raise UserError(f"input size {self.height}x{self.width} of a Preprocessing: expected two positive integers")
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
             if len(values) != 3:

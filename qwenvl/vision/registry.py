@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import logging
 import math
 import sys
 import zlib
@@ -13,10 +14,12 @@ from pathlib import Path
 import torch
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import CONTRACT, EncoderSpec, VisionEncoder, check_contract
+from qwenvl.vision.encoder import CONTRACT, EncoderSpec, VisionEncoder, check_contract, error_text
 from qwenvl.vision.options import ENCODER_RESIZE, LAST_LAYER, MERGER_OPTIONS, EncoderOptions
 from qwenvl.vision.preprocessing import NAFLEX, RESIZE_POLICIES, UNKNOWN, WHITE, Geometry, Preprocessing, TokenRule
 from qwenvl.vision.trust import FILE_FORM, encoder_file, refuse_untrusted_file, trust_encoder_file
+
+logger = logging.getLogger(__name__)
 
 _ENCODERS: dict[str, type[VisionEncoder]] = {}
 
@@ -95,9 +98,10 @@ def resolve_encoder(
         spec = cls.read_source(path, name.partition(":")[2] or None)
     else:
         spec = EncoderSpec(config, weights=path)
+    spec = replace(spec, name=name, options=options)
     cls = cls.for_config(spec.config)
     _check_options(cls, name, options)
-    shape = _build_on_meta(cls, spec.config, options)
+    shape = _build_on_meta(cls, spec)
     published = spec.preprocessing or cls.default_preprocessing(spec.config)
     if published is not None:
         shape.preprocessing = published
@@ -106,7 +110,7 @@ def resolve_encoder(
     _check_normalization(cls.__name__ if spec.weights is None else spec.weights, preprocessing)
     if not preprocessing.keeps_aspect:
         shape.token_grid(preprocessing.height, preprocessing.width)
-    return replace(spec, name=name, preprocessing=preprocessing, options=options)
+    return replace(spec, preprocessing=preprocessing)
 
 
 def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> VisionEncoder:
@@ -115,7 +119,7 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
         spec = resolve_encoder(spec)
     cls = encoder_class(spec.name).for_config(spec.config)
     if torch.get_default_device().type == "meta":
-        encoder = _build_on_meta(cls, spec.config, spec.options)
+        encoder = _build_on_meta(cls, spec)
     else:
         encoder = cls.build(spec.config, spec.options, spec.weights if with_weights else None)
     encoder.preprocessing = spec.preprocessing
@@ -125,7 +129,7 @@ def build_encoder(spec: EncoderSpec | str, *, with_weights: bool = True) -> Visi
 
 def build_on_meta(spec: EncoderSpec) -> VisionEncoder:
     """Build an encoder without its weights, to read its sizes."""
-    encoder = _build_on_meta(encoder_class(spec.name).for_config(spec.config), spec.config, spec.options)
+    encoder = _build_on_meta(encoder_class(spec.name).for_config(spec.config), spec)
     encoder.preprocessing = spec.preprocessing
     return encoder
 
@@ -151,14 +155,23 @@ def encoder_geometry(encoder: VisionEncoder) -> Geometry:
     return Geometry(wanted, rule)
 
 
-def _build_on_meta(cls: type[VisionEncoder], config: dict, options: EncoderOptions) -> VisionEncoder:
+def _build_on_meta(cls: type[VisionEncoder], spec: EncoderSpec) -> VisionEncoder:
     """Build an encoder to read its sizes, on the meta device or, if its code needs values, on the CPU."""
     try:
         with torch.device("meta"):
-            return cls.build(config, options, None)
+            return cls.build(spec.config, spec.options, None)
     except Exception:  # user code may read values, which meta tensors do not have
+        logger.debug("%s cannot be built on the meta device", cls.__name__, exc_info=True)
+    try:
         with torch.device("cpu"):
-            return cls.build(config, options, None)
+            return cls.build(spec.config, spec.options, None)
+    except UserError:
+        raise
+    except Exception as error:  # libraries raise many kinds for sizes that do not fit together
+        raise UserError(
+            f"{spec.weights or spec.name}: {cls.__name__} cannot be built from its configuration: {error_text(error)}; "
+            "correct the values there"
+        ) from error
 
 
 def _checked_class(candidate: object, name: str) -> type[VisionEncoder]:

@@ -7,7 +7,7 @@ import torch
 
 from qwenvl.errors import UserError
 from qwenvl.vision import build_encoder
-from qwenvl.vision.encoder import check_forward
+from qwenvl.vision.encoder import check_contract, check_forward
 from qwenvl.vision.registry import build_on_meta, resolve_encoder
 from tests.vision.small_encoders import PatchEncoder
 
@@ -79,3 +79,12 @@ def test_a_forward_that_fails_is_told_with_the_kind_of_error(error: Exception, t
 
     with pytest.raises(UserError, match=told):
         check_forward(Failing(), 16, 8)
+
+
+@pytest.mark.parametrize("attribute", ["hidden_size", "patch_size"])
+def test_sizes_of_an_encoder_must_be_positive(attribute: str) -> None:
+    encoder = PatchEncoder()
+    check_contract(encoder)
+    setattr(encoder, attribute, 0)
+    with pytest.raises(UserError, match=f"PatchEncoder: `{attribute}` is 0; expected a positive integer"):
+        check_contract(encoder)

@@ -103,3 +103,9 @@ def test_geometry_survives_json():
 def test_a_normalisation_of_other_than_three_channels_is_refused(normalisation: dict):
     with pytest.raises(UserError, match="expected three numbers, for red, green and blue"):
         Preprocessing(**normalisation)
+
+
+@pytest.mark.parametrize("size", [(0, 28), (28, -1), (28.0, 28)])
+def test_input_size_must_be_positive_integers(size):
+    with pytest.raises(UserError, match="of a Preprocessing: expected two positive integers"):
+        Preprocessing(*size)

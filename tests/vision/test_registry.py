@@ -122,7 +122,7 @@ def test_own_file_loads_weights_strictly(own_file, tmp_path):
     [
         ("Absent", "has no class 'Absent'; it has .*Own"),
         ("NoWidth", "NoWidth has no `hidden_size` of type int"),
-        ("NoPatch", "NoPatch has neither `patch_size` nor a `token_grid`"),
+        ("NoPatch", "NoPatch has neither `patch_size` nor its own `token_grid`"),
         ("NeedsArgument", "NeedsArgument cannot be built from its defaults: .*width"),
     ],
 )

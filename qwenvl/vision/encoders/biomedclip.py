@@ -43,16 +43,27 @@ class BiomedClipEncoder(TimmEncoder):
         return super().build({**config, "pretrained_cfg": settings}, options, weights)
 
 
+def _section(settings: dict, name: str, path: str) -> dict:
+    """Return an object inside the settings, empty if there is none."""
+    section = settings.get(name, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: {name} in {SETTINGS} is {section!r}; expected a JSON object")
+    return section
+
+
 def _saved_settings(path: str) -> dict:
     """Translate open_clip's settings next to the weights into timm's; omitted values are open_clip's defaults."""
     saved = read_settings(path, SETTINGS)
-    published = saved.get("preprocess_cfg", {})
-    size = published.get("size", saved.get("model_cfg", {}).get("vision_cfg", {}).get("image_size", 224))
-    height, width = (size, size) if isinstance(size, int) else size
+    published = _section(saved, "preprocess_cfg", path)
+    vision = _section(_section(saved, "model_cfg", path), "vision_cfg", path)
+    size = published.get("size", vision.get("image_size", 224))
+    sides = size if isinstance(size, list) else [size] * 2
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise UserError(f"{path}: size in {SETTINGS} is {size!r}; expected pixels, as 224, or [height, width]")
     mode = published.get("resize_mode", "shortest")
-    if mode not in CROP_MODES:
+    if mode not in tuple(CROP_MODES):
         raise UserError(
             f"{path}: resize_mode {mode!r} in {SETTINGS} is not supported; expected one of {', '.join(CROP_MODES)}"
         )
     kept = {key: published[key] for key in ("mean", "std", "interpolation") if key in published}
-    return {**kept, "input_size": (3, height, width), "crop_mode": CROP_MODES[mode]}
+    return {**kept, "input_size": (3, *sides), "crop_mode": CROP_MODES[mode]}

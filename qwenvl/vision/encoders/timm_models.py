@@ -154,14 +154,24 @@ def _saved_settings(path: str) -> dict:
     saved = read_settings(path, "config.json")
     # Older files have the settings at the top.
     settings = saved.get("pretrained_cfg", saved)
+    arguments = saved.get("model_args") or {}
+    for name, section in (("pretrained_cfg", settings), ("model_args", arguments)):
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: {name} in config.json is {section!r}; expected a JSON object")
     found = {key: settings[key] for key in PREPROCESSING if settings.get(key) is not None}
     for key in ("input_size", "mean", "std"):
-        if key in found and len(found[key]) != 3:
+        if key in found and not _is_three_numbers(found[key]):
             raise UserError(f"{path}: {key} in config.json is {found[key]}; expected three numbers")
+    if "crop_pct" in found and not (isinstance(found["crop_pct"], int | float) and found["crop_pct"] > 0):
+        raise UserError(f"{path}: crop_pct in config.json is {found['crop_pct']}; expected a number above 0")
     # The number of classes and the source of the weights do not matter here.
-    arguments = {key: value for key, value in (saved.get("model_args") or {}).items() if key not in OVERRULED}
+    arguments = {key: value for key, value in arguments.items() if key not in OVERRULED}
     parts = {"model_args": arguments, "pretrained_cfg": found}
     return {key: value for key, value in parts.items() if value}
+
+
+def _is_three_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
 
 
 def _preprocessing(settings: dict, options: EncoderOptions) -> Preprocessing:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qwenvl.errors import UserError
-from qwenvl.vision.encoder import EncoderSpec, VisionEncoder
+from qwenvl.vision.encoder import EncoderSpec, VisionEncoder, error_text
 from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
 from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights, read_settings
 from qwenvl.vision.options import LAST_LAYER, EncoderOptions
@@ -18,6 +19,17 @@ from qwenvl.vision.registry import register_encoder, registered_classes
 
 NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map")
 NAMED_AT_MOST = 5
+# Sizes of an architecture, each of which some models give as a list.
+SIZES = (
+    "hidden_size",
+    "hidden_sizes",
+    "intermediate_size",
+    "num_hidden_layers",
+    "depths",
+    "num_attention_heads",
+    "patch_size",
+    "image_size",
+)
 # Settings of models whose tokens are not a prefix followed by the patches: ViT-MAE, YOLOS.
 NOT_IN_ORDER = ("mask_ratio", "num_detection_tokens")
 
@@ -93,7 +105,9 @@ class TransformersEncoder(VisionEncoder):
             )
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except StrictDataclassError as error:
+            raise UserError(f"{path}: config.json is not valid: {error_text(error)}; correct the file") from error
+        except Exception as error:  # a configuration computes with its values, and any may be wrong
             if Path(path).is_dir() and "auto_map" in read_settings(path, "config.json"):
                 raise UserError(
                     f"{path}: its config.json names its own code (auto_map), which is not run; name a model that "
@@ -101,6 +115,7 @@ class TransformersEncoder(VisionEncoder):
                 ) from error
             raise missing_weights(path, error, cls.card) from error
         vision = getattr(config, "vision_config", config)
+        _check_sizes(vision, path)
         cls.check_model(vision, path)
         values = {key: value for key, value in vision.to_diff_dict().items() if key not in NOT_ARCHITECTURE}
         config = {**values, "model_type": vision.model_type, **cls.unused_heads}
@@ -161,6 +176,21 @@ def load_whole(model_class: Any, weights: str, config: PreTrainedConfig) -> PreT
             "folder whose config.json and weights belong together"
         )
     return _unpartitioned(model)
+
+
+def _check_sizes(config: PreTrainedConfig, path: str) -> None:
+    """Raise `UserError` for sizes that no model can have, which a library would accept or fail on much later."""
+    for name in SIZES:
+        value = getattr(config, name, None)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not (numbers and all(type(number) is int and number > 0 for number in numbers)):
+            raise UserError(f"{path}: {name} in config.json is {value}; expected positive integers")
+    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    both = isinstance(width, int) and isinstance(heads, int)
+    if both and width % heads and getattr(config, "head_dim", None) is None:
+        raise UserError(
+            f"{path}: hidden_size {width} in config.json is not a multiple of num_attention_heads {heads}; correct one"
+        )
 
 
 def _shorten(names: list[str]) -> str:
