@@ -7,6 +7,7 @@ from transformers.image_utils import (
 )
 
 from qwenvl.errors import UserError
+from qwenvl.vision.encoders.biomedclip import BiomedClipEncoder
 from qwenvl.vision.registry import build_encoder, resolve_encoder
 from tests.vision.encoders.comparing import features_of, write_json
 from tests.vision.small_encoders import SMALL_ENCODERS
@@ -37,3 +38,24 @@ def test_biomedclip_loads_the_vision_part_of_an_open_clip_file(tmp_path):
     torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
     loaded = build_encoder(resolve_encoder("biomedclip", config=config, path=str(tmp_path)))
     assert torch.equal(features_of(loaded), features_of(source))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"preprocess_cfg": {"size": 0}}, "size in open_clip_config.json is 0; expected pixels"),
+        ({"preprocess_cfg": {"size": [224]}}, r"size in open_clip_config.json is \[224\]"),
+        ({"preprocess_cfg": []}, r"preprocess_cfg in open_clip_config.json is \[\]; expected a JSON object"),
+        ({"model_cfg": {"vision_cfg": 3}}, "vision_cfg in open_clip_config.json is 3; expected a JSON object"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_named(tmp_path, settings, reason):
+    with pytest.raises(UserError, match=f"^{tmp_path}: {reason}"):
+        resolve_encoder("biomedclip", path=write_json(tmp_path, settings, "open_clip_config.json"))
+
+
+def test_size_may_come_from_the_vision_model_of_open_clip(tmp_path):
+    settings = {"model_cfg": {"vision_cfg": {"image_size": 336}}}
+    folder = write_json(tmp_path, settings, "open_clip_config.json")
+    assert BiomedClipEncoder.read_source(folder, None).config["pretrained_cfg"]["input_size"] == (3, 336, 336)

@@ -1,6 +1,7 @@
 """SigLIP 2: NaFlex has the input of its own image processor."""
 
 import numpy as np
+import pytest
 import torch
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor, convert_image_to_patches
 
@@ -26,3 +27,11 @@ def test_naflex_patches_are_cut_as_its_own_image_processor_cuts_them():
     made = encoder.model_inputs(pixels)
     assert torch.equal(made["pixel_values"], torch.stack([convert_image_to_patches(image, 8) for image in pixels]))
     assert made["spatial_shapes"].tolist() == [[2, 5], [2, 5]]
+
+
+@pytest.mark.parametrize(("case", "is_naflex"), [("siglip2", False), ("siglip2#naflex", True)])
+def test_only_naflex_gets_patches(case, is_naflex):
+    encoder = build_encoder(resolve_encoder("siglip2", config=SMALL_ENCODERS[case]))
+    assert ("spatial_shapes" in encoder.model_inputs(torch.zeros(1, 3, 32, 32))) == is_naflex
+    assert (encoder.preprocessing.resize == "naflex") == is_naflex
+    assert encoder.preprocessing.interpolation == "bilinear"

@@ -51,6 +51,14 @@ def test_model_of_fixed_size_is_built_for_the_size_in_its_timm_config(tmp_path):
         ("[]", "config.json: holds a list, expected a JSON object"),
         ({"pretrained_cfg": {"mean": [0.5]}}, r"mean in config.json is \[0.5\]; expected three numbers"),
         ({"pretrained_cfg": {"interpolation": "hamming"}}, "interpolation 'hamming' is not supported"),
+        ({"pretrained_cfg": {"crop_pct": 0}}, "crop_pct in config.json is 0; expected a number above 0"),
+        (
+            {"pretrained_cfg": {"input_size": [3, -64, 64]}},
+            "input size -64x64 of a Preprocessing: expected two positive",
+        ),
+        ({"pretrained_cfg": 5}, "pretrained_cfg in config.json is 5; expected a JSON object"),
+        ({"model_args": [1]}, r"model_args in config.json is \[1\]; expected a JSON object"),
+        ({"model_args": {"layers": 0}}, "timm:resnet18 cannot be built with .*layers"),
     ],
 )
 def test_timm_config_that_cannot_be_followed_is_named(values, message, tmp_path):
