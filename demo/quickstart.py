@@ -1,7 +1,6 @@
 """Run the quick start: train a stand-in model on real images, and measure what it has learned."""
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from qwenvl.utils.json_text import read_json
 
 if not __package__:  # run by path: Python has put this folder on its path, not the repository's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -203,7 +204,7 @@ def choose_examples(
 
 def read_history(output: Path) -> list[dict[str, float]]:
     """Return the entries that training logged."""
-    return json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return read_json(output / "trainer_state.json")["log_history"]
 
 
 def series(history: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

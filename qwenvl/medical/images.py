@@ -1,6 +1,5 @@
 """Convert a folder of 16-bit or DICOM images to 8-bit files; a stopped run can be resumed."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from qwenvl.errors import UserError
 from qwenvl.medical.convert_image import FORMATS, ImageOptions, ImageTask, convert_image
 from qwenvl.utils.cli import progress
 from qwenvl.utils.files import WholeFiles
-from qwenvl.utils.json_text import encoded_json, write_json
+from qwenvl.utils.json_text import encoded_json, read_json, write_json
 from qwenvl.utils.parallel import in_parallel
 
 SETTINGS, FAILED = "prepare_images.json", "failed.jsonl"
@@ -85,10 +84,9 @@ def _settle(out: Path, options: ImageOptions, overwrite: bool) -> int:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        settings = None
-    return settings if isinstance(settings, dict) else {}
+        return read_json(path)
+    except UserError:
+        return {}
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -213,7 +213,7 @@ def test_model_of_fixed_size_is_built_for_the_size_in_its_timm_config(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("{", "config.json: no valid JSON"),
+        ("{", "config.json: not valid JSON"),
         ("[]", "config.json: holds a list, expected a JSON object"),
         ({"pretrained_cfg": {"mean": [0.5]}}, r"mean in config.json is \[0.5\]; expected three numbers"),
         ({"pretrained_cfg": {"interpolation": "hamming"}}, "interpolation 'hamming' has no form here"),
