@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwenvl.utils.json_text import read_json
-
 if not __package__:  # run by path: Python has put this folder on its path, not the repository's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -34,6 +32,7 @@ from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.media.images import load_image
 from qwenvl.data.messages import to_messages
+from qwenvl.utils.json_text import read_json
 from qwenvl.utils.tables import format_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
