@@ -56,7 +56,7 @@ def test_a_set_named_twice_is_not_its_own_duplicate(check, films: Path):
 
 
 def test_the_made_up_archive_has_no_duplicates_of_its_own(check, tmp_path: Path):
-    root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=60, film_size=32))
+    root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=60, image_size=32))
     command = ["--jpg_root", root, "--reports", root, "--out", tmp_path / "json", "--workers", 1]
     assert prepare_mimic_cxr.main([str(word) for word in command]) == 0
     train_file, valid_file = (tmp_path / "json" / f"mimic_{name}.json" for name in ("train", "valid"))

@@ -1,4 +1,4 @@
-"""Tests of the MIMIC-CXR command on made-up trees: choices, priors, reasons for dropping, bad input, nothing lost."""
+"""Tests of the MIMIC-CXR command on synthetic trees: options, priors, dropped studies, invalid input."""
 
 import csv
 import gzip
@@ -78,7 +78,7 @@ def test_a_study_becomes_a_record_with_where_it_comes_from(tree: Tree, convert):
 
 
 def test_the_output_is_read_by_the_training_data_layer(tmp_path: Path):
-    root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=40, film_size=16))
+    root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=40, image_size=16))
     main(["--jpg_root", str(root), "--reports", str(root), "--out", str(tmp_path / "out"), "--workers", "1"]
          + ["--views", "study", "--prior", "both", "--context", "indication", "technique", "comparison"])  # fmt: skip
     annotations = read_annotations(str(tmp_path / "out" / "mimic_train.json"), "", BadSampleTracker())
@@ -224,7 +224,7 @@ def test_missing_and_empty_image_files_are_counted_and_the_others_used(tree: Tre
     assert [record["dicom_id"] for record in records] == [["d50000001-1"]]
     assert _dropped(tmp_path) == {"50000002": "no usable image file"}
     counts = _stats(tmp_path)["counts"]
-    assert (counts["image files not there"], counts["image files of 0 bytes"]) == (1, 1)
+    assert (counts["missing image files"], counts["image files of 0 bytes"]) == (1, 1)
     assert len(convert(tree.root, "--no_file_check")["train"]) == 2
 
 
@@ -304,11 +304,11 @@ def test_repeated_and_one_sided_rows_are_counted(tree: Tree, convert, tmp_path: 
     assert len(convert(tree.write(), "--views", "image")["train"]) == 1
     counts = _stats(tmp_path)["counts"]
     assert counts["repeated rows in the split table"] == counts["repeated rows in the metadata table"] == 1
-    assert counts["images in the split table alone"] == counts["images without a split"] == 1
+    assert counts["images only in the split table"] == counts["images without a split"] == 1
 
 
 def test_packed_and_plain_tables_with_labels_give_the_same(tmp_path: Path, convert):
-    plain = build_synthetic_mimic(tmp_path / "a", SyntheticOptions(studies=12, film_size=16, gzip_tables=False))
+    plain = build_synthetic_mimic(tmp_path / "a", SyntheticOptions(studies=12, image_size=16, gzip_tables=False))
     first = convert(plain, "--labels", "chexpert", "--paths", "relative")
     for path in plain.glob("*.csv"):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -320,8 +320,8 @@ def test_packed_and_plain_tables_with_labels_give_the_same(tmp_path: Path, conve
 
 
 def test_workers_folder_and_zip_give_the_same_bytes(tmp_path: Path):
-    folder = build_synthetic_mimic(tmp_path / "a", SyntheticOptions(studies=300, film_size=16))
-    packed = build_synthetic_mimic(tmp_path / "b", SyntheticOptions(studies=300, film_size=16, zip_reports=True))
+    folder = build_synthetic_mimic(tmp_path / "a", SyntheticOptions(studies=300, image_size=16))
+    packed = build_synthetic_mimic(tmp_path / "b", SyntheticOptions(studies=300, image_size=16, zip_reports=True))
     outputs = []
     for number, (root, reports, workers) in enumerate(
         [(folder, folder, "1"), (folder, folder, "2"), (packed, packed / "mimic-cxr-reports.zip", "2")]
@@ -336,7 +336,7 @@ def test_workers_folder_and_zip_give_the_same_bytes(tmp_path: Path):
 
 def test_conversion_is_fast_enough_for_the_whole_set(tmp_path: Path):
     """The aim is 2,000 studies a second; on a busy machine a single process must still be in its neighbourhood."""
-    root = build_synthetic_mimic(tmp_path / "a", SyntheticOptions(studies=3000, film_size=16, zip_reports=True))
+    root = build_synthetic_mimic(tmp_path / "a", SyntheticOptions(studies=3000, image_size=16, zip_reports=True))
     started = time.perf_counter()
     main(["--jpg_root", str(root), "--reports", str(root / "mimic-cxr-reports.zip"), "--out", str(tmp_path / "out")]
          + ["--workers", "1"])  # fmt: skip
@@ -353,10 +353,10 @@ def _set_cell(tree: Tree, table: str, row: int, old: str, new: str) -> None:
     [
         ("split", "train", "dev", "line 2: split 'dev', expected one of train, validate, test"),
         ("split", "50000001,10", "x,10", "line 2: study_id 'x' is not a whole number"),
-        ("split", "d50000001-0", "../../secret", "is no file name of an image"),
+        ("split", "d50000001-0", "../../secret", "is not a valid file name"),
         ("split", ",train", "", "line 2: 3 cells, expected 4"),
         ("split", "train", "tr\0ain", "split 'tr.*ain'|NUL"),
-        ("metadata", "50000001,PA", "50000009,PA", "is given twice, as 50000001 and as 50000009"),
+        ("metadata", "50000001,PA", "50000009,PA", "is there twice, with 50000001 and with 50000009"),
         ("metadata", "21800101", "2180-01", "line 2: StudyDate '2180-01' is not a whole number"),
         ("metadata", "80000.5", "8h", "line 2: StudyTime '8h' is not a number"),
     ],
@@ -371,7 +371,7 @@ def test_a_wrong_cell_is_named_with_file_and_line(tree: Tree, convert, table, ol
 def test_an_id_with_two_meanings_is_an_error(tree: Tree, convert):
     tree.study(10000001, 50000001)
     tree.split_rows.append(tree.split_rows[0].replace("train", "test"))
-    with pytest.raises(UserError, match="line 3: dicom_id d50000001-0 is given twice"):
+    with pytest.raises(UserError, match="line 3: dicom_id d50000001-0 is there twice"):
         convert(tree.write())
 
 
@@ -400,7 +400,7 @@ def test_a_cut_off_download_is_the_users_error(tree: Tree, convert):
     with pytest.raises(UserError, match="split.csv.gz: cannot read it .* is the download complete"):
         convert(root, reports="reports.zip")
     (root / "reports.zip").write_bytes((root / "reports.zip").read_bytes()[:-40])
-    with pytest.raises(UserError, match="neither a folder nor a whole zip"):
+    with pytest.raises(UserError, match="neither a folder nor a complete zip"):
         convert(root, reports="reports.zip")
 
 
@@ -422,7 +422,7 @@ def test_wrong_folders_are_named_with_what_was_found(tree: Tree, convert, tmp_pa
 def test_a_report_twice_in_a_zip_is_an_error(tree: Tree, convert):
     tree.study(10000001, 50000001)
     tree.reports["again/p10/p10000001/s50000001.txt"] = b"x"
-    with pytest.raises(UserError, match="study 50000001 is in it twice"):
+    with pytest.raises(UserError, match="it contains study 50000001 twice"):
         convert(tree.write(zip_root="files/"), reports="reports.zip")
 
 
