@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.check.arguments import parse_check_arguments
+from qwenvl.tools.check_flags import parse_check_arguments
 from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.tools import prepare_images, prepare_mimic_cxr, prepare_openi, synthetic_mimic
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
