@@ -1,9 +1,14 @@
 """Tests of the records of a patient: choice of images, prior study, dropped studies."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from qwenvl.medical.mimic.reports import PatientReports
+from qwenvl.medical.mimic.studies import MimicOptions, Patient, convert_patients
+from qwenvl.medical.mimic.tables import ImageRow
+from qwenvl.medical.records import ReportOptions
 from tests.medical.mimic.mimic_tree import REPORT, Tree, read_dropped, read_stats
 
 
@@ -168,3 +173,33 @@ def test_a_study_in_two_splits_is_dropped(tree: Tree, convert, tmp_path: Path):
     tree.split_rows[1] = tree.split_rows[1].replace("train", "test")
     convert(tree.write())
     assert read_dropped(tmp_path / "out") == {"50000001": "images in more than one split"}
+
+
+def _patient(reports: dict[int, bytes], images: list[ImageRow], **labels: dict[str, float]) -> Patient:
+    return Patient(images, PatientReports(10000001, reports), {int(name[1:]): own for name, own in labels.items()})
+
+
+def test_patients_are_converted_without_looking_at_files_where_that_is_not_asked_for():
+    images = [ImageRow(1, "a", "train", "AP", (21800101, 1.0)), ImageRow(2, "b", "train", "PA", None)]
+    patient = _patient({1: b"x\n FINDINGS: clear\n", 3: b"x"}, images, s1={"Edema": -1.0})
+    options = MimicOptions("nowhere", "prefix", check_files=False)
+    result = convert_patients(([patient], options))
+    ((split, encoded),) = result.records
+    record = json.loads(encoded)
+    assert (split, record["labels"]) == ("train", {"Edema": -1.0})
+    assert record["image"] == ["prefix/p10/p10000001/s1/a.jpg"]
+    assert (result.studies, result.dropped) == (2, [(10000001, 2, "no report file")])
+    assert result.counts["reports without a study"] == 1
+    assert result.counts["studies with a prior study"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prior", "line"),
+    [("none", []), ("report", ["Prior report: N/A"]), ("image", []), ("both", ["Prior report: N/A"])],
+)
+def test_a_missing_prior_report_follows_the_policy_for_missing_context(prior: str, line: list[str]):
+    patient = _patient({1: b"x\n FINDINGS: clear\n"}, [ImageRow(1, "a", "train", "AP", None)])
+    report = ReportOptions(context=(), missing_context="na", prompt="Go.")
+    options = MimicOptions("nowhere", "prefix", report, prior=prior, check_files=False)
+    ((_, encoded),) = convert_patients(([patient], options)).records
+    assert json.loads(encoded)["conversations"][0]["value"].split("\n") == ["<image>", *line, "Go."]
