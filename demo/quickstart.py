@@ -1,7 +1,6 @@
 """Run the quick start: train a stand-in model on real images, and measure what it has learned."""
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -33,6 +32,7 @@ from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.media.images import load_image
 from qwenvl.data.messages import to_messages
+from qwenvl.utils.json_text import read_json
 from qwenvl.utils.tables import format_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -203,7 +203,7 @@ def choose_examples(
 
 def read_history(output: Path) -> list[dict[str, float]]:
     """Return the entries that training logged."""
-    return json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return read_json(output / "trainer_state.json")["log_history"]
 
 
 def series(history: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -1,6 +1,5 @@
 """Measure training: samples and tokens a second, and peak memory, of the real command on synthetic X-rays."""
 
-import json
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
 from qwenvl.train import train_qwen
 from qwenvl.train.trainer import QwenVLTrainer
+from qwenvl.utils.json_text import read_json
 
 
 def train_in_processes(flags: list[str], processes: int) -> None:
@@ -26,7 +26,7 @@ def train_in_processes(flags: list[str], processes: int) -> None:
 def read_steps(output_dir: Path, warmup_steps: int) -> list[dict[str, float]]:
     """Return what a finished run has logged of each step. Raises `UserError` if too few are left to be timed."""
     state = output_dir / "trainer_state.json"
-    history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
+    history = read_json(state)["log_history"] if state.is_file() else []
     steps = [entry for entry in history if "loss" in entry]
     if len(steps) <= warmup_steps:
         raise UserError(

@@ -1,1 +1,1 @@
-"""Pre-flight checks of a run: its data and its machine."""
+"""Check the data and the machine of a run before it starts."""

@@ -1,4 +1,4 @@
-"""Check every record of a run's datasets before training, and report what the run would do with them."""
+"""Check every record of the datasets of a run, and report what the run would do with them."""
 
 import importlib.util
 import json
@@ -11,12 +11,12 @@ from typing import TextIO
 import numpy as np
 
 from qwenvl.check.arguments import CheckFlags
-from qwenvl.check.duplicates import files_of, find_duplicates, media_of, picture_ids
-from qwenvl.check.raw_rows import iter_rows, write_sound_rows
+from qwenvl.check.duplicates import files_of, find_duplicates, media_ids, media_of
+from qwenvl.check.raw_rows import iter_rows, write_valid_rows
 from qwenvl.check.records import find_outside, find_swapped_turns, find_undecodable, find_wrong_boxes
 from qwenvl.check.report import (
     ProblemList,
-    SoundData,
+    ValidData,
     batch_table,
     chosen_batches,
     draw_histogram,
@@ -43,7 +43,7 @@ PROBLEMS, HISTOGRAM = "problems.jsonl", "token_lengths.png"
 
 
 class _Collector(BadSampleTracker):
-    """Keeps every bad sample and ends nothing."""
+    """A tracker that keeps every bad sample and never raises."""
 
     def report(self, bad: BadSample) -> None:
         self.samples.append(bad)
@@ -51,7 +51,7 @@ class _Collector(BadSampleTracker):
 
 @dataclass(frozen=True)
 class _Split:
-    """One of the two parts that a run names, as read: `clean_files` are the names of its files in the output."""
+    """The training or the evaluation data as read; `clean_files` maps annotation files to names in the output."""
 
     clean_files: dict[str, str]
     annotations: Annotations
@@ -63,7 +63,7 @@ class _Split:
 
 
 class DataCheck:
-    """Checks the data of one run; `problems` fills as the checks go on."""
+    """Checks the data of one run and collects `problems`."""
 
     def __init__(self, flags: CheckFlags) -> None:
         self.flags = flags
@@ -73,7 +73,7 @@ class DataCheck:
         self.encoder, self.vision_config = _build_encoder(flags)
 
     def run(self) -> list[_Split]:
-        """Make every check; return the training data and, where there is some, the evaluation data."""
+        """Run every check; return the training data and, if there is any, the evaluation data."""
         splits = [self._split(self.flags.data.dataset_use, self.specs, "clean")]
         if self.eval_specs:
             splits.append(self._split(self.flags.data.eval_dataset_use, self.eval_specs, "eval_clean"))
@@ -82,9 +82,9 @@ class DataCheck:
         for split in splits:
             self.problems.add("turns", find_swapped_turns(split.records))
             if options.decode == "full":
-                sound = self.problems.sound(split.records)
+                valid = self.problems.valid(split.records)
                 self.problems.add(
-                    "file", find_undecodable(sound, video_processor, options.workers, self.flags.data.max_image_pixels)
+                    "file", find_undecodable(valid, video_processor, options.workers, self.flags.data.max_image_pixels)
                 )
         self._compare(splits)
         self._check_packs(splits[0])
@@ -92,12 +92,12 @@ class DataCheck:
 
     def _split(self, dataset_use: str, specs: Sequence[DatasetSpec], name: str) -> _Split:
         logger.info("reading %s", dataset_use)
-        ledger = _Collector()
-        annotations = _load(dataset_use, self.flags, ledger)
-        self._add_by_path("record", ledger)
-        annotations, told = split_thinking_turns(annotations, self.encoder, self.flags.data.thinking_turns)
-        if told is not None:
-            logger.info("%s: %s", dataset_use, told)
+        tracker = _Collector()
+        annotations = _load(dataset_use, self.flags, tracker)
+        self._add_by_path("record", tracker)
+        annotations, message = split_thinking_turns(annotations, self.encoder, self.flags.data.thinking_turns)
+        if message is not None:
+            logger.info("%s: %s", dataset_use, message)
         records = annotations.records
         if self.encoder.opens_thoughts:
             num_answers, num_thoughtless = count_thoughtless_answers(records)
@@ -107,42 +107,42 @@ class DataCheck:
             for spec in dict.fromkeys((spec.annotation_path, spec.data_path) for spec in specs):
                 own = [record for record in records if record.source == spec[0]]
                 self.problems.add("outside", find_outside(own, spec[1]))
-        logger.info("looking at the headers of the media of %d records, and counting tokens", len(records))
+        logger.info("reading the headers of the media of %d records and counting tokens", len(records))
         sizes = read_media_sizes(records, self.flags.data.media_cache_dir, self.flags.data.max_image_pixels)
         counts = TokenCounter(self.encoder).count(records, sizes)
-        # What training refuses for its text: special tokens, and words that the chat template leaves out.
+        # Text that training refuses: special tokens, and words that the chat template drops.
         self.problems.add("text", [bad for bad in counts.bad.values() if bad.path is None])
-        ledger = _Collector()
-        usable_places(records, counts, self.flags.training.model_max_length, ledger)
-        ledger.samples = [bad for bad in ledger.samples if bad not in counts.bad.values() or bad.path is not None]
-        self._add_by_path("length", ledger)
+        tracker = _Collector()
+        usable_places(records, counts, self.flags.training.model_max_length, tracker)
+        tracker.samples = [bad for bad in tracker.samples if bad not in counts.bad.values() or bad.path is not None]
+        self._add_by_path("length", tracker)
         if self.flags.check.box_space != "none":
             self.problems.add("box", find_wrong_boxes(records, sizes, self.flags.check.box_space))
         files = list(dict.fromkeys(spec.annotation_path for spec in specs))
         return _Split(_clean_names(files, name), annotations, counts)
 
-    def _add_by_path(self, check: str, ledger: BadSampleTracker) -> None:
-        """Note bad samples under "file" where they are about one."""
-        for bad in ledger.samples:
+    def _add_by_path(self, check: str, tracker: BadSampleTracker) -> None:
+        """Add bad samples, as "file" if they are about a file."""
+        for bad in tracker.samples:
             self.problems.add(check if bad.path is None else "file", [bad])
 
     def _compare(self, splits: Sequence[_Split]) -> None:
-        """Look for records and pictures that are there twice."""
+        """Find duplicate records, and media that training and evaluation share."""
         options = self.flags.check
         if options.duplicates == "none" and len(splits) == 1:
             return
-        logger.info("looking for what is there twice")
+        logger.info("comparing records and media")
         records = [record for split in splits for record in split.records]
-        ids = picture_ids((path for record in records for path in media_of(record)), options.same_picture == "content")
+        ids = media_ids((path for record in records for path in media_of(record)), options.same_picture == "content")
         if options.duplicates != "none":
             for split in splits:
-                sound = self.problems.sound(_whole(split.records))
-                self.problems.add("duplicate", find_duplicates(sound, ids, options.duplicates))
+                valid = self.problems.valid(_last_samples(split.records))
+                self.problems.add("duplicate", find_duplicates(valid, ids, options.duplicates))
         for held_out in splits[1:]:
-            sound = self.problems.sound(splits[0].records)
-            self.problems.add("leak", find_leaks(sound, held_out.records, ids))
-            sound = self.problems.sound(splits[0].records)
-            self.problems.add("leak", find_shared_subjects(sound, held_out.records))
+            valid = self.problems.valid(splits[0].records)
+            self.problems.add("leak", find_leaks(valid, held_out.records, ids))
+            valid = self.problems.valid(splits[0].records)
+            self.problems.add("leak", find_shared_subjects(valid, held_out.records))
 
     def _check_packs(self, split: _Split) -> None:
         packs = split.annotations.packs
@@ -150,51 +150,51 @@ class DataCheck:
             return
         limit = self.flags.training.model_max_length
         if not self.flags.data.data_packing:
-            raise UserError(f"{split.records[0].source} is a nested list, packed already: set --data_packing True")
+            raise UserError(f"{split.records[0].source} is already packed (a nested list): set --data_packing True")
         for pack in packs:
             tokens = split.counts.total[pack].sum()
             if tokens > limit and len(pack) > 1:
                 reason = f"its pack has {tokens} tokens, more than --model_max_length {limit}: pack the file again"
                 self.problems.add("length", [BadSample.of(split.records[index], None, reason) for index in pack])
 
-    def sound_data(self, split: _Split) -> SoundData:
-        """Return the records without a problem, their counts, and their packs where the file has some."""
-        sound = [place for place, record in enumerate(split.records) if self.problems.is_sound(record)]
+    def valid_data(self, split: _Split) -> ValidData:
+        """Return the records without a problem, with their counts, and their packs if the file is packed."""
+        valid = [index for index, record in enumerate(split.records) if self.problems.is_valid(record)]
         packs = split.annotations.packs
         if packs is not None:
-            packs = place_packs(packs, np.array(sound, dtype=np.int64))
-        records = [split.records[place] for place in sound]
-        return SoundData(records, split.counts.of(np.array(sound, dtype=np.int64)), packs)
+            packs = place_packs(packs, np.array(valid, dtype=np.int64))
+        records = [split.records[index] for index in valid]
+        return ValidData(records, split.counts.of(np.array(valid, dtype=np.int64)), packs)
 
 
-def _whole(records: Iterable[Record]) -> list[Record]:
-    """Return each record once where it became several samples, of which the last has all its turns."""
+def _last_samples(records: Iterable[Record]) -> list[Record]:
+    """Return the last sample of each row, which has all turns of the row."""
     return [*{record.where: record for record in records}.values()]
 
 
 def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig | None]:
-    """Return the encoder of records that training would use, and the configuration of a custom tower."""
+    """Return the record encoder that training would use, and the configuration of a custom vision tower."""
     base = prepare_base(flags.model, flags.data, flags.training.cache_dir)
     return RecordEncoder(base.processor, flags.data.max_image_pixels), base.vision_config
 
 
-def _load(dataset_use: str, flags: CheckFlags, ledger: BadSampleTracker) -> Annotations:
-    """Read the datasets; one without a single usable record is left out, with all its rows in the ledger."""
+def _load(dataset_use: str, flags: CheckFlags, tracker: BadSampleTracker) -> Annotations:
+    """Read the datasets; one without a usable record is left out, with all its rows in `tracker`."""
     attempt = _Collector()
     try:
         annotations = load_datasets(dataset_use, flags.seed, attempt, flags.data.media_cache_dir)
     except UserError:
         if not attempt.count:
             raise
-        usable = [entry for entry in dataset_use.split(",") if entry.strip() and _has_records(entry, flags, ledger)]
+        usable = [entry for entry in dataset_use.split(",") if entry.strip() and _has_records(entry, flags, tracker)]
         if not usable:
             return Annotations([])
         return load_datasets(",".join(usable), flags.seed, _Collector(), flags.data.media_cache_dir)
-    ledger.samples += attempt.samples
+    tracker.samples += attempt.samples
     return annotations
 
 
-def _has_records(entry: str, flags: CheckFlags, ledger: BadSampleTracker) -> bool:
+def _has_records(entry: str, flags: CheckFlags, tracker: BadSampleTracker) -> bool:
     attempt = _Collector()
     try:
         load_datasets(entry, flags.seed, attempt, flags.data.media_cache_dir)
@@ -204,12 +204,12 @@ def _has_records(entry: str, flags: CheckFlags, ledger: BadSampleTracker) -> boo
         logger.warning("%s", error)
         return False
     finally:
-        ledger.samples += attempt.samples
+        tracker.samples += attempt.samples
     return True
 
 
 def _clean_names(files: Sequence[str], name: str) -> dict[str, str]:
-    """Return what each annotation file's clean copy is called: clean.json for one, clean_NAME.json for several."""
+    """Return the name of each annotation file's clean copy: clean.json for one, clean_NAME.json for several."""
     if len(files) == 1:
         return {files[0]: f"{name}.json"}
     stems = [Path(file).stem for file in files]
@@ -219,7 +219,7 @@ def _clean_names(files: Sequence[str], name: str) -> dict[str, str]:
 
 
 def output_names(specs: Sequence[DatasetSpec], eval_specs: Sequence[DatasetSpec]) -> list[str]:
-    """Return the names of all files that a check writes."""
+    """Return the names of the files that a check writes."""
     names = [PROBLEMS]
     for part, name in ((specs, "clean"), (eval_specs, "eval_clean")):
         names += _clean_names(list(dict.fromkeys(spec.annotation_path for spec in part)), name).values() if part else []
@@ -229,20 +229,20 @@ def output_names(specs: Sequence[DatasetSpec], eval_specs: Sequence[DatasetSpec]
 def _write_clean(
     split: _Split, problems: ProblemList, specs: Sequence[DatasetSpec], out: Path, streams: dict[str, TextIO]
 ) -> Iterator[tuple[str, int]]:
-    """Copy the sound rows of each file, to be trained on from `out`; yield the copy's name and number of records."""
-    sound: dict[str, dict[str, Record]] = {source: {} for source in split.clean_files}
-    for record in problems.sound(split.records):
-        sound[record.source][record.location or ""] = record
+    """Copy the valid rows of each file to `out`; yield the name and number of records of each copy."""
+    valid: dict[str, dict[str, Record]] = {source: {} for source in split.clean_files}
+    for record in problems.valid(split.records):
+        valid[record.source][record.location or ""] = record
     for source, name in split.clean_files.items():
-        by_line = any(place.startswith("line") for place in sound[source])
-        rows = iter_rows(source, by_line) if sound[source] else iter(())
+        by_line = any(location.startswith("line") for location in valid[source])
+        rows = iter_rows(source, by_line) if valid[source] else iter(())
         roots = dict.fromkeys(spec.data_path for spec in specs if spec.annotation_path == source)
-        yield name, write_sound_rows(streams[name], rows, sound[source], roots, str(out))
+        yield name, write_valid_rows(streams[name], rows, valid[source], roots, str(out))
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a finished check found and wrote.
+    """The result of a check.
 
     Attributes:
         check: The check, with its problems.
@@ -264,7 +264,7 @@ class CheckResult:
         return len(self.check.problems)
 
     def sections(self) -> Iterator[str]:
-        """Yield the report part by part, as computed: the last parts plan an epoch and build a model."""
+        """Yield the parts of the report; the last ones take longer, because they plan an epoch and build a model."""
         flags, problems = self.check.flags, self.check.problems
         rows = [("problems", len(problems)), *((f"  {name}", count) for name, count in problems.by_check())]
         rows += [(f"records in {name}", count) for name, count in self.written]
@@ -276,8 +276,8 @@ class CheckResult:
 
 
 def _plan_sections(check: DataCheck, split: _Split) -> Iterator[str]:
-    """Yield what training on the valid records would be like."""
-    data, flags = check.sound_data(split), check.flags
+    """Yield the parts of the report about training on the valid records."""
+    data, flags = check.valid_data(split), check.flags
     if not data.records:
         yield "no record is left to train on"
         return
@@ -294,7 +294,7 @@ def _plan_sections(check: DataCheck, split: _Split) -> Iterator[str]:
     if flags.model.tune_mm_llm or flags.model.tune_mm_mlp or flags.model.tune_mm_vision:
         yield format_table(memory_table(chosen, flags, check.vision_config))
     else:
-        yield "GPU memory: no estimate, because no --tune_mm_* flag says what is trained"
+        yield "GPU memory: no estimate, because no --tune_mm_* flag is set"
 
 
 def check_data(flags: CheckFlags) -> CheckResult:

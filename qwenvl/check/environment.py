@@ -1,4 +1,4 @@
-"""Check the machine for what a training run needs, with a remedy for what is missing."""
+"""Check the machine for what training needs, with a remedy for what is missing."""
 
 import os
 import re
@@ -22,7 +22,7 @@ OK, OPTIONAL, MISSING = "ok", "optional", "MISSING"
 
 
 class Check(NamedTuple):
-    """One row of the table; only the status MISSING makes the check fail."""
+    """One row of the table; only the status `MISSING` is a failure."""
 
     name: str
     status: str
@@ -31,7 +31,7 @@ class Check(NamedTuple):
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
-    """Compare this Python with the oldest one that the package runs on."""
+    """Compare the version of Python with the oldest supported one."""
     found = f"{'.'.join(map(str, version))} ({sys.executable})"
     if version < MIN_PYTHON:
         return Check("Python", MISSING, found, f"install Python {'.'.join(map(str, MIN_PYTHON))} or newer")
@@ -39,7 +39,7 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Chec
 
 
 def check_requirements(requirements: str | None = None) -> Check:
-    """Compare what is installed with the pins of requirements.txt; another version is told, and is no failure."""
+    """Compare installed packages with the pins of requirements.txt; other versions are reported, but no failure."""
     text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8") if requirements is None else requirements
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
     versions = {name: _version(name) for name in pins}
@@ -61,12 +61,12 @@ def _version(distribution: str) -> str | None:
 
 
 def _public(version: str) -> str:
-    """Return a version without its build label: 2.11.0 for 2.11.0+cu128."""
+    """Return a version without its local label: 2.11.0 for 2.11.0+cu128."""
     return version.partition("+")[0]
 
 
 def check_driver(driver: str | None, cuda: str | None) -> Check:
-    """Compare NVIDIA's driver (580.95.05, or None if there is none) with the CUDA that PyTorch is built for (13.0)."""
+    """Compare the NVIDIA driver (580.95.05; None without one) with the CUDA version of PyTorch (13.0)."""
     name = "NVIDIA driver"
     if driver is None:
         advice = "a real model needs a GPU; the quick start and the tests run on the CPU"
@@ -86,7 +86,7 @@ def check_driver(driver: str | None, cuda: str | None) -> Check:
 
 
 def driver_version() -> str | None:
-    """Ask nvidia-smi for the driver's version; None where there is no driver."""
+    """Return the version of the driver, from nvidia-smi; None without a driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -97,7 +97,7 @@ def driver_version() -> str | None:
 
 
 def check_torch() -> list[Check]:
-    """Look at what depends on PyTorch: its build, driver, GPUs, bf16 and attention."""
+    """Check what depends on PyTorch: its build, driver, GPUs, bf16 and attention."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -115,8 +115,8 @@ def check_gpus(driver: str | None) -> list[Check]:
     if not torch.cuda.is_available():
         if driver is None:
             return [Check("GPU", OPTIONAL, "none")]
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        advice = "see the driver's row" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}; unset it"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        advice = "see the row of the driver" if visible is None else f"CUDA_VISIBLE_DEVICES is {visible!r}; unset it"
         return [Check("GPU", MISSING, "PyTorch cannot use the GPU", advice)]
     checks = []
     for index in range(torch.cuda.device_count()):
@@ -129,7 +129,7 @@ def check_gpus(driver: str | None) -> list[Check]:
 
 
 def check_attention() -> Check:
-    """Tell which attention --attn_implementation auto takes here, and why."""
+    """Report which attention backend `--attn_implementation auto` selects on this machine, and why."""
     try:
         import torch
 
@@ -142,7 +142,7 @@ def check_attention() -> Check:
 
 
 def check_import(name: str, module: str, use: str) -> Check:
-    """Import `module` in a process of its own, because some print, take hold of the GPU, or abort."""
+    """Import `module` in a separate process, because some modules print, initialize the GPU, or abort."""
     command = [sys.executable, "-c", f"import {module}"]
     answer = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if answer.returncode == 0:
@@ -152,7 +152,7 @@ def check_import(name: str, module: str, use: str) -> Check:
 
 
 def check_shared_memory(folder: str = "/dev/shm") -> Check:
-    """Look at the memory through which data workers hand over batches; containers often have only 64 MiB."""
+    """Check the size of the memory in which data workers pass batches; containers often have only 64 MiB."""
     if not os.path.isdir(folder):
         return Check("shared memory", OPTIONAL, f"no {folder}", "use --dataloader_num_workers 0 if workers fail")
     size = shutil.disk_usage(folder).total / 2**30
@@ -189,5 +189,5 @@ def format_checks(checks: list[Check]) -> str:
 
 
 def missing_parts(checks: list[Check]) -> list[str]:
-    """Return the names of the checks that found something missing which training needs."""
+    """Return the names of the checks that failed."""
     return [check.name for check in checks if check.status == MISSING]

@@ -1,4 +1,4 @@
-"""Pack an annotation file ahead of training: a nested list, each inner list one pack of rows."""
+"""Pack an annotation file before training: write a nested list whose inner lists are packs of rows."""
 
 import logging
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qwenvl.check.raw_rows import moved_row
+from qwenvl.check.raw_rows import rebase_row
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.arguments import DataArguments
@@ -27,7 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How a file is packed, and where the result goes: beside the annotation file if `out` is None."""
+    """How a file is packed.
+
+    Attributes:
+        model_max_length: The most tokens of a pack.
+        seed: The seed of the order among samples of equal length.
+        out: The output file; None for a file in the folder of the annotation file.
+        overwrite: Whether to replace an existing output file.
+    """
 
     model_max_length: int
     seed: int = 42
@@ -36,23 +43,25 @@ class PackOptions:
 
 
 def pack_dataset(model_args: ModelArguments, data_args: DataArguments, options: PackOptions) -> list[tuple[str, Any]]:
-    """Write the packed file, its samples counted as training with these flags counts them.
+    """Write the packed file, with the token counts that training with these flags has.
 
-    Returns the rows of a summary as (name, value). Raises `UserError` for data that training would refuse.
+    Returns the rows of a summary as (name, value); raises `UserError` for data that training would refuse.
     """
     spec = _one_dataset(data_args.dataset_use)
     output = Path(options.out) if options.out else _default_output(spec.annotation_path, options.model_max_length)
     refuse_inputs([output], [spec.annotation_path])
-    ledger = BadSampleTracker(data_args.bad_sample_policy, data_args.max_bad_samples)
-    annotations = load_datasets(data_args.dataset_use, options.seed, ledger, data_args.media_cache_dir)
+    tracker = BadSampleTracker(data_args.bad_sample_policy, data_args.max_bad_samples)
+    annotations = load_datasets(data_args.dataset_use, options.seed, tracker, data_args.media_cache_dir)
     if annotations.packs is not None:
-        raise UserError(f"{spec.annotation_path} is a nested list, packed already; give the list that it was made from")
+        raise UserError(
+            f"{spec.annotation_path} is already packed (a nested list); give the list that it was made from"
+        )
     encoder = RecordEncoder(prepare_base(model_args, data_args).processor, data_args.max_image_pixels)
     annotations, message = split_thinking_turns(annotations, encoder, data_args.thinking_turns)
     if message is not None:
         logger.info("%s: %s", data_args.dataset_use, message)
     records, counts = count_rows(annotations.records, encoder, data_args)
-    kept = usable_places(records, counts, options.model_max_length, ledger)
+    kept = usable_places(records, counts, options.model_max_length, tracker)
     if not len(kept):
         raise UserError(f"{spec.annotation_path}: none of the {len(records)} records is usable")
     lengths = counts.total[kept]
@@ -60,7 +69,7 @@ def pack_dataset(model_args: ModelArguments, data_args: DataArguments, options: 
     _write_packs(output, packs, records, spec.data_path, options.overwrite)
     return [
         ("records", len(kept)),
-        ("records left out", ledger.count),
+        ("records left out", tracker.count),
         ("tokens", int(lengths.sum())),
         ("tokens of a record, most", int(lengths.max())),
         (f"packs of at most {options.model_max_length}", len(packs)),
@@ -72,7 +81,7 @@ def pack_dataset(model_args: ModelArguments, data_args: DataArguments, options: 
 def count_rows(
     records: list[Record], encoder: RecordEncoder, data_args: DataArguments
 ) -> tuple[list[Record], TokenCounts]:
-    """Count the tokens of whole rows; return the first sample of each row, and the counts of all samples of the row."""
+    """Count the tokens of rows; return the first sample of each row, and the counts of all samples of the row."""
     sizes = read_media_sizes(records, data_args.media_cache_dir, data_args.max_image_pixels)
     counts = TokenCounter(encoder).count(records, sizes)
     first = np.array(
@@ -87,7 +96,7 @@ def count_rows(
 def _one_dataset(dataset_use: str) -> DatasetSpec:
     specs = data_list(dataset_use)
     if len(specs) > 1:
-        raise UserError(f"{dataset_use} names {len(specs)} data sets; pack them one by one")
+        raise UserError(f"{dataset_use} names {len(specs)} datasets; pack them one by one")
     return specs[0]
 
 
@@ -97,13 +106,13 @@ def _default_output(annotation_path: str, capacity: int) -> Path:
 
 
 def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], root: str, overwrite: bool) -> None:
-    """Write the rows of each pack as the annotation file has them, their media paths relative to the output."""
+    """Write the rows of each pack as in the annotation file, with media paths valid from the folder of the output."""
     rows = {row.index: row.value for row in read_rows(records[0].source, lambda location, reason: None)}
     inputs = (path for record in records for path in (record.source, *record.images, *record.videos))
     with WholeFiles(output.parent, [output.name], overwrite, inputs) as streams:
         writer = JsonListWriter(streams[output.name])
         for pack in packs:
             chosen = [records[index] for index in pack]
-            items = [moved_row(rows[each.row], each, [root], str(output.parent)) for each in chosen]
+            items = [rebase_row(rows[each.row], each, [root], str(output.parent)) for each in chosen]
             writer.write(encoded_json(items))
         writer.close()

@@ -1,4 +1,4 @@
-"""Read an annotation file once more: its rows as they stand there, one at a time, and write the sound ones."""
+"""Read the original rows of an annotation file one at a time, and write the valid ones."""
 
 import io
 import json
@@ -14,14 +14,15 @@ from qwenvl.data.rows import read_rows
 from qwenvl.data.table_rows import is_table
 from qwenvl.utils.json_text import JsonListWriter, encoded_json
 
-# Keys under which a row gives the path of an image or a video, itself or in a list.
+# Keys of a row whose value is the path of an image or a video, or a list of such paths.
 _PATH_KEYS = ("image", "images", "image_url", "video", "videos", "video_url", "frames", "path", "url")
 
 
 def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
-    """Yield the rows that `read_rows` gives, under the same places, without holding the whole file.
+    """Yield the rows of `read_rows`, with the same locations, without keeping the whole file in memory.
 
-    `by_line` says that the file is JSONL, as the places of its records show ("line 3"). Malformed lines are left out.
+    `by_line` means that the file is JSONL, as the locations of its records show ("line 3"). Malformed lines, which
+    `read_rows` reports, are left out.
     """
     if by_line:
         yield from _iter_lines(path)
@@ -29,11 +30,11 @@ def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
         for index, value in iter_json_list(Path(path)):
             yield Row(f"row {index}", index, value)
     else:
-        yield from read_rows(path, lambda place, reason: None)
+        yield from read_rows(path, lambda location, reason: None)
 
 
 def iter_items(row: Row) -> Iterator[tuple[str, Any]]:
-    """Yield the place and value of each record of a row, which is one record or a pack of them."""
+    """Yield the location and value of each record of a row, which is one record or a pack of records."""
     if not isinstance(row.value, list):
         yield row.location, row.value
         return
@@ -41,18 +42,18 @@ def iter_items(row: Row) -> Iterator[tuple[str, Any]]:
         yield f"{row.location} item {index}", value
 
 
-def write_sound_rows(
-    stream: TextIO, rows: Iterator[Row], sound: Mapping[str, Record], roots: Iterable[str], folder: str
+def write_valid_rows(
+    stream: TextIO, rows: Iterator[Row], valid: Mapping[str, Record], roots: Iterable[str], folder: str
 ) -> int:
-    """Write the records whose places are in `sound` as a JSON list, packs as inner lists; return how many.
+    """Write the records whose locations are in `valid` as a JSON list, with packs as inner lists; return their number.
 
-    Media paths that are relative to one of the `roots` are written so that they are found from `folder`, too: relative
-    where they lie in it, else absolute.
+    Media paths relative to one of the `roots` are rewritten to be valid from `folder`: relative for media in it, else
+    absolute.
     """
     writer, roots = JsonListWriter(stream), list(roots)
     count = 0
     for row in rows:
-        kept = [moved_row(value, sound[place], roots, folder) for place, value in iter_items(row) if place in sound]
+        kept = [rebase_row(value, valid[each], roots, folder) for each, value in iter_items(row) if each in valid]
         if kept:
             writer.write(encoded_json(kept if isinstance(row.value, list) else kept[0]))
             count += len(kept)
@@ -60,33 +61,33 @@ def write_sound_rows(
     return count
 
 
-def moved_row(value: Any, record: Record, roots: Iterable[str], folder: str) -> Any:
-    """Return a record's row with its media paths, relative to one of the `roots`, as they are found from `folder`."""
+def rebase_row(value: Any, record: Record, roots: Iterable[str], folder: str) -> Any:
+    """Return the row of a record with media paths that were relative to one of the `roots` made valid from `folder`."""
     folder, media = os.path.abspath(folder), {*record.images, *record.videos}
 
-    def moved(value: Any, key: str) -> Any:
+    def rebase(value: Any, key: str) -> Any:
         if isinstance(value, dict):
-            return {name: moved(each, name) for name, each in value.items()}
+            return {name: rebase(each, name) for name, each in value.items()}
         if isinstance(value, list):
-            return [moved(each, key) for each in value]
+            return [rebase(each, key) for each in value]
         if not isinstance(value, str) or key not in _PATH_KEYS or os.path.isabs(value) or "\0" in value:
             return value
-        # What the record does not list: frames of a video, a folder of them, images of turns that are not supervised.
-        found = (path for path in (_joined(root, value) for root in roots) if path in media or os.path.exists(path))
-        meant = next(found, None)
-        if meant is None or _joined(folder, value) == meant:
+        # The record does not list the frames of a video, a folder of frames, and images of turns without loss.
+        found = (path for path in (_absolute(root, value) for root in roots) if path in media or os.path.exists(path))
+        target = next(found, None)
+        if target is None or _absolute(folder, value) == target:
             return value
-        return os.path.relpath(meant, folder) if meant.startswith(os.path.join(folder, "")) else meant
+        return os.path.relpath(target, folder) if target.startswith(os.path.join(folder, "")) else target
 
-    return moved(value, "")
+    return rebase(value, "")
 
 
-def _joined(folder: str, path: str) -> str:
+def _absolute(folder: str, path: str) -> str:
     return os.path.abspath(os.path.join(folder, path))
 
 
 def _iter_lines(path: str) -> Iterator[Row]:
-    # As in `read_rows`, a line ends at a line feed alone: JSON strings may hold other separators.
+    # As in `read_rows`, only a line feed ends a line: JSON strings may contain other separators.
     with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream:
         for index, line in enumerate(stream):
             try:

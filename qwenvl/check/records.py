@@ -1,4 +1,4 @@
-"""Check records for what training does not: paths that leave the folder, wrong boxes, undecodable media."""
+"""Find what training does not check: paths out of the data folder, invalid boxes, swapped roles, undecodable media."""
 
 import os
 import re
@@ -21,13 +21,13 @@ from qwenvl.utils.cli import progress
 from qwenvl.utils.parallel import in_parallel
 
 _BOX_KEY = '"bbox_2d"'
-# Qwen's answers list boxes; datasets also write a single one without the list.
+# Qwen answers with a list of boxes; some datasets have single boxes without a list.
 _SINGLE_BOX = re.compile(r"\{[^{}]*\"bbox_2d\"[^{}]*\}")
-_FILES_A_TASK = 32
+_FILES_PER_TASK = 32
 
 
 class DecodeTask(NamedTuple):
-    """Files that one worker decodes: pictures, or videos when there is a processor that samples their frames."""
+    """Files that one worker decodes: images, or videos if there is a processor that samples their frames."""
 
     paths: list[str]
     video_processor: BaseVideoProcessor | None
@@ -35,9 +35,9 @@ class DecodeTask(NamedTuple):
 
 
 def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSample]:
-    """Yield the records of one file with a path that leaves `data_path` through `..` or a link.
+    """Yield the records of one file with a path that leads out of `data_path` through `..` or a link.
 
-    A file that an absolute path names outright is where its author wanted it.
+    Absolute paths are accepted: they are explicit.
     """
     root = os.path.join(os.path.abspath(data_path), "")
     real_root = os.path.join(os.path.realpath(data_path), "")
@@ -48,31 +48,32 @@ def find_outside(records: Sequence[Record], data_path: str) -> Iterator[BadSampl
         outside = [path for path in files if not path.startswith(root) and not is_kept(path)]
         if outside:
             escaping[record.location or ""] = (record, outside)
-        linked = next((p for p in files if p.startswith(root) and not _real(p, folders).startswith(real_root)), None)
+        linked = next((p for p in files if p.startswith(root) and not _resolve(p, folders).startswith(real_root)), None)
         if linked is not None:
-            yield BadSample.of(record, linked, f"a link leads out of data_path {data_path!r}, to {_real(linked, {})}")
-    for record, path in _not_absolute(escaping):
-        yield BadSample.of(record, path, f"leaves data_path {data_path!r} through `..`: move the file into it")
+            reason = f"a link leads out of data_path {data_path!r}, to {_resolve(linked, {})}"
+            yield BadSample.of(record, linked, reason)
+    for record, path in _without_absolute_paths(escaping):
+        yield BadSample.of(record, path, f"leads out of data_path {data_path!r} through `..`: move the file into it")
 
 
 def find_wrong_boxes(records: Iterable[Record], sizes: MediaSizes, space: str) -> Iterator[BadSample]:
-    """Yield the records with a box in an answer that is no box or lies in none of their pictures.
+    """Yield the records with an invalid box in an answer, or a box that is outside all of their images.
 
-    `space` is what the numbers count in: "relative" (0 to 1000) or "absolute" (pixels of the original).
+    `space` is the unit of the coordinates: "relative" (0 to 1000) or "absolute" (pixels of the original).
     """
     for record in records:
         texts = [turn.text for turn in record.turns if turn.role == "assistant" and _BOX_KEY in turn.text]
         if not texts:
             continue
-        found = [size_of(sizes, path, kind) for kind, paths in uses_of(record) for path in paths]
-        pictures = [Size(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
-        flaw = next(filter(None, (_box_flaw(text, pictures, space) for text in texts)), None)
-        if flaw is not None:
-            yield BadSample.of(record, next(iter(media_of(record)), None), flaw)
+        found = [size_of(sizes, path, kind) for kind, paths in media_by_kind(record) for path in paths]
+        images = [Size(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
+        reason = next(filter(None, (_box_problem(text, images, space) for text in texts)), None)
+        if reason is not None:
+            yield BadSample.of(record, next(iter(media_of(record)), None), reason)
 
 
 def find_swapped_turns(records: Iterable[Record]) -> Iterator[BadSample]:
-    """Yield the records that begin with an answer and end with a question, of which the answers are the questions."""
+    """Yield the records that begin with an answer and end with a question, which suggests swapped roles."""
     for record in records:
         roles = [turn.role for turn in record.turns if turn.role != "system"]
         if roles[0] == "assistant" and roles[-1] == "user":
@@ -86,25 +87,25 @@ def find_undecodable(
     workers: int,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Iterator[BadSample]:
-    """Yield the records with a picture, or a video's sampled frames, that cannot be decoded."""
+    """Yield the records with an image, or a sampled frame of a video, that cannot be decoded."""
     images = sorted({path for record in records for path in record.images})
     videos = sorted({path for record in records for path in record.videos})
     tasks = [DecodeTask(chunk, None, max_image_pixels) for chunk in _chunks(images)]
     tasks += [DecodeTask(chunk, video_processor) for chunk in _chunks(videos)]
     reasons: dict[tuple[str, str], str] = {}
-    # A worker takes seconds to start.
+    # No more workers than tasks: each takes seconds to start.
     done = in_parallel(decode_files, tasks, min(workers, len(tasks)))
     for part in progress(done, "decode", "batch", len(tasks)):
         reasons |= part
     for record in records:
-        uses = ((kind, path) for kind, paths in uses_of(record) for path in paths)
+        uses = ((kind, path) for kind, paths in media_by_kind(record) for path in paths)
         lost = next((use for use in uses if use in reasons), None)
         if lost is not None:
             yield BadSample.of(record, lost[1], reasons[lost])
 
 
 def decode_files(task: DecodeTask) -> dict[tuple[str, str], str]:
-    """Decode all files of a task and return why some cannot be, by use ("image" or "video") and path."""
+    """Decode the files of a task; return the reasons of failures by kind ("image" or "video") and path."""
     reasons = {}
     kind = "image" if task.video_processor is None else "video"
     for path in task.paths:
@@ -118,17 +119,17 @@ def decode_files(task: DecodeTask) -> dict[tuple[str, str], str]:
     return reasons
 
 
-def uses_of(record: Record) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return the record's files by what they are used as: one file may be shown as an image and as a video."""
+def media_by_kind(record: Record) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the record's paths by kind; the same file may be used as an image and as a video."""
     return ("image", record.images), ("video", record.videos)
 
 
 def _chunks(paths: list[str]) -> list[list[str]]:
-    return [paths[start : start + _FILES_A_TASK] for start in range(0, len(paths), _FILES_A_TASK)]
+    return [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
 
 
-def _real(path: str, folders: dict[str, str]) -> str:
-    """Return the path without links; `folders` remembers the folders, because a look at each part takes long."""
+def _resolve(path: str, folders: dict[str, str]) -> str:
+    """Return the path with links resolved; `folders` caches those of folders, because resolving is slow."""
     folder, name = os.path.split(path)
     if os.path.islink(path):
         return os.path.realpath(path)
@@ -137,24 +138,24 @@ def _real(path: str, folders: dict[str, str]) -> str:
     return os.path.join(folders[folder], name)
 
 
-def _not_absolute(escaping: Mapping[str, tuple[Record, list[str]]]) -> Iterator[tuple[Record, str]]:
-    """Yield those of one file's records that do not name their path outright, as the file itself shows."""
+def _without_absolute_paths(escaping: Mapping[str, tuple[Record, list[str]]]) -> Iterator[tuple[Record, str]]:
+    """Yield the records of one file whose row does not contain the path as an absolute one."""
     if not escaping:
         return
     record, _ = next(iter(escaping.values()))
     for row in iter_rows(record.source, by_line=(record.location or "").startswith("line")):
-        for place, value in iter_items(row):
-            if place not in escaping:
+        for location, value in iter_items(row):
+            if location not in escaping:
                 continue
-            record, outside = escaping[place]
-            named = {_plain(text) for text in _strings(value)}
-            # A folder of frames is named in place of its files.
+            record, outside = escaping[location]
+            named = {_normalize(text) for text in _strings(value)}
+            # A row may name a folder of frames and not its files.
             relative = next((path for path in outside if named.isdisjoint((path, os.path.dirname(path)))), None)
             if relative is not None:
                 yield record, relative
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
     return os.path.normpath(unquote(text.removeprefix("file://")) if text.startswith("file://") else text)
 
 
@@ -166,23 +167,23 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _box_flaw(text: str, pictures: Sequence[Size], space: str) -> str | None:
-    named = text.count(_BOX_KEY)
+def _box_problem(text: str, images: Sequence[Size], space: str) -> str | None:
+    expected = text.count(_BOX_KEY)
     boxes = boxes_from_text(text)
-    if len(boxes) < named:
+    if len(boxes) < expected:
         boxes = [box for single in _SINGLE_BOX.findall(text) for box in boxes_from_text(f"[{single}]")]
-    if len(boxes) < named:
-        return f"{named} bbox_2d in an answer, of which {named - len(boxes)} is no list of 4 numbers in whole JSON"
+    if len(boxes) < expected:
+        return f"{expected - len(boxes)} of {expected} bbox_2d in an answer is not a list of 4 numbers in valid JSON"
     for _, values in boxes:
-        flaws = [_outside(values, picture, space) for picture in pictures]
-        if flaws and all(flaws):
-            return f"bbox_2d {list(values)} in {space} coordinates: {flaws[0]}"
+        reasons = [_why_outside(values, image, space) for image in images]
+        if reasons and all(reasons):
+            return f"bbox_2d {list(values)} in {space} coordinates: {reasons[0]}"
     return None
 
 
-def _outside(values: Sequence[float], picture: Size, space: str) -> str | None:
+def _why_outside(values: Sequence[float], image: Size, space: str) -> str | None:
     try:
-        check_box(from_space(values, space, picture), picture)
+        check_box(from_space(values, space, image), image)
     except UserError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Report what the pre-flight check found: problems and their locations, and tables of lengths, batches and memory."""
+"""Report the result of the pre-flight check: problems, and tables of lengths, batches and memory."""
 
 import io
 import math
@@ -23,12 +23,12 @@ from qwenvl.train.memory import BatchShape, estimate_memory
 from qwenvl.vision import CustomVisionConfig
 
 _PERCENTILES = (50, 95, 99)
-_MOST_BINS = 80
+_MAX_BINS = 80
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of problems.jsonl: `row` is the place in the file ("row 12", "line 13", "row 3 item 0")."""
+    """One row of problems.jsonl; `row` is the location in the file ("row 12", "line 13", "row 3 item 0")."""
 
     file: str
     row: str
@@ -38,30 +38,30 @@ class Problem:
 
 
 class ProblemList:
-    """Collects the problems of all checks; a record with one is no longer sound."""
+    """Collects the problems of all checks; records without one are valid."""
 
     def __init__(self) -> None:
         self._problems: dict[Problem, None] = {}
-        self._unsound: set[str] = set()
+        self._invalid: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._problems)
 
     def add(self, check: str, samples: Iterable[BadSample]) -> None:
-        """Note what a check found; the same problem of the same record counts once."""
+        """Add what a check found; the same problem of the same record counts once."""
         for bad in samples:
-            # People know a video that is given as frames by these, not by the list that is kept of them.
+            # A video that is given as frames is shown as its first frame: the list of frames is internal.
             path = next(iter(frame_paths(bad.path)), bad.path) if bad.path and is_frame_list(bad.path) else bad.path
             self._problems[Problem(bad.source, bad.location, check, bad.reason, path)] = None
-            self._unsound.add(bad.where)
+            self._invalid.add(bad.where)
 
-    def sound(self, records: Iterable[Record]) -> list[Record]:
+    def valid(self, records: Iterable[Record]) -> list[Record]:
         """Return the records without a problem so far."""
-        return [record for record in records if record.where not in self._unsound]
+        return [record for record in records if record.where not in self._invalid]
 
-    def is_sound(self, record: Record) -> bool:
+    def is_valid(self, record: Record) -> bool:
         """Whether no check has found a problem with this record so far."""
-        return record.where not in self._unsound
+        return record.where not in self._invalid
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all problems in the order of the files."""
@@ -74,8 +74,8 @@ class ProblemList:
 
 
 @dataclass(frozen=True)
-class SoundData:
-    """The training records that no check objects to, in one order: records (n), counts (n,), and packs of the file."""
+class ValidData:
+    """The training records without a problem, in one order: records (n), counts (n,), and packs of the file."""
 
     records: Sequence[Record]
     counts: TokenCounts
@@ -83,7 +83,7 @@ class SoundData:
 
 
 def length_rows(lengths: np.ndarray, limit: int) -> list[tuple[str, Any]]:
-    """Describe the tokens of the readable records, (n,), those over the limit among them."""
+    """Return the rows of a table about `lengths`, the tokens of the readable records, (n,), with percentiles."""
     longer = lengths > limit
     return [
         *(
@@ -96,8 +96,8 @@ def length_rows(lengths: np.ndarray, limit: int) -> list[tuple[str, Any]]:
     ]
 
 
-def summarize_batches(data: SoundData, flags: CheckFlags, encoder: RecordEncoder) -> dict[str, DataSummary]:
-    """Plan one epoch each of padded, flattened and packed batches, as training would with the flags given."""
+def summarize_batches(data: ValidData, flags: CheckFlags, encoder: RecordEncoder) -> dict[str, DataSummary]:
+    """Plan an epoch of padded, flattened and packed batches each, like training with these flags."""
     lengths = data.counts.total
     single = [[index] for index in range(len(lengths))]
     packed = plan_packs(lengths, flags.training.model_max_length, flags.seed) if data.packs is None else data.packs
@@ -119,7 +119,7 @@ def chosen_batches(flags: CheckFlags) -> str:
 
 
 def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tuple[str, ...]]:
-    """Compare the three kinds of batches, with the mark * at the one that the flags choose."""
+    """Return a table that compares the three kinds of batches; * marks the one that the flags choose."""
     rows = [("batches", "padding", "packs full to", "most tokens", "batches per epoch", "steps per epoch")]
     for name, summary in summaries.items():
         fill = summary.num_tokens / (summary.num_packs * flags.training.model_max_length)
@@ -139,7 +139,7 @@ def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tu
 def memory_table(
     summary: DataSummary, flags: CheckFlags, vision_config: CustomVisionConfig | None
 ) -> list[tuple[str, ...]]:
-    """Estimate the GPU memory of one process of the run, from a model without weights."""
+    """Return a table of the estimated GPU memory of one process, from a model without weights."""
     model = build_model(flags.model, flags.training, vision_config, without_weights=True)
     memory = estimate_memory(
         model,
@@ -151,7 +151,7 @@ def memory_table(
 
 
 def draw_histogram(lengths: np.ndarray, limit: int) -> bytes:
-    """Return a PNG with how many records have how many tokens, and where the limit is; needs matplotlib."""
+    """Return a PNG with a histogram of the tokens of records and the limit; needs matplotlib."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -164,7 +164,7 @@ def draw_histogram(lengths: np.ndarray, limit: int) -> bytes:
         axes.legend()
         note = f"{int((lengths > limit).sum()):,} over the limit"
     else:
-        # Drawn in, a distant limit would press the records together at the left edge.
+        # A line at a distant limit would squeeze the bars at the left edge.
         note = f"none over model_max_length {limit:,}"
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
@@ -176,8 +176,8 @@ def draw_histogram(lengths: np.ndarray, limit: int) -> bytes:
 
 
 def histogram_edges(lengths: np.ndarray) -> np.ndarray:
-    """Return the edges of equal bins over the lengths (n,), each holding the same number of whole numbers."""
+    """Return the edges of bins over the lengths (n,), each with the same number of integers."""
     low, high = int(lengths.min()), int(lengths.max())
-    width = math.ceil((high - low + 1) / _MOST_BINS)
+    width = math.ceil((high - low + 1) / _MAX_BINS)
     count = math.ceil((high - low + 1) / width)
     return low - 0.5 + width * np.arange(count + 1)

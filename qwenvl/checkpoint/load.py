@@ -1,6 +1,5 @@
 """Load a trained model and its processor from a checkpoint or an output folder."""
 
-import json
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import ADAPTER_CONFIG_NAME, load_pretrained, load_processor
 from qwenvl.model.trust import refuse_foreign_code, refuse_pickled_weights
+from qwenvl.utils.json_text import read_json
 from qwenvl.vision import CUSTOM_MODEL_TYPES, swap_vision_tower
 from qwenvl.vision.trust import trust_encoder_file
 
@@ -44,7 +44,7 @@ def load_checkpoint(
     refuse_foreign_code(folder, trust_remote_code)
     attention = resolve_attention(attn_implementation)
     if (folder / ADAPTER_CONFIG_NAME).is_file():
-        adapter = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+        adapter = read_json(folder / ADAPTER_CONFIG_NAME)
         base_model = base_model or adapter["base_model_name_or_path"]
         try:
             model = load_pretrained(base_model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)

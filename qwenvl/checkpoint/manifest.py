@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.model.structure import find_structural_fault
+from qwenvl.utils.json_text import read_json
 from qwenvl.utils.parallel import in_threads
 
 MANIFEST_NAME = "manifest.json"
@@ -43,7 +44,7 @@ def replace_file(folder: Path, name: str, source: Path) -> None:
     """Move a new version of one file into a finished checkpoint, whose manifest fits what is there at every moment."""
     _flush_file(source)
     if (folder / MANIFEST_NAME).is_file():
-        files = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST_NAME)["files"]
         new = _describe(source)
         _write(folder, files | {name: files.get(name, new) | {"next": new}})
         os.replace(source, folder / name)
@@ -84,9 +85,9 @@ def find_fault(folder: Path, *, for_resume: bool) -> str | None:
     if not (folder / MANIFEST_NAME).is_file():
         return find_structural_fault(folder, for_resume=for_resume)
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST_NAME)
         files, is_damaged = manifest["files"], manifest["digest"] != _digest(manifest["files"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         is_damaged = True
     if is_damaged:
         return f"{MANIFEST_NAME} is damaged"

@@ -19,6 +19,7 @@ from qwenvl.checkpoint.select import check_whole, newest_whole_checkpoint
 from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
 from qwenvl.model.trust import refuse_foreign_pickles
+from qwenvl.utils.json_text import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
 def check_encoder(folder: str, model: PreTrainedModel) -> None:
     """Raise `UserError` if a run is to be continued with other weights of its frozen encoder than it had."""
     config = Path(folder) / "config.json"
-    noted = json.loads(config.read_text(encoding="utf-8"))["vision_config"] if config.is_file() else {}
+    noted = read_json(config)["vision_config"] if config.is_file() else {}
     before, now = noted.get("encoder_sha256"), getattr(model.config.vision_config, "encoder_sha256", None)
     if before != now:
         raise UserError(
@@ -116,7 +117,7 @@ def missing_files(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
     elif not now.get("fsdp"):
         needed += [OPTIMIZER_NAME, *([SCALER_NAME] if now["fp16"] else [])]
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        index = read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
         needed += sorted(set(index["weight_map"].values()))
     return [name.replace("*", "") for name in needed if not any(folder.glob(name))]
 
@@ -164,7 +165,7 @@ def _recorded_arguments(folder: Path) -> dict[str, Any]:
             f"--resume_from_checkpoint {folder} lacks {RUN_ARGUMENTS_NAME}, which says what run it is of; put it back, "
             f"or name another {PREFIX_CHECKPOINT_DIR}-STEP"
         )
-    return json.loads(recorded.read_text(encoding="utf-8"))
+    return read_json(recorded)
 
 
 def _check_deepspeed(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

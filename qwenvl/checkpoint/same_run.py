@@ -1,7 +1,6 @@
 """Compare a run with the one that wrote a checkpoint: which flags may differ, and which are refused."""
 
 import enum
-import json
 import logging
 import math
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import CUSTOM_VISION_FLAGS
+from qwenvl.utils.json_text import read_json
 from qwenvl.vision.trust import FILE_FORM, encoder_file
 
 logger = logging.getLogger(__name__)
@@ -170,4 +170,4 @@ def _check_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any],
 
 def _has_custom_encoder(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and "encoder" in json.loads(config.read_text(encoding="utf-8")).get("vision_config", {})
+    return config.is_file() and "encoder" in read_json(config).get("vision_config", {})

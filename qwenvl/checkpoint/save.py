@@ -26,6 +26,7 @@ from qwenvl.checkpoint.manifest import MANIFEST_NAME, flush_folder, replace_file
 from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
 from qwenvl.utils.distributed import barrier, is_first_process
+from qwenvl.utils.json_text import read_json
 
 # Checkpoints are written in this folder of the output folder and moved out of it when they are whole.
 INCOMPLETE = ".incomplete"
@@ -106,7 +107,7 @@ def write_state(folder: Path, state: TrainerState, incomplete: Path) -> None:
     unfinished = incomplete / TRAINER_STATE_NAME
     state.save_to_json(str(unfinished))
     replace_file(folder, TRAINER_STATE_NAME, unfinished)
-    arguments = json.loads((folder / RUN_ARGUMENTS_NAME).read_text(encoding="utf-8"))
+    arguments = read_json(folder / RUN_ARGUMENTS_NAME)
     write_model_card(folder, arguments, state.log_history)
 
 

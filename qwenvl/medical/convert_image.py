@@ -1,4 +1,4 @@
-"""Convert one image of any depth, DICOM among them, to one 8-bit PNG or JPEG."""
+"""Convert an image of any depth, or a DICOM file, to an 8-bit PNG or JPEG file."""
 
 import errno
 import logging
@@ -21,7 +21,17 @@ FORMATS = {"png": ".png", "jpg": ".jpg"}
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are converted: gray levels, the `size` of the side that `fit` names, file format, frame, limit."""
+    """How images are converted.
+
+    Attributes:
+        gray_range: The gray levels that become black and white.
+        size: The length in pixels to which the side that `fit` names is reduced; None to keep the size.
+        fit: One of `FITS`.
+        format: One of `FORMATS`.
+        quality: The JPEG quality, 1 to 100.
+        frame: The frame of files with several; None to refuse them.
+        max_image_megapixels: Larger images are refused.
+    """
 
     gray_range: GrayRange = GrayRange()
     size: int | None = None
@@ -32,9 +42,9 @@ class ImageOptions:
     max_image_megapixels: int = MAX_IMAGE_MEGAPIXELS
 
     def settings(self) -> dict[str, Any]:
-        """Return everything that decides the pixels, as JSON values."""
+        """Return everything that the pixels depend on, as JSON values."""
         settings = asdict(self)
-        # Decides which images are refused, not what they look like: a refused one is tried again in any case.
+        # Does not change pixels: it only decides which images are refused, and these are tried again in every run.
         del settings["max_image_megapixels"]
         gray_range = settings.pop("gray_range")
         return settings | {
@@ -52,20 +62,20 @@ class ImageTask:
 
 
 def convert_image(task: ImageTask) -> str | None:
-    """Convert one file; return None, or the reason why it cannot be read. The target appears whole or not at all.
+    """Convert one file; return None, or the reason why it failed. The target appears only when it is complete.
 
-    Raises `UserError` where the target cannot be written: that would happen with every file.
+    Raises `UserError` if the target cannot be written, because every other one would fail in the same way.
     """
     try:
-        picture = _shrunk(_read(task.source, task.options), task.options)
+        image = _shrink(_read(task.source, task.options), task.options)
     except UserError as error:
         return str(error).removeprefix(f"{task.source}: ")
     target = Path(task.target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        kind = "PNG" if task.options.format == "png" else "JPEG"
+        jpeg_options = {"quality": task.options.quality} if task.options.format == "jpg" else {}
         with written_whole(target, exclusive=True) as unfinished:
-            picture.save(unfinished, kind, **({} if kind == "PNG" else {"quality": task.options.quality}))
+            image.save(unfinished, "JPEG" if task.options.format == "jpg" else "PNG", **jpeg_options)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return f"its name is too long for the disk of --out ({len(os.fsencode(target.name))} bytes); shorten it"
@@ -74,18 +84,18 @@ def convert_image(task: ImageTask) -> str | None:
 
 
 def _read(path: str, options: ImageOptions) -> Image.Image:
-    """Return the image in 8 bits, upright, in mode L or RGB; raises `UserError`."""
+    """Return the image with 8 bits per channel, upright, in mode L or RGB; raises `UserError`."""
     with warnings.catch_warnings():
-        # Libraries warn of what the list of failures says, or of what is read right in spite of it.
+        # Libraries warn about files that are listed as failed anyway, or that are read correctly all the same.
         warnings.simplefilter("ignore")
         logging.getLogger("pydicom").setLevel(logging.ERROR)
         return read_image(path, options.gray_range, options.frame, options.max_image_megapixels * MEGAPIXEL)
 
 
-def _shrunk(picture: Image.Image, options: ImageOptions) -> Image.Image:
-    """Bring the named side to `size` with the aspect kept; a smaller picture stays as it is."""
-    side = min(picture.size) if options.fit == "shortest" else max(picture.size)
+def _shrink(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """Reduce the side that `fit` names to `size` and keep the aspect ratio; a smaller image is not changed."""
+    side = min(image.size) if options.fit == "shortest" else max(image.size)
     if options.size is None or side <= options.size:
-        return picture
-    width, height = (max(1, round(length * options.size / side)) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+        return image
+    width, height = (max(1, round(length * options.size / side)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)

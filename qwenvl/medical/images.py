@@ -1,6 +1,5 @@
-"""Convert a folder of 16-bit or DICOM images to 8-bit files; a stopped run can be resumed."""
+"""Convert a folder of 16-bit or DICOM images to 8-bit files; an interrupted run can be resumed."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,18 +11,19 @@ from qwenvl.errors import UserError
 from qwenvl.medical.convert_image import FORMATS, ImageOptions, ImageTask, convert_image
 from qwenvl.utils.cli import progress
 from qwenvl.utils.files import WholeFiles
-from qwenvl.utils.json_text import encoded_json, write_json
+from qwenvl.utils.json_text import encoded_json, read_json, write_json
 from qwenvl.utils.parallel import in_parallel
 
 SETTINGS, FAILED = "prepare_images.json", "failed.jsonl"
-_PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
+_IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
 _DICOM_SUFFIXES = (".dcm", ".dicom")
+# The table of contents of a DICOM medium, itself a DICOM file without an image.
 _INDEX_FILE = "DICOMDIR"
 
 
 @dataclass
 class Plan:
-    """What a run has to do: the files to convert, those refused as (path, reason), and the number of the others."""
+    """The work of a run: files to convert, refused files as (path, reason), and the numbers of the other files."""
 
     tasks: list[ImageTask] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers of files: converted, already there, no images, failed or refused, and tried in this run."""
+    """Numbers of files: converted, converted earlier, not images, failed or refused, and tried in this run."""
 
     converted: int
     done: int
@@ -43,15 +43,23 @@ class Result:
 
 
 def convert_folder(
-    source: Path, out: Path, options: ImageOptions, overwrite: bool, links: bool, workers: int
+    source: Path, out: Path, options: ImageOptions, overwrite: bool, allow_outside: bool, workers: int
 ) -> Result:
-    """Convert the images below `source` into `out` with `workers` processes; `links` follows those that lead outside.
+    """Convert the images below `source` into `out`; failures are listed in failed.jsonl.
 
-    Files that an earlier run with the same options converted are kept, and failures are listed in failed.jsonl. Raises
-    `UserError` for an `out` with files of other options or of another program, unless `overwrite` is set.
+    Args:
+        source: The folder of the originals.
+        out: The folder of the converted files. Those of an earlier run with the same options are kept.
+        options: How images are converted.
+        overwrite: Convert every image again, and accept an `out` with other files.
+        allow_outside: Follow links that lead out of `source`.
+        workers: The number of processes.
+
+    Raises:
+        UserError: For an `out` with files of other options or of another program, unless `overwrite` is set.
     """
-    since = _settle(out, options, overwrite)
-    plan = _plan(source, out, options, since, links)
+    since = _record_or_verify_options(out, options, overwrite)
+    plan = _plan(source, out, options, since, allow_outside)
     reasons = progress(in_parallel(convert_image, plan.tasks, workers), "images", "file", len(plan.tasks))
     failed = [(task.source, reason) for task, reason in zip(plan.tasks, reasons, strict=True) if reason]
     with WholeFiles(out, [FAILED], overwrite=True) as files:
@@ -62,10 +70,10 @@ def convert_folder(
     )
 
 
-def _settle(out: Path, options: ImageOptions, overwrite: bool) -> int:
-    """Note the settings in `out`; return since when (ns) pictures there were made with them.
+def _record_or_verify_options(out: Path, options: ImageOptions, overwrite: bool) -> int:
+    """Write the settings to `out`, or compare with those there; return since when (in ns) they have been in use.
 
-    Raises `UserError` for a folder with files that other settings or another program made.
+    Raises `UserError` for a folder with files made with other settings or by another program.
     """
     path = out / SETTINGS
     settings = options.settings()
@@ -73,11 +81,11 @@ def _settle(out: Path, options: ImageOptions, overwrite: bool) -> int:
         changed = _changed(_read_settings(path), settings)
         if changed:
             raise UserError(
-                f"{out} holds pictures made with other settings ({changed}); give another --out, or --overwrite"
+                f"{out} contains images made with other settings ({changed}); give another --out, or --overwrite"
             )
         return path.stat().st_mtime_ns
     if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} holds files that this tool did not make; give another --out, or --overwrite")
+        raise UserError(f"{out} contains files that this tool did not make; give another --out, or --overwrite")
     with WholeFiles(out, [SETTINGS], overwrite=True) as files:
         write_json(files[SETTINGS], settings)
     return path.stat().st_mtime_ns
@@ -85,27 +93,26 @@ def _settle(out: Path, options: ImageOptions, overwrite: bool) -> int:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        settings = None
-    return settings if isinstance(settings, dict) else {}
+        return read_json(path)
+    except UserError:
+        return {}
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {old.get(name)} then, {new[name]} now" for name in new if old.get(name) != new[name])
+    return ", ".join(f"{name} was {old.get(name)}, is now {new[name]}" for name in new if old.get(name) != new[name])
 
 
 def _plan(source: Path, out: Path, options: ImageOptions, since: int, allow_outside: bool) -> Plan:
     plan = Plan()
-    owners: dict[str, str] = {}
-    for path in progress(_files(source, allow_outside, plan), "looking", "file"):
-        if not _is_picture(path):
+    sources: dict[str, str] = {}
+    for path in progress(_files(source, allow_outside, plan), "scan", "file"):
+        if not _is_image(path):
             plan.skipped += 1
             continue
         target = str(out / _target_name(os.path.relpath(path, source), FORMATS[options.format]))
-        owner = owners.setdefault(target, path)
-        if owner != path:
-            plan.refused.append((path, f"its picture would have the same name as that of {owner}"))
+        first = sources.setdefault(target, path)
+        if first != path:
+            plan.refused.append((path, f"its output would have the same name as that of {first}"))
         elif _is_done(path, target, since):
             plan.done += 1
         else:
@@ -114,10 +121,10 @@ def _plan(source: Path, out: Path, options: ImageOptions, since: int, allow_outs
 
 
 def _files(source: Path, allow_outside: bool, plan: Plan) -> Iterator[str]:
-    """Yield all files below `source` in order; links that lead outside are followed, or noted as refused."""
+    """Yield all files below `source` in order; links that lead outside are followed, or added to `plan.refused`."""
     entered: set[str] = set()
     for folder, folders, files in os.walk(source, followlinks=allow_outside):
-        # A link to a folder above itself would never end.
+        # A link to a parent folder would never end.
         if os.path.realpath(folder) in entered:
             folders.clear()
             continue
@@ -131,9 +138,9 @@ def _files(source: Path, allow_outside: bool, plan: Plan) -> Iterator[str]:
                 yield path
 
 
-def _is_picture(path: str) -> bool:
-    """Tell by the name, or where it says nothing by the mark of DICOM files."""
-    if path.lower().endswith(_PICTURE_SUFFIXES + _DICOM_SUFFIXES):
+def _is_image(path: str) -> bool:
+    """Return whether a file is an image, by its suffix or, without a known one, by the magic bytes of DICOM."""
+    if path.lower().endswith(_IMAGE_SUFFIXES + _DICOM_SUFFIXES):
         return True
     if os.path.basename(path) == _INDEX_FILE or not os.path.isfile(path):
         return False
@@ -142,13 +149,13 @@ def _is_picture(path: str) -> bool:
 
 
 def _target_name(name: str, suffix: str) -> str:
-    """Return the name with the suffix of a picture replaced; DICOM files often have none, but dots in their names."""
+    """Replace the suffix of an image; DICOM files often have dots in their names but no suffix."""
     stem, old = os.path.splitext(name)
-    return (stem if old.lower() in _PICTURE_SUFFIXES + _DICOM_SUFFIXES else name) + suffix
+    return (stem if old.lower() in _IMAGE_SUFFIXES + _DICOM_SUFFIXES else name) + suffix
 
 
 def _is_done(path: str, target: str, since: int) -> bool:
-    """Tell whether `target` was made after the settings were noted and after its source last changed."""
+    """Return whether `target` is newer than the settings and than its source."""
     try:
         return os.stat(target).st_mtime_ns >= max(since, os.stat(path).st_mtime_ns)
     except OSError:

@@ -1,7 +1,7 @@
 """Parse radiology reports: sections, line breaks and de-identification marks.
 
-The section rules are those of the MIMIC-CXR project (MIT-LCP/mimic-cxr on GitHub, `txt/`, Johnson et al. 2019),
-implemented here: a header is a line that starts with a space and holds nothing but capitals up to a colon.
+The section rules follow the MIMIC-CXR project (https://github.com/MIT-LCP/mimic-cxr, `txt/`, Johnson et al. 2019): a
+header is at the start of a line, after one space, and consists of capitals up to a colon.
 """
 
 import difflib
@@ -34,13 +34,13 @@ _SYNONYMS = {
     "wetread": "wet read",
 }
 _KNOWN = ("comparison", "examination", "findings", "history", "impression", "indication", "technique")
-# The order decides what a header that names two sections counts as: FINDINGS AND IMPRESSION is an impression.
+# In order of precedence for a header that names two sections: FINDINGS AND IMPRESSION is an impression.
 _NAMED_INSIDE = ("impression", "findings", "history", "comparison", "addendum")
 _VIEW_TITLE = re.compile(
     r"chest|portable|ribs|bone window|two views|(?:one|pa|ap|frontal|lateral) view|frontal (?:and|upright|semi-upright)"
     r"|pa and lat|ap and lateral|lateral and (?:pa|ap)"
 )
-# Misspelt headers of the published reports differ by one or two letters from the name; other names differ by more.
+# Misspelled headers in the published reports differ from the name by one or two letters, other names by more.
 _SPELLING_CUTOFF = 0.84
 _LIST_ITEM = re.compile(r"(?:\d{1,2}[.)]|[-*•])\s")
 _SENTENCE_END = re.compile(r"((?<=[.?!])(?<!Dr\.)(?<!Mr\.)(?<!Ms\.)(?<!Mrs\.)\s+)")
@@ -48,7 +48,13 @@ _SENTENCE_END = re.compile(r"((?<=[.?!])(?<!Dr\.)(?<!Mr\.)(?<!Ms\.)(?<!Mrs\.)\s+
 
 @dataclass(frozen=True)
 class TextPolicy:
-    """How report text is cleaned: `white_space` and `deid` are one of the policies above, `mark` finds removed text."""
+    """How report text is cleaned.
+
+    Attributes:
+        white_space: One of `WHITE_SPACE_POLICIES`.
+        deid: One of `DEID_POLICIES`.
+        mark: Matches what de-identification wrote in place of removed text.
+    """
 
     white_space: str = "collapse"
     deid: str = "keep"
@@ -56,10 +62,10 @@ class TextPolicy:
 
 
 def parse_sections(text: str) -> dict[str, str]:
-    """Cut a MIMIC-CXR report into its sections by normalised name ("findings", "impression", ...), text untouched.
+    """Split a MIMIC-CXR report into sections by normalized name ("findings", "impression", ...), text unchanged.
 
-    Of several sections with one name the last wins; empty findings and impressions do not count. A header is not looked
-    for before the first line break inside a section, so a header alone on its line keeps the next line in its section.
+    The last of several sections with the same name wins, but empty findings and impressions are ignored. The search for
+    the next header starts after the first line break of a section, so the line after a bare header is never a header.
     """
     sections: dict[str, str] = {}
     text = text.replace("\r\n", "\n")
@@ -76,7 +82,7 @@ def parse_sections(text: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4096)
 def section_name(header: str) -> str:
-    """Return the normalised name of a section header: synonyms, misspellings and view titles ("CHEST, TWO VIEWS")."""
+    """Return the normalized name of a header; handles synonyms, misspellings and view titles ("CHEST, TWO VIEWS")."""
     name = header.lower().strip()
     name = _SYNONYMS.get(name, name)
     close = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=_SPELLING_CUTOFF)
@@ -89,34 +95,34 @@ def section_name(header: str) -> str:
 
 
 def clean_text(text: str, policy: TextPolicy) -> str | None:
-    """Apply the white-space and de-identification policy; None when "study" forbids a text with a removed part."""
+    """Apply the white-space and de-identification policy; return None where the policy "study" drops the text."""
     if policy.deid != "keep" and policy.mark.search(text):
         if policy.deid == "study":
             return None
-        text = _without_sentences(text, policy.mark) if policy.deid == "sentence" else _without_marks(text, policy.mark)
+        text = _remove_sentences(text, policy.mark) if policy.deid == "sentence" else _remove_marks(text, policy.mark)
     if policy.white_space == "collapse":
         return " ".join(text.split())
     if policy.white_space == "paragraphs":
-        return "\n".join(_unwrapped(text))
+        return "\n".join(_unwrap_lines(text))
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
-def _without_sentences(text: str, mark: re.Pattern[str]) -> str:
+def _remove_sentences(text: str, mark: re.Pattern[str]) -> str:
     pieces = [*_SENTENCE_END.split(text), ""]
     return "".join(
         sentence + gap for sentence, gap in zip(pieces[::2], pieces[1::2], strict=True) if not mark.search(sentence)
     )
 
 
-def _without_marks(text: str, mark: re.Pattern[str]) -> str:
-    """Delete the marks, and brackets, spaces and commas that only stood around them."""
+def _remove_marks(text: str, mark: re.Pattern[str]) -> str:
+    """Remove the marks, the brackets that are empty without them, and the spaces left in front of punctuation."""
     text = re.sub(r"\(\s*\)|\[\s*\]", "", mark.sub("", text))
     text = re.sub(r"[ \t]+(?=[.,;:?!)])", "", text)
     return re.sub(r"(?<=\S)[ \t]{2,}", " ", text)
 
 
-def _unwrapped(text: str) -> list[str]:
-    """Join hard-wrapped lines; a blank line or a list item starts a new one."""
+def _unwrap_lines(text: str) -> list[str]:
+    """Join hard-wrapped lines; a blank line or a list item starts a new line."""
     paragraphs: list[list[str]] = [[]]
     for line in text.splitlines():
         line = line.strip()

@@ -1,6 +1,5 @@
-"""Write what a converter leaves: one file of records a split, the list of what was dropped, and the counts."""
+"""Write the output of a converter: one annotation file per split, the list of dropped studies, and the counts."""
 
-import argparse
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,20 +8,17 @@ from types import TracebackType
 from typing import Any
 
 from qwenvl.errors import UserError
-from qwenvl.utils.cli import ToolParser, positive_int
 from qwenvl.utils.files import WholeFiles
 from qwenvl.utils.json_text import JsonListWriter, write_json
 
 SPLITS = ("train", "validate", "test")
-VIEWS = ("frontal", "image", "study")
-_MAX_IMAGES = 4
 _FILE_SUFFIX = {"train": "train", "validate": "valid", "test": "test"}
 
 
 class SplitFiles:
-    """`<name>_train|valid|test.json`, `<name>_dropped.csv` and `stats.json` in one folder, which appear together.
+    """Writer of `<name>_train|valid|test.json`, `<name>_dropped.csv` and `stats.json` in one folder, all or none.
 
-    Use it in a `with` block and call `finish` at its end; raises `UserError` as `WholeFiles` does.
+    Use it in a `with` block and call `finish` at its end. Raises `UserError` like `WholeFiles`.
     """
 
     def __init__(
@@ -55,50 +51,29 @@ class SplitFiles:
         self._whole.__exit__(kind, error, trace)
 
     def write(self, split: str, encoded: str) -> None:
-        """Append one record, already JSON, to its split."""
+        """Append one record, encoded as JSON, to its split."""
         self._writers[split].write(encoded)
 
     def drop(self, *ids_and_reason: Any) -> None:
-        """Note that one study gives no record, and why."""
+        """Record that a study was dropped: its ids, then the reason."""
         self._dropped.writerow(ids_and_reason)
         self._reasons[str(ids_and_reason[-1])] += 1
 
     def finish(self, studies: int, counts: Mapping[str, int]) -> None:
-        """Close the lists and write the counts; raises `UserError` when there is not one record."""
+        """Close the lists and write the counts; raises `UserError` if no study yielded a record."""
         for writer in self._writers.values():
             writer.close()
         records = {split: writer.count for split, writer in self._writers.items()}
         dropped = dict(self._reasons.most_common())
         if not any(records.values()):
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "no study was found"
-            raise UserError(f"no study could be converted, nothing is written: {reasons}")
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "no study found"
+            raise UserError(f"no study could be converted, nothing was written: {reasons}")
         self.stats = {"studies": studies, "records": records, "dropped": dropped, "counts": dict(counts)}
         write_json(self._files[self._stats_name], self.stats)
 
     def summary(self) -> list[tuple[str, int]]:
-        """Return the counts as rows for `print_summary`; those that are zero are left out."""
+        """Return the counts as rows for `print_summary`, without other counts that are zero."""
         rows = [("studies read", self.stats["studies"])]
         rows += [(f"{split} records", count) for split, count in self.stats["records"].items()]
         rows += [(f"dropped: {reason}", count) for reason, count in self.stats["dropped"].items()]
         return rows + [(name, count) for name, count in self.stats["counts"].items() if count]
-
-
-def max_images(args: argparse.Namespace) -> int:
-    """Return the cap on the images of a record; raises `UserError` where it was given and would do nothing."""
-    if args.max_images is not None and args.views != "study":
-        raise UserError(f"--max_images does nothing with --views {args.views}: give --views study, or leave it out")
-    return args.max_images or _MAX_IMAGES
-
-
-def add_output_options(parser: ToolParser, out: str, views: str) -> None:
-    """Add the options on the choice of images and on the output folder, with `out` and `views` as defaults."""
-    group = parser.add_argument_group("images and output")
-    group.add_argument(
-        "--views",
-        choices=VIEWS,
-        default=views,
-        help="one frontal image a study, a record for each image, or the whole study, frontal first",
-    )
-    group.add_argument("--max_images", type=positive_int, help="with --views study: images a record, 4 if not given")
-    group.add_argument("--out", default=out, help="folder for the files of the splits, the dropped studies, the counts")
-    group.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")

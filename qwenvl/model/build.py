@@ -1,6 +1,5 @@
 """Build the model and its processor from the run's arguments, with or without weights."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from qwenvl.model.components import component_of, plain_tower_name, set_trainabl
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
+from qwenvl.utils.json_text import read_json
 from qwenvl.vision import (
     CUSTOM_MODEL_TYPES,
     CustomVisionConfig,
@@ -57,7 +57,7 @@ def load_config(
     """
     refuse_pointers(name_or_path)
     if (adapter_config := Path(name_or_path) / ADAPTER_CONFIG_NAME).is_file():
-        base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = read_json(adapter_config).get("base_model_name_or_path")
         raise UserError(
             f"{name_or_path} holds an adapter ({ADAPTER_CONFIG_NAME}), not a whole model; give its base model, {base}, "
             f"with --resume_from_checkpoint to go on with that run, or --vision_merger_path {name_or_path} to start a "

@@ -1,6 +1,5 @@
 """Swap the encoder in a run: from the flags of a custom encoder to its tower, and a merger's way from run to run."""
 
-import json
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
+from qwenvl.utils.json_text import read_json
 from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
 from qwenvl.vision.merger import merger_class
 from qwenvl.vision.options import MERGER_OPTIONS, OPTION_FLAGS
@@ -144,7 +144,7 @@ def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings
     """
     if not isinstance(vision_config, CustomVisionConfig) or not (folder / "config.json").is_file():
         return
-    theirs = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
+    theirs = read_json(folder / "config.json").get("vision_config", {})
     for name in ("encoder", *MERGER_OPTIONS, "encoder_sha256"):
         before, now = theirs.get(name), getattr(vision_config, name)
         if name == "encoder_sha256" and (brings_encoder or None in (before, now)):

@@ -4,6 +4,8 @@ import json
 import zipfile
 from pathlib import Path
 
+from qwenvl.utils.json_text import read_json
+
 # A model needs one of each of these groups of files; a group is satisfied when all files of one alternative are there.
 _PROCESSOR_FILES = (
     (("tokenizer_config.json",),),
@@ -46,7 +48,7 @@ def find_broken_weights(folder: Path) -> str | None:
     """Return which of a model's safetensors files is cut short or missing, as its header or the index says, or None."""
     if (folder / _INDEX_NAME).is_file():
         try:
-            shards = set(json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(read_json(folder / _INDEX_NAME)["weight_map"].values())
         except (ValueError, LookupError, TypeError, AttributeError):
             return f"{_INDEX_NAME} is damaged"
         if missing := sorted(name for name in shards if not (folder / name).is_file()):
@@ -94,7 +96,7 @@ def _missing_by_content(folder: Path, for_resume: bool) -> str | None:
     """Look for the files that others speak of."""
 
     def read(name: str) -> dict:
-        return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        return read_json(folder / name) if (folder / name).is_file() else {}
 
     for shard in sorted(set(read(_INDEX_NAME).get("weight_map", {}).values())):
         if not (folder / shard).is_file():

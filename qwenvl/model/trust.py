@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from qwenvl.errors import UserError
+from qwenvl.utils.json_text import read_json
 from qwenvl.vision.trust import FILE_FORM
 
 _REMEDY = "if you trust it, load_checkpoint(..., trust_remote_code=True) or --trust_remote_code True runs it"
@@ -50,12 +50,7 @@ def refuse_foreign_code(folder: str | Path, trust_remote_code: bool = False) -> 
     refuse_pickled_weights(folder)
     for name in () if trust_remote_code else _CONFIG_NAMES:
         if (folder / name).is_file():
-            try:
-                config = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                raise UserError(f"{folder}: {name} is no valid JSON; copy it anew") from None
-            if not isinstance(config, dict):
-                raise UserError(f"{folder}: {name} is no JSON object; copy it anew")
+            config = read_json(folder / name, remedy="copy it again")
             refuse_code_in_config(str(folder), name, config)
 
 

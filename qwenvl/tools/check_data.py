@@ -6,15 +6,15 @@ from qwenvl.errors import exit_on_user_error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check the data of a run and print the report; returns 0 where all is well and 1 where problems were found."""
-    # Imported here, so that the command line is answered before the libraries of training are loaded.
-    from qwenvl.check.arguments import parse_check_arguments
+    """Check the data of a run and print the report; return 0, or 1 if there are problems."""
+    # Imported here to answer a wrong command line before the libraries of training are loaded.
+    from qwenvl.tools.check_flags import parse_check_arguments
 
     flags = parse_check_arguments(argv)
     from qwenvl.check.data import check_data
     from qwenvl.utils.logs import configure_logging
 
-    # Training logs the same: keys that are not read, thoughts that make several samples of a record.
+    # Show what training logs, too: keys that are not read, records that become several samples.
     configure_logging()
     result = check_data(flags)
     for section in result.sections():

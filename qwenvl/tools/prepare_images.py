@@ -19,26 +19,27 @@ _DEFAULTS = ImageOptions()
 def build_parser() -> ToolParser:
     """Return the parser of this command."""
     parser = ToolParser(
-        "Turn DICOM and 16-bit images into 8-bit PNG or JPEG files of the same names in another folder. Originals "
-        "are only read. Started again it goes on where it stopped. Exit code 1: some files failed, see failed.jsonl."
+        "Convert DICOM and 16-bit images to 8-bit PNG or JPEG files with the same names in another folder. Originals "
+        "are only read. A second run continues an interrupted one. Exit code 1: some files failed, see failed.jsonl."
     )
-    parser.add_argument("--input", required=True, help="folder with the originals, read with all folders in it")
-    parser.add_argument("--out", required=True, help="folder for the images, beside the originals or elsewhere")
+    parser.add_argument("--input", required=True, help="folder with the originals, read with all its subfolders")
+    parser.add_argument("--out", required=True, help="folder for the images, neither inside --input nor around it")
     parser.add_argument(
         "--range",
         choices=RANGES,
         default="window",
-        help="gray levels shown: all that occur, between percentiles, the file's VOI LUT or window (all that occur "
-        "where it has none), or all that its bits can hold; images of 8 bits stay as they are",
+        help="gray levels from black to white. minmax: all that occur; percentile: those between --percentiles; "
+        "window: the VOI LUT or window of the file, or minmax without one; bits: the full range of the bit depth. "
+        "Images of 8 bits are not changed",
     )
     parser.add_argument("--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="with --range percentile")
     parser.add_argument("--window", nargs=2, type=float, metavar=("CENTER", "WIDTH"), help="with --range window")
-    parser.add_argument("--bits", type=positive_int, help="with --range bits: the depth, if not the file's own")
-    parser.add_argument("--size", type=positive_int, help="shrink to this many pixels, with the aspect kept")
-    parser.add_argument("--fit", choices=FITS, help="with --size: the side that gets it; the shortest if not given")
-    parser.add_argument("--format", choices=list(FORMATS), default="png", help="without or with little loss")
+    parser.add_argument("--bits", type=positive_int, help="with --range bits: the bit depth, if not that of the file")
+    parser.add_argument("--size", type=positive_int, help="shrink to this many pixels and keep the aspect ratio")
+    parser.add_argument("--fit", choices=FITS, help="with --size: the side that is measured; shortest if not given")
+    parser.add_argument("--format", choices=list(FORMATS), default="png", help="png: lossless; jpg: smaller")
     parser.add_argument("--quality", type=positive_int, help="with --format jpg: 1 to 100, 95 if not given")
-    parser.add_argument("--frame", type=int, help="the frame to take from files with several, from 0")
+    parser.add_argument("--frame", type=int, help="the frame to use of files with several, counted from 0")
     parser.add_argument(
         "--max_image_megapixels",
         type=positive_int,
@@ -46,7 +47,7 @@ def build_parser() -> ToolParser:
         help="refuse larger images, in units of 1,048,576 pixels",
     )
     parser.add_argument("--allow_outside", action="store_true", help="follow links that lead out of --input")
-    parser.add_argument("--overwrite", action="store_true", help="convert everything again, whatever is in --out")
+    parser.add_argument("--overwrite", action="store_true", help="convert all images again, whatever is in --out")
     parser.add_argument("--workers", type=positive_int, default=default_workers(), help="number of processes")
     return parser
 
@@ -61,10 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     seconds = time.monotonic() - started
     rows = [
         ("converted", result.converted),
-        ("already there", result.done),
-        ("no images", result.skipped),
+        ("already converted", result.done),
+        ("not images", result.skipped),
         (f"failed (see {FAILED})", result.failed),
-        ("files a second", f"{result.tried / max(seconds, 1e-9):.1f}"),
+        ("files per second", f"{result.tried / max(seconds, 1e-9):.1f}"),
         ("peak memory of a process, MiB", peak_memory_mib()),
     ]
     print_summary(f"{source} -> {out}", rows)
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _options(args: argparse.Namespace) -> ImageOptions:
-    """Return the options; raises `UserError` for one that would have no effect or makes no sense."""
+    """Return the options; raises `UserError` for one that would have no effect or is out of range."""
     for given, needed, name in (
         (args.percentiles, args.range == "percentile", "--percentiles needs --range percentile"),
         (args.window, args.range == "window", "--window needs --range window"),
@@ -81,7 +82,7 @@ def _options(args: argparse.Namespace) -> ImageOptions:
         (args.quality, args.format == "jpg", "--quality needs --format jpg"),
     ):
         if given is not None and not needed:
-            raise UserError(f"{name}: alone it would do nothing; give both or none")
+            raise UserError(f"{name}: it has no effect alone; give both or none")
     if args.frame is not None and args.frame < 0:
         raise UserError(f"--frame {args.frame} is below 0; frames are counted from 0")
     if args.quality is not None and args.quality > 100:
@@ -106,9 +107,9 @@ def _options(args: argparse.Namespace) -> ImageOptions:
 def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     source, out = Path(args.input).resolve(), Path(args.out).resolve()
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give --input the folder with the originals")
+        raise UserError(f"{source}: no such folder; correct --input")
     if source == out or source in out.parents or out in source.parents:
-        raise UserError(f"--out {out} and --input {source} lie in one another; give a folder elsewhere")
+        raise UserError(f"--out {out} and --input {source} overlap; give another --out")
     return source, out
 
 

@@ -6,21 +6,20 @@ import time
 from pathlib import Path
 
 from qwenvl.errors import UserError, exit_on_user_error
-from qwenvl.medical.mimic.prepare import MimicSource, convert_mimic
+from qwenvl.medical.mimic.prepare import MimicSource, convert_mimic, find_image_root
 from qwenvl.medical.mimic.studies import PRIORS, MimicOptions
 from qwenvl.medical.mimic.tables import LABEL_TABLES
-from qwenvl.medical.records import add_report_options, report_options
 from qwenvl.medical.reports import MIMIC_MARK
-from qwenvl.medical.split_files import add_output_options, max_images
+from qwenvl.tools.report_flags import add_image_flags, add_report_flags, report_options, view_options
 from qwenvl.utils.cli import ToolParser, default_workers, peak_memory_mib, positive_int, print_summary
 
 
 def build_parser() -> ToolParser:
     """Return the parser of this command."""
-    parser = ToolParser("Turn MIMIC-CXR-JPG and its reports into training files. Originals are only read.")
+    parser = ToolParser("Convert MIMIC-CXR-JPG and its reports to annotation files. Originals are only read.")
     parser.add_argument("--jpg_root", required=True, help="folder of MIMIC-CXR-JPG: the CSVs and files/p10 to p19")
-    parser.add_argument("--reports", help="mimic-cxr-reports.zip, or the folder that it was unpacked to")
-    parser.add_argument("--llava_rad", nargs="+", metavar="JSON", help="LLaVA-Rad annotation files, instead of reports")
+    parser.add_argument("--reports", help="mimic-cxr-reports.zip, or the folder unpacked from it")
+    parser.add_argument("--llava_rad", nargs="+", metavar="JSON", help="LLaVA-Rad annotations, in place of --reports")
     parser.add_argument("--split_csv", help="the split table, if not in --jpg_root")
     parser.add_argument("--metadata_csv", help="the metadata table, if not in --jpg_root")
     parser.add_argument("--labels", choices=LABEL_TABLES, help="keep the labels of this table in each record")
@@ -29,13 +28,18 @@ def build_parser() -> ToolParser:
         "--prior",
         choices=PRIORS,
         default="none",
-        help="tell the patient's last earlier study of the same split: its report, its frontal image, or both",
+        help="include the patient's last earlier study of the same split: its report, its frontal image, or both",
     )
-    add_output_options(parser, out="data/mimic", views="frontal")
-    add_report_options(parser)
-    parser.add_argument("--paths", choices=("absolute", "relative"), default="absolute", help="relative to --jpg_root")
-    parser.add_argument("--no_file_check", action="store_true", help="do not look whether each image file is there")
-    parser.add_argument("--allow_outside", action="store_true", help="take --llava_rad images outside --jpg_root too")
+    add_image_flags(parser, out="data/mimic", views="frontal")
+    add_report_flags(parser)
+    parser.add_argument(
+        "--paths",
+        choices=("absolute", "relative"),
+        default="absolute",
+        help="how records name images; relative: to --jpg_root",
+    )
+    parser.add_argument("--no_file_check", action="store_true", help="do not check that each image file exists")
+    parser.add_argument("--allow_outside", action="store_true", help="accept --llava_rad images outside --jpg_root")
     parser.add_argument("--workers", type=positive_int, default=default_workers(), help="number of processes")
     return parser
 
@@ -63,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         workers=args.workers,
     )
     seconds = time.monotonic() - started
-    speed = [("seconds", f"{seconds:.1f}"), ("studies a second", round(result.studies / max(seconds, 1e-9)))]
+    speed = [("seconds", f"{seconds:.1f}"), ("studies per second", round(result.studies / max(seconds, 1e-9)))]
     print_summary(
         f"MIMIC-CXR -> {args.out}",
         [*result.summary, *speed, ("peak memory of a process, MiB", peak_memory_mib())],
@@ -73,29 +77,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def _options(args: argparse.Namespace) -> MimicOptions:
     if bool(args.llava_rad) == bool(args.reports):
-        raise UserError("give either --reports or --llava_rad: one of them has the texts")
+        raise UserError("give either --reports or --llava_rad: one of them is needed for the texts")
     if args.llava_rad and (args.views == "study" or args.prior != "none" or args.target != "findings" or args.labels):
         raise UserError(
             "--llava_rad has findings of single images: give --reports for --views study, --prior, --labels or --target"
         )
     if args.llava_rad and (args.split_csv or args.metadata_csv):
-        raise UserError("--llava_rad needs no tables: leave --split_csv and --metadata_csv out")
+        raise UserError("--llava_rad uses no tables: leave --split_csv and --metadata_csv out")
     if args.allow_outside and not args.llava_rad:
-        raise UserError("--allow_outside is about paths in --llava_rad files: without them leave it out")
+        raise UserError("--allow_outside only affects --llava_rad: leave it out, or give --llava_rad")
     if args.labels_csv and not args.labels:
-        raise UserError("--labels_csv says where the table is, --labels which one it is: give both")
+        raise UserError("--labels_csv has no effect without --labels, which names the table: give both")
     root = Path(args.jpg_root).resolve()
-    images = next((folder for folder in (root / "files", root) if any(folder.glob("p[0-9][0-9]"))), None)
-    if images is None:
-        found = ", ".join(sorted(path.name for path in root.glob("*"))[:5]) or "nothing"
-        raise UserError(f"{root}: no folders p10 to p19 in it or in its folder files; found {found}")
+    images = find_image_root(root)
     prefix = str(images) if args.paths == "absolute" else images.relative_to(root).as_posix()
     return MimicOptions(
         image_root=str(images),
         prefix=prefix,
         report=report_options(args, MIMIC_MARK),
-        views=args.views,
-        max_images=max_images(args),
+        views=view_options(args),
         prior=args.prior,
         check_files=not args.no_file_check,
     )

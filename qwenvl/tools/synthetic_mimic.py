@@ -13,7 +13,7 @@ from qwenvl.utils.cli import ToolParser, positive_int, print_summary
 
 def build_parser() -> ToolParser:
     """Return the parser of this command."""
-    parser = ToolParser("Build a synthetic MIMIC-CXR tree, to try the tools on before the real one is there.")
+    parser = ToolParser("Build a synthetic MIMIC-CXR tree, to try the tools without the real data.")
     parser.add_argument("--out", required=True, help="a new or empty folder")
     parser.add_argument("--studies", type=positive_int, default=200, help="number of studies")
     parser.add_argument("--film_size", type=positive_int, default=512, help="height and width of the images in pixels")

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib.util
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_m
 from qwenvl.train.flag_rules import split_names
 from qwenvl.utils.cli import OneLineErrors
 from qwenvl.utils.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
+from qwenvl.utils.json_text import parse_json, read_json
 
 __all__ = [
     "CUSTOM_VISION_FLAGS",
@@ -109,11 +109,9 @@ class TrainingArguments(BuildArguments):
         is_text = self.deepspeed.startswith("{")
         if not is_text and not path.is_file():
             raise UserError(f"--deepspeed {self.deepspeed}: no such file; scripts/ has zero2.json and zero3.json")
-        try:
-            config = json.loads(self.deepspeed if is_text else path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"--deepspeed {self.deepspeed} is not valid JSON: {error}") from None
-        if not isinstance(config, dict) or "zero_optimization" not in config:
+        read = parse_json if is_text else read_json
+        config = read(self.deepspeed, name=f"--deepspeed {self.deepspeed}", remedy="start from scripts/zero2.json")
+        if "zero_optimization" not in config:
             raise UserError(
                 f"--deepspeed {self.deepspeed} has no `zero_optimization` section; start from scripts/zero2.json"
             )

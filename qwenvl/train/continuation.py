@@ -1,6 +1,5 @@
 """Continue a run from a checkpoint: as its flags say now, with nothing evaluated twice or left out."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.utils.distributed import barrier
+from qwenvl.utils.json_text import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ def prepare_continuation(trainer: QwenVLTrainer, output_dir: str, resume_from: s
     if state.global_step == last:
         logger.info("step %s was the last one: nothing is left to train, whatever flags have changed", f"{last:,}")
         # The model is published anew, and its record says how it was trained.
-        recorded = (Path(resume_from) / RUN_ARGUMENTS_NAME).read_text(encoding="utf-8")
-        trainer.run_arguments = json.loads(recorded)
+        trainer.run_arguments = read_json(Path(resume_from) / RUN_ARGUMENTS_NAME)
     for is_in_charge in (trainer.is_world_process_zero(), trainer.is_local_process_zero()):
         # First the main process, then one of each other machine that has a disk of its own.
         if is_in_charge:

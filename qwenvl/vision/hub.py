@@ -1,6 +1,5 @@
 """Find the files of encoders in folders and on the hub, and explain those that are missing, gated or invalid."""
 
-import json
 import pickle
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from qwenvl.errors import UserError
+from qwenvl.utils.json_text import read_json
 from qwenvl.vision.encoder import EncoderCard
 
 PATH_FLAG = "--custom_vision_pretrained_path"
@@ -89,13 +89,7 @@ def read_settings(path: str, name: str) -> dict:
     file = Path(path).with_name(name) if Path(path).is_file() else find_file(path, (name,))
     if file is None or not file.is_file():
         return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error}); correct the file") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: holds a {type(values).__name__}, expected a JSON object; correct the file")
-    return values
+    return read_json(file, remedy="correct the file")
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Fixtures of the pre-flight check: a folder of different images, and a function that checks an annotation file."""
+"""Fixtures of the pre-flight check: a folder of images, and a function that checks an annotation file."""
 
 import json
 import re
@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
     text: str
 
     def clean(self, name: str = "clean.json") -> Any:
-        """Return the rows of a clean file, after a look that their media are found, with the names of these alone."""
+        """Return the rows of a clean file, with media paths reduced to file names once the files are found."""
         text = (self.out / name).read_text(encoding="utf-8")
         return json.loads(text, object_hook=self._with_names)
 
@@ -35,15 +35,15 @@ class Outcome(NamedTuple):
                 value[kind] = names[0] if isinstance(paths, str) else names
         return value
 
-    def told(self, name: str) -> str:
-        """Return the value that a table gives under this name."""
+    def value(self, name: str) -> str:
+        """Return the value of the row `name` of a printed table."""
         found = re.search(rf"^ *{re.escape(name)}  +(.*)$", self.text, re.MULTILINE)
         assert found, f"no row {name!r} in:\n{self.text}"
         return found[1].strip()
 
 
 def row(image: str | list[str] | None, answer: str, question: str = "What is it?", **more: Any) -> dict[str, Any]:
-    """Return a record about pictures; `more` are keys that training does not read."""
+    """Return a record about images; `more` are keys that training does not read."""
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return more | ({} if image is None else {"image": image}) | {"conversations": turns}
 
@@ -54,12 +54,12 @@ def write(path: Path, rows: list) -> Path:
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Path:
-    """Return a folder of eight different pictures, film0.png to film7.png, 96 wide and 64 high."""
-    folder = tmp_path / "films"
+def images(tmp_path: Path) -> Path:
+    """Return a folder of eight different images, image0.png to image7.png, 96 wide and 64 high."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(8):
-        Image.new("L", (96, 64), number * 20).save(folder / f"film{number}.png")
+        Image.new("L", (96, 64), number * 20).save(folder / f"image{number}.png")
     return folder
 
 
@@ -77,5 +77,5 @@ def check(standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
     return run
 
 
-def sound_rows(count: int = 8) -> list[dict[str, Any]]:
-    return [row(f"film{number}.png", f"It is film {number}.", id=number) for number in range(count)]
+def valid_rows(count: int = 8) -> list[dict[str, Any]]:
+    return [row(f"image{number}.png", f"It is image {number}.", id=number) for number in range(count)]

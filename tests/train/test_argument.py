@@ -142,7 +142,7 @@ def test_a_folder_that_has_the_name_of_a_tracker_is_not_the_tracker(
     ("content", "told"),
     [
         ("{", "not valid JSON"),
-        ("[]", "zero_optimization"),
+        ("[]", "expected a JSON object"),
         ('{"bf16": {}}', "zero_optimization"),
         ('{"zero_optimization": {}, "optimizer": {}}', "learning rates of the components"),
     ],

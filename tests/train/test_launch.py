@@ -34,8 +34,9 @@ except KeyboardInterrupt:
 """
 DOES_NOT_END_ON_CTRL_C = """
 import pathlib, signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: None)
-pathlib.Path(sys.argv[1], "ready").touch()
+folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGINT, lambda *_: (folder / "interrupted").touch())
+(folder / "ready").touch()
 end = time.monotonic() + 60
 while time.monotonic() < end:
     time.sleep(0.02)
@@ -61,7 +62,7 @@ for each in (signal.SIGTERM, signal.SIGHUP):
 (folder / f"ready-{rank}").touch()
 while not stop:
     time.sleep(0.02)
-time.sleep(1.0)
+time.sleep(0.2)  # the save, in which a launcher that ends its processes at once would end the helper
 (folder / f"saved-{rank}").write_text("helper alive" if helper.poll() is None else "helper dead")
 helper.kill()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -130,7 +131,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path):
     launcher = launch(tmp_path, DOES_NOT_END_ON_CTRL_C, str(tmp_path))
     wait_for(tmp_path, "ready")
     launcher.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    wait_for(tmp_path, "interrupted")
     assert launcher.poll() is None
     launcher.send_signal(signal.SIGINT)
     code, errors = finish(launcher)

@@ -1,1 +1,1 @@
-"""Convert MIMIC-CXR-JPG and LLaVA-Rad."""
+"""Convert MIMIC-CXR-JPG and the LLaVA-Rad annotations of it."""

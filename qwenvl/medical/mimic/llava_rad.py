@@ -1,8 +1,8 @@
-"""Read the LLaVA-Rad annotations of MIMIC-CXR: findings and reasons extracted by GPT-4 and by rules.
+"""Convert the LLaVA-Rad annotations of MIMIC-CXR, whose findings and reasons were extracted by GPT-4 or by rules.
 
 Format: "LLaVA-Rad MIMIC-CXR Annotations" on PhysioNet (Zambrano Chaves et al. 2025), the files
-`chat_train|dev|test_MIMIC_CXR_all_gpt4extract_rulebased_v1.json`. As in their evaluation, the test split takes the
-rows extracted by rules alone.
+`chat_train|dev|test_MIMIC_CXR_all_gpt4extract_rulebased_v1.json`. As in their evaluation, the test split has only
+rows extracted by rules.
 """
 
 import json
@@ -16,7 +16,7 @@ from qwenvl.data.json_stream import iter_json_list
 from qwenvl.errors import UserError
 from qwenvl.medical.mimic.studies import Converted, MimicOptions
 from qwenvl.medical.mimic.tables import FRONTAL
-from qwenvl.medical.records import DroppedError, Prior, context_lines, sample, target_text, user_text
+from qwenvl.medical.records import DroppedError, Prior, build_record, context_lines, target_text, user_text
 
 _SPLIT_NAMES = {"train": "train", "dev": "validate", "valid": "validate", "validate": "validate", "test": "test"}
 _FILE_NAME = re.compile(r"chat_(train|dev|test)_")
@@ -26,15 +26,15 @@ _FIELDS = ("image", "conversations")
 
 
 def convert_annotations(paths: list[Path], options: MimicOptions, allow_outside: bool) -> Iterator[Converted]:
-    """Yield the records of LLaVA-Rad annotation files, some thousand rows at a time, read as a stream.
+    """Convert LLaVA-Rad annotation files; each file is read as a stream, with one result per `_ROWS_PER_PART` rows.
 
-    Raises `UserError` for a file that is no such annotation, naming file and row.
+    Raises `UserError` with file and row for a file in another format.
     """
     for path in paths:
         part = Converted()
         for index, row in iter_json_list(path):
-            where = f"{path} row {index}"
-            split = _split(where, path, _checked(where, row))
+            location = f"{path} row {index}"
+            split = _split(location, path, _check_row(location, row))
             part.studies += 1
             try:
                 record = _record(row, split, options, allow_outside)
@@ -48,20 +48,20 @@ def convert_annotations(paths: list[Path], options: MimicOptions, allow_outside:
         yield part
 
 
-def _checked(where: str, row: Any) -> Mapping[str, Any]:
+def _check_row(location: str, row: Any) -> Mapping[str, Any]:
     if not isinstance(row, dict) or any(name not in row for name in _FIELDS) or not isinstance(row["image"], str):
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: no LLaVA-Rad annotation, expected image and conversations, found {found}")
+        raise UserError(f"{location}: not a LLaVA-Rad annotation: expected image and conversations, found {found}")
     turns = row["conversations"]
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
-        raise UserError(f"{where}: conversations is no list of a question and an answer; give the published file")
+        raise UserError(f"{location}: conversations is not a list of a question and an answer; give the published file")
     return row
 
 
-def _split(where: str, path: Path, row: Mapping[str, Any]) -> str:
+def _split(location: str, path: Path, row: Mapping[str, Any]) -> str:
     name = row.get("split") or (_FILE_NAME.match(path.name) or ("", ""))[1]
-    if name not in _SPLIT_NAMES:
-        raise UserError(f"{where}: cannot tell the split; keep the published file name, chat_train|dev|test_...json")
+    if not isinstance(name, str) or name not in _SPLIT_NAMES:
+        raise UserError(f"{location}: its split is unknown; keep the published file name, chat_train|dev|test_...json")
     return _SPLIT_NAMES[name]
 
 
@@ -69,7 +69,7 @@ def _record(row: Mapping[str, Any], split: str, options: MimicOptions, allow_out
     if split == "test" and row.get("generate_method", "rule-based") != "rule-based":
         raise DroppedError("test row not extracted by rules")
     view = row.get("view") if isinstance(row.get("view"), str) else ""
-    if options.views == "frontal" and view not in FRONTAL:
+    if options.views.kind == "frontal" and view not in FRONTAL:
         raise DroppedError("no frontal image")
     findings, reason = row["conversations"][1].get("value"), row.get("reason")
     sections = {"findings": findings if isinstance(findings, str) else ""}
@@ -77,27 +77,27 @@ def _record(row: Mapping[str, Any], split: str, options: MimicOptions, allow_out
         sections["indication"] = reason
     answer = target_text(sections, options.report)
     path = _image_path(row["image"], options.image_root, allow_outside)
-    if options.check_files and not _has_bytes(os.path.join(options.image_root, path)):
+    if options.check_files and not _is_nonempty_file(os.path.join(options.image_root, path)):
         raise DroppedError("no usable image file")
     identity: dict[str, Any] = {"id": str(row.get("id", path)), "view": [view], "split": split}
     hit = _IMAGE.fullmatch(path)
     if hit:
         identity |= {"subject_id": int(hit[1]), "study_id": int(hit[2]), "dicom_id": [hit[3]]}
     user = user_text(1, context_lines(sections, options.report), Prior(), options.report)
-    return sample(identity, [os.path.join(options.prefix, path)], user, answer)
+    return build_record(identity, [os.path.join(options.prefix, path)], user, answer)
 
 
 def _image_path(path: str, root: str, allow_outside: bool) -> str:
-    """Return an image path relative to `root`; raises `DroppedError` for one that leaves it by .. or through a link."""
+    """Return an image path relative to `root`; raises `DroppedError` for one that leads out of it by .. or a link."""
     path = os.path.normpath(path.removeprefix("mimic/"))
     if "\0" in path:
         raise DroppedError("no usable image file")
     if not allow_outside and not os.path.realpath(os.path.join(root, path)).startswith(root + os.sep):
-        raise DroppedError("image path leaves --jpg_root (see --allow_outside)")
+        raise DroppedError("image path leads out of --jpg_root (see --allow_outside)")
     return path
 
 
-def _has_bytes(path: str) -> bool:
+def _is_nonempty_file(path: str) -> bool:
     try:
         return os.stat(path).st_size > 0
     except OSError:

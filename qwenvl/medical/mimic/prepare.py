@@ -1,4 +1,4 @@
-"""Turn a MIMIC-CXR download into annotation files for training, validation and test."""
+"""Convert a MIMIC-CXR download to annotation files for training, validation and test."""
 
 import itertools
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenvl.errors import UserError
 from qwenvl.medical.mimic.llava_rad import convert_annotations
 from qwenvl.medical.mimic.reports import ReportSource, open_reports
 from qwenvl.medical.mimic.studies import Converted, MimicOptions, Patient, convert_patients
@@ -15,13 +16,21 @@ from qwenvl.utils.cli import progress
 from qwenvl.utils.parallel import in_parallel
 
 _PATIENTS_PER_TASK = 100
+_MAX_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class MimicSource:
-    """The published files: the folder with tables and images, and reports (an archive or folder) or LLaVA-Rad files.
+    """The published files.
 
-    `labels` names the label table to read. Tables that are not given are looked for in `root`.
+    Attributes:
+        root: The folder with tables and images.
+        reports: The archive or folder of reports; None with `llava_rad`.
+        llava_rad: LLaVA-Rad annotation files, in place of `reports`.
+        labels: The label table to read, one of `LABEL_TABLES`; None for no labels.
+        split_csv: The split table, if it is not in `root`.
+        metadata_csv: The metadata table, if it is not in `root`.
+        labels_csv: The label table, if it is not in `root`.
     """
 
     root: Path
@@ -33,7 +42,7 @@ class MimicSource:
     labels_csv: str | None = None
 
     def files(self) -> tuple[str | Path | None, ...]:
-        """Return what is read beside the images, none of which may be written over."""
+        """Return the files that are read besides the images and must not be overwritten."""
         tables = (self.split_csv, self.metadata_csv, self.labels_csv, *self.root.glob("*.csv*"))
         return (self.reports, *self.llava_rad, *tables)
 
@@ -49,9 +58,18 @@ class MimicResult:
 def convert_mimic(
     source: MimicSource, out: Path, options: MimicOptions, *, overwrite: bool, allow_outside: bool, workers: int
 ) -> MimicResult:
-    """Write the records of each split into `out`, with `workers` processes.
+    """Write the records of each split into `out`.
 
-    `allow_outside` takes images of LLaVA-Rad files outside `source.root`. Raises `UserError` for what cannot be read.
+    Args:
+        source: The published files.
+        out: The folder of the output.
+        options: What the records contain.
+        overwrite: Replace the files of an earlier run.
+        allow_outside: Accept images of LLaVA-Rad files outside `source.root`.
+        workers: The number of processes.
+
+    Raises:
+        UserError: For a file that cannot be read, or an output that cannot be written.
     """
     counts: Counter[str] = Counter()
     studies = 0
@@ -72,6 +90,18 @@ def convert_mimic(
     return MimicResult(studies, output.summary())
 
 
+def find_image_root(root: Path) -> Path:
+    """Return the folder with p10 to p19: `root/files` or `root`. Raises `UserError` if they are in neither."""
+    folder = next((each for each in (root / "files", root) if any(each.glob("p[0-9][0-9]"))), None)
+    if folder is None:
+        found = ", ".join(sorted(path.name for path in root.glob("*"))[:_MAX_NAMES_SHOWN]) or "nothing"
+        raise UserError(
+            f"{root}: no folders p10 to p19 in it or in its folder files, found {found}; give --jpg_root the folder of "
+            "MIMIC-CXR-JPG"
+        )
+    return folder
+
+
 def _from_annotations(source: MimicSource, options: MimicOptions, allow_outside: bool) -> Iterator[Converted]:
     paths = [Path(path) for path in source.llava_rad]
     yield from progress(convert_annotations(paths, options, allow_outside), "LLaVA-Rad", "part")
@@ -80,10 +110,10 @@ def _from_annotations(source: MimicSource, options: MimicOptions, allow_outside:
 def _from_reports(source: MimicSource, options: MimicOptions, workers: int) -> Iterator[Converted]:
     reports = open_reports(Path(source.reports))
     tables = _tables(source)
-    tasks = (([*patients], options) for patients in _grouped(_patients(tables, reports), _PATIENTS_PER_TASK))
+    tasks = (([*patients], options) for patients in _batched(_patients(tables, reports), _PATIENTS_PER_TASK))
     total = -(-len(tables.patients) // _PATIENTS_PER_TASK)
     yield from progress(in_parallel(convert_patients, tasks, workers), "MIMIC-CXR", "part", total)
-    others = Counter({"reports without a study": reports.of_others(tables.patients)})
+    others = Counter({"reports without a study": reports.count_others(tables.patients)})
     yield Converted(counts=tables.counts + others)
 
 
@@ -97,13 +127,13 @@ def _tables(source: MimicSource) -> MimicTables:
 
 
 def _patients(tables: MimicTables, reports: ReportSource) -> Iterator[Patient]:
-    for found in reports.of_patients(sorted(tables.patients)):
+    for found in reports.iter_patients(sorted(tables.patients)):
         images = tables.patients[found.subject_id]
         studies = {image.study_id for image in images} if tables.label_names else ()
         yield Patient(images, found, {study_id: tables.study_labels(study_id) for study_id in studies})
 
 
-def _grouped(items: Iterable[Patient], size: int) -> Iterator[list[Patient]]:
+def _batched(items: Iterable[Patient], size: int) -> Iterator[list[Patient]]:
     items = iter(items)
     while group := list(itertools.islice(items, size)):
         yield group

@@ -1,4 +1,4 @@
-"""Read the MIMIC-CXR report texts on disk: the published zip or the folder unpacked from it, whatever its root."""
+"""Read MIMIC-CXR reports from the published zip or the folder unpacked from it, at any root folder."""
 
 import os
 import re
@@ -8,80 +8,81 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
+from qwenvl.medical.input_files import check_input_file
 
 _GROUP = re.compile(r"p\d\d")
 _PATIENT = re.compile(r"p(\d+)")
 _REPORT = re.compile(r"s(\d+)\.txt")
 _MEMBER = re.compile(r"(?:.*/)?p(\d+)/s(\d+)\.txt")
-# How far below the folder that the user names the groups p10 to p19 are looked for.
+# Where the folders p10 to p19 may be, relative to the folder that the user gives.
 _ROOTS = ("", "files", "*", "*/files")
-_SHOWN = 5
-# 4 MiB: a thousand times a long report.
-_LARGEST_REPORT = 1 << 22
+_MAX_NAMES_SHOWN = 5
+# 4 MiB, about a thousand times the size of a long report.
+_MAX_REPORT_BYTES = 1 << 22
 
 
 class PatientReports(NamedTuple):
-    """The reports of one patient: the texts by study id, or the folder that they are still to be read from."""
+    """The reports of one patient: the texts by study id, or the folder to read them from."""
 
     subject_id: int
     texts: dict[int, bytes] | str
 
 
 class ReportSource(Protocol):
-    """Where reports come from."""
+    """A source of reports: a folder or an archive."""
 
-    def of_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
-        """Yield what is there for each patient, in the order asked for."""
+    def iter_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
+        """Yield the reports of each patient, in the order of `subject_ids`."""
         ...
 
-    def of_others(self, subject_ids: Iterable[int]) -> int:
-        """Return the number of reports of all patients but these."""
+    def count_others(self, subject_ids: Iterable[int]) -> int:
+        """Return the number of reports of patients that are not in `subject_ids`."""
         ...
 
 
 def open_reports(path: Path) -> ReportSource:
-    """Return the reports in a folder or a zip; raises `UserError` for a path that holds none."""
+    """Return the reports in a folder or a zip; raises `UserError` for a path without reports."""
     if path.is_dir():
         return FolderReports(path)
     if not path.exists() and not path.is_symlink():
         raise UserError(f"{path}: no such folder or zip; give --reports the unpacked reports or mimic-cxr-reports.zip")
-    flaw = file_flaw(str(path), "folder or zip")
-    if flaw is not None:
-        raise UserError(f"{path}: {flaw}")
+    check_input_file(path, "folder or zip")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: neither a folder nor a whole zip; give --reports one of them, or download it again")
+        raise UserError(f"{path}: neither a folder nor a complete zip; correct --reports, or download the zip again")
     return ZipReports(path)
 
 
 class FolderReports:
-    """Reports unpacked as `p10/p10000032/s50414267.txt`, below the given folder or below `files` in it."""
+    """Reports unpacked as `p10/p10000032/s50414267.txt` in the given folder or one of the folders `_ROOTS` below it."""
 
     def __init__(self, path: Path):
         roots = [root for pattern in _ROOTS for root in ([path] if not pattern else sorted(path.glob(pattern)))]
         self._root = next((root for root in roots if root.is_dir() and _names(root, _GROUP)), None)
         if self._root is None:
-            found = ", ".join(sorted(os.listdir(path))[:_SHOWN]) or "nothing"
-            raise UserError(f"{path}: no folders p10 to p19 in it or in its folder files; found {found}")
+            found = ", ".join(sorted(os.listdir(path))[:_MAX_NAMES_SHOWN]) or "nothing"
+            raise UserError(
+                f"{path}: no folders p10 to p19 in it or in its folder files, found {found}; give --reports the "
+                "unpacked reports or mimic-cxr-reports.zip"
+            )
 
-    def of_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
-        """Yield what is there for each patient, in the order asked for."""
+    def iter_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
+        """Yield the reports of each patient, in the order of `subject_ids`."""
         for subject_id in subject_ids:
             yield PatientReports(subject_id, os.path.join(self._root, f"p{str(subject_id)[:2]}", f"p{subject_id}"))
 
-    def of_others(self, subject_ids: Iterable[int]) -> int:
-        """Return the number of reports of all patients but these."""
-        known = {f"p{subject_id}" for subject_id in subject_ids}
+    def count_others(self, subject_ids: Iterable[int]) -> int:
+        """Return the number of reports of patients that are not in `subject_ids`."""
+        named = {f"p{subject_id}" for subject_id in subject_ids}
         folders = (self._root / group / name for group in _names(self._root, _GROUP) for name in self._patients(group))
-        return sum(len(_names(folder, _REPORT)) for folder in folders if folder.name not in known)
+        return sum(len(_names(folder, _REPORT)) for folder in folders if folder.name not in named)
 
     def _patients(self, group: str) -> list[str]:
         return _names(self._root / group, _PATIENT)
 
 
 class ZipReports:
-    """Reports packed as `.../p10/p10000032/s50414267.txt`, below any folder."""
+    """Reports in a zip as `.../p10/p10000032/s50414267.txt`, below any folder."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -92,38 +93,41 @@ class ZipReports:
             if hit and not member.filename.startswith("__MACOSX"):
                 self._add(int(hit[1]), int(hit[2]), member)
         if not self._members:
-            found = ", ".join(self._archive.namelist()[:_SHOWN]) or "nothing"
-            raise UserError(f"{path}: no reports of the form p10/p10000032/s50414267.txt in it; found {found}")
+            found = ", ".join(self._archive.namelist()[:_MAX_NAMES_SHOWN]) or "nothing"
+            raise UserError(
+                f"{path}: no reports of the form p10/p10000032/s50414267.txt in it, found {found}; give --reports "
+                "mimic-cxr-reports.zip"
+            )
 
-    def of_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
-        """Yield what is there for each patient, in the order asked for; raises `UserError` for a damaged archive."""
+    def iter_patients(self, subject_ids: Iterable[int]) -> Iterator[PatientReports]:
+        """Yield the reports of each patient, in the order of `subject_ids`; raises `UserError` for a damaged zip."""
         for subject_id in subject_ids:
             members = self._members.get(subject_id, {})
             yield PatientReports(subject_id, {study: self._read(member) for study, member in members.items()})
 
-    def of_others(self, subject_ids: Iterable[int]) -> int:
-        """Return the number of reports of all patients but these."""
+    def count_others(self, subject_ids: Iterable[int]) -> int:
+        """Return the number of reports of patients that are not in `subject_ids`."""
         known = set(subject_ids)
         return sum(len(members) for subject_id, members in self._members.items() if subject_id not in known)
 
     def _add(self, subject_id: int, study_id: int, member: zipfile.ZipInfo) -> None:
-        known = self._members.setdefault(subject_id, {}).setdefault(study_id, member)
-        if known is not member:
+        first = self._members.setdefault(subject_id, {}).setdefault(study_id, member)
+        if first is not member:
             raise UserError(
-                f"{self._path}: study {study_id} is in it twice, as {known.filename} and as {member.filename}; "
-                "give a zip that holds each report once"
+                f"{self._path}: it contains study {study_id} twice, as {first.filename} and as {member.filename}; "
+                "give a zip with one report per study"
             )
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
-        if member.file_size > _LARGEST_REPORT:
+        if member.file_size > _MAX_REPORT_BYTES:
             raise UserError(
                 f"{self._path}: {member.filename} would unpack to {member.file_size:,} bytes, and a report has at most "
-                f"{_LARGEST_REPORT:,}; download the zip again"
+                f"{_MAX_REPORT_BYTES:,}; download the zip again"
             )
         try:
             with self._archive.open(member) as stream:
                 # Not `ZipFile.read`: that unpacks gigabytes at once where the size above is a lie.
-                return stream.read(_LARGEST_REPORT)
+                return stream.read(_MAX_REPORT_BYTES)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise UserError(
                 f"{self._path}: cannot unpack {member.filename} ({error}); download the zip again"
@@ -131,7 +135,7 @@ class ZipReports:
 
 
 def read_texts(reports: PatientReports) -> dict[int, bytes]:
-    """Return the bytes of each report of one patient by study id; nothing for a patient who has none."""
+    """Return the bytes of each report of one patient by study id; empty for a patient without reports."""
     if not isinstance(reports.texts, str):
         return reports.texts
     try:
@@ -142,14 +146,12 @@ def read_texts(reports: PatientReports) -> dict[int, bytes]:
 
 
 def _read_file(path: str) -> bytes:
-    flaw = file_flaw(path, "report", _LARGEST_REPORT, may_be_empty=True)
-    if flaw is not None:
-        raise UserError(f"{path}: {flaw}")
+    check_input_file(path, "report", _MAX_REPORT_BYTES, may_be_empty=True)
     return Path(path).read_bytes()
 
 
 def decode_report(data: bytes) -> str | None:
-    """Return the text of a report; None for what is no text (not UTF-8, a NUL, nothing but white space)."""
+    """Return the text of a report; None if it is not UTF-8, contains a NUL, or is blank."""
     try:
         report = data.decode("utf-8")
     except UnicodeDecodeError:

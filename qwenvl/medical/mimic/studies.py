@@ -1,4 +1,4 @@
-"""Turn one patient's images and reports into records: choice of views, prior study, reasons to drop."""
+"""Turn the images and reports of one patient into annotation records."""
 
 import json
 import os
@@ -12,13 +12,14 @@ from qwenvl.medical.records import (
     DroppedError,
     Prior,
     ReportOptions,
+    build_record,
     context_lines,
     prior_report,
-    sample,
     target_text,
     user_text,
 )
 from qwenvl.medical.reports import parse_sections
+from qwenvl.medical.views import ViewOptions, group_images
 
 PRIORS = ("none", "report", "image", "both")
 _VIEW_ORDER = (*FRONTAL, "LATERAL", "LL")
@@ -26,20 +27,28 @@ _VIEW_ORDER = (*FRONTAL, "LATERAL", "LL")
 
 @dataclass(frozen=True)
 class MimicOptions:
-    """What records are made of: `image_root` holds p10 to p19, `prefix` is what stands for it in image paths."""
+    """What the records of a patient contain.
+
+    Attributes:
+        image_root: The folder with p10 to p19.
+        prefix: What image paths in the records start with in place of `image_root`.
+        report: The text of the conversations.
+        views: The images of each record.
+        prior: What a record includes of the last earlier study, one of `PRIORS`.
+        check_files: Whether image files must exist and not be empty.
+    """
 
     image_root: str
     prefix: str
     report: ReportOptions = ReportOptions()
-    views: str = "frontal"
-    max_images: int = 4
+    views: ViewOptions = ViewOptions()
     prior: str = "none"
     check_files: bool = True
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient's images and reports, and the labels of the studies that have any."""
+    """The images and reports of one patient, and the labels by study id."""
 
     images: list[ImageRow]
     reports: PatientReports
@@ -48,7 +57,7 @@ class Patient:
 
 @dataclass
 class Converted:
-    """What some studies gave: records as (split, JSON), dropped studies as (subject, study, reason), counts."""
+    """The result for some studies: records as (split, JSON), dropped ones as (subject, study, reason), and counts."""
 
     studies: int = 0
     records: list[tuple[str, str]] = field(default_factory=list)
@@ -58,7 +67,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Study:
-    """One study: its images that can be used, frontal ones first; `flaw` is why it cannot give a record."""
+    """One study: its usable images, frontal ones first; `problem` is why it cannot yield a record."""
 
     subject_id: int
     study_id: int
@@ -66,15 +75,15 @@ class _Study:
     taken: tuple[int, float] | None
     images: tuple[ImageRow, ...]
     sections: dict[str, str]
-    flaw: str | None
+    problem: str | None
 
     @property
     def frontal(self) -> ImageRow | None:
-        return next((image for image in self.images if image.view in FRONTAL), None)
+        return next(filter(_is_frontal, self.images), None)
 
 
 def convert_patients(task: tuple[list[Patient], MimicOptions]) -> Converted:
-    """Convert some patients; each study gives its records or stands in `dropped` under one reason."""
+    """Convert some patients; each study yields records, or is in `dropped` with one reason."""
     patients, options = task
     result = Converted()
     for patient in patients:
@@ -88,7 +97,7 @@ def convert_patients(task: tuple[list[Patient], MimicOptions]) -> Converted:
             except DroppedError as reason:
                 result.dropped.append((study.subject_id, study.study_id, str(reason)))
                 continue
-            result.counts["studies with a prior study told"] += "prior_study_id" in records[0]
+            result.counts["studies with a prior study"] += "prior_study_id" in records[0]
             result.records += [(study.split, json.dumps(record, ensure_ascii=False)) for record in records]
     return result
 
@@ -101,39 +110,43 @@ def _studies(patient: Patient, texts: dict[int, bytes], options: MimicOptions, c
     subject_id = patient.reports.subject_id
     for study_id, images in groups.items():
         report = decode_report(texts[study_id]) if study_id in texts else None
-        flaw = None
+        problem = None
         if len({image.split for image in images}) > 1:
-            flaw = "images in more than one split"
+            problem = "images in more than one split"
         elif report is None:
-            flaw = "report is empty or no UTF-8 text" if study_id in texts else "no report file"
+            problem = "report is empty or no UTF-8 text" if study_id in texts else "no report file"
         studies.append(
             _Study(
                 subject_id=subject_id,
                 study_id=study_id,
                 split=images[0].split,
                 taken=max((image.taken for image in images if image.taken), default=None),
-                images=_usable(subject_id, images, options, counts),
+                images=_usable_images(subject_id, images, options, counts),
                 sections=parse_sections(report) if report else {},
-                flaw=flaw,
+                problem=problem,
             )
         )
     return studies
 
 
-def _usable(
+def _usable_images(
     subject_id: int, images: list[ImageRow], options: MimicOptions, counts: Counter[str]
 ) -> tuple[ImageRow, ...]:
-    """Return the images whose file is there and not empty, PA before AP before lateral before the rest."""
+    """Return the images whose file exists and is not empty: PA, then AP, then lateral, then the others."""
     usable = []
     for image in images:
         size = _file_size(_image_path(options.image_root, subject_id, image)) if options.check_files else None
         if size == 0:
             counts["image files of 0 bytes"] += 1
         elif size == -1:
-            counts["image files not there"] += 1
+            counts["missing image files"] += 1
         else:
             usable.append(image)
     return tuple(sorted(usable, key=_view_rank))
+
+
+def _is_frontal(image: ImageRow) -> bool:
+    return image.view in FRONTAL
 
 
 def _view_rank(image: ImageRow) -> tuple[int, tuple[int, float], str]:
@@ -155,12 +168,12 @@ def _image_path(root: str, subject_id: int, image: ImageRow) -> str:
 def _records(
     study: _Study, studies: list[_Study], labels: dict[str, float] | None, options: MimicOptions
 ) -> list[dict[str, Any]]:
-    if study.flaw is not None:
-        raise DroppedError(study.flaw)
+    if study.problem is not None:
+        raise DroppedError(study.problem)
     answer = target_text(study.sections, options.report)
-    groups = _image_groups(study, options)
+    groups = group_images(study.images, options.views, _is_frontal)
     earlier = _prior_study(study, studies, options.prior)
-    prior, prior_images = _told(earlier, options)
+    prior, prior_images = _prior_content(earlier, options)
     context = context_lines(study.sections, options.report)
     records = []
     for number, group in enumerate(groups):
@@ -177,26 +190,13 @@ def _records(
         if labels:
             identity["labels"] = labels
         paths = [_image_path(options.prefix, study.subject_id, image) for image in (*group, *prior_images)]
-        records.append(sample(identity, paths, user_text(len(group), context, prior, options.report), answer))
+        records.append(build_record(identity, paths, user_text(len(group), context, prior, options.report), answer))
     return records
 
 
-def _image_groups(study: _Study, options: MimicOptions) -> list[tuple[ImageRow, ...]]:
-    """Return the images of each record that the study gives."""
-    if not study.images:
-        raise DroppedError("no usable image file")
-    if options.views == "image":
-        return [(image,) for image in study.images]
-    if options.views == "study":
-        return [study.images[: options.max_images]]
-    if study.frontal is None:
-        raise DroppedError("no frontal image")
-    return [(study.frontal,)]
-
-
-def _prior_study(study: _Study, studies: list[_Study], wanted: str) -> _Study | None:
-    """Return the patient's latest earlier study of the same split that has what is wanted of it."""
-    if wanted == "none" or study.taken is None:
+def _prior_study(study: _Study, studies: list[_Study], content: str) -> _Study | None:
+    """Return the latest earlier study of the patient, in the same split, that has the `content` (one of `PRIORS`)."""
+    if content == "none" or study.taken is None:
         return None
     earlier = [
         other
@@ -204,17 +204,17 @@ def _prior_study(study: _Study, studies: list[_Study], wanted: str) -> _Study | 
         if other.taken is not None
         and other.taken < study.taken
         and other.split == study.split
-        and other.flaw is None
-        and (wanted == "report" or other.frontal is not None)
+        and other.problem is None
+        and (content == "report" or other.frontal is not None)
     ]
     return max(earlier, key=lambda other: (other.taken, other.study_id), default=None)
 
 
-def _told(earlier: _Study | None, options: MimicOptions) -> tuple[Prior, tuple[ImageRow, ...]]:
-    """Return what is told of the earlier study, and its image if that is wanted."""
+def _prior_content(earlier: _Study | None, options: MimicOptions) -> tuple[Prior, tuple[ImageRow, ...]]:
+    """Return what a record includes of the earlier study, and the images among it."""
     with_report = options.prior in ("report", "both")
     if earlier is None:
-        return Prior(wanted=with_report), ()
+        return Prior(with_report=with_report), ()
     images = (earlier.frontal,) if options.prior != "report" and earlier.frontal is not None else ()
     report = prior_report(earlier.sections, options.report) if with_report else None
-    return Prior(wanted=with_report, images=len(images), report=report), images
+    return Prior(with_report=with_report, images=len(images), report=report), images

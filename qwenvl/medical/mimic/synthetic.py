@@ -1,6 +1,7 @@
-"""Build a synthetic MIMIC-CXR: names, columns and quirks of the published files, drawn images, invented reports.
+"""Build a synthetic MIMIC-CXR with the file names, columns and irregularities of the published one.
 
-Nothing in it comes from a patient. It lets tests, and whoever waits for access, run every step on the real layout.
+Images are drawn and reports invented: nothing comes from a patient. Tests, and users without access yet, can run every
+step on the real layout.
 """
 
 import gzip
@@ -42,22 +43,30 @@ _METADATA = (
 )
 _VIEW_WORDS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
 _VIEW_SETS = (("PA", "LATERAL"), ("AP",), ("PA", "LL"), ("AP", "AP"), ("PA", ""))
-_FILM_POOL = 32
+_IMAGE_POOL = 32
 
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """What to build: number of studies, size of the films in pixels, zip or folder of reports, packed or plain CSVs."""
+    """What to build.
+
+    Attributes:
+        studies: The number of studies.
+        seed: The seed of everything that is random.
+        image_size: Height and width of the images in pixels.
+        zip_reports: Write the reports as a zip, not as files.
+        gzip_tables: Compress the tables.
+    """
 
     studies: int = 24
     seed: int = 0
-    film_size: int = 64
+    image_size: int = 64
     zip_reports: bool = False
     gzip_tables: bool = True
 
 
 class Study(NamedTuple):
-    """One invented study: its ids and split, its images as (dicom id, view), what is found, and when it was made."""
+    """One invented study; `images` are (dicom id, view), `present` the findings."""
 
     subject_id: int
     study_id: int
@@ -69,21 +78,21 @@ class Study(NamedTuple):
 
 
 def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptions()) -> Path:  # noqa: B008
-    """Write the tables, `files/` with films, and the reports (in the same `files/`, or as mimic-cxr-reports.zip).
+    """Write the tables, the images in `files/`, and the reports (also in `files/`, or as mimic-cxr-reports.zip).
 
-    The same options give the same bytes. Returns `root`. Raises `UserError` for a folder that is not empty.
+    The same options give the same bytes. Returns `root`; raises `UserError` for a folder that is not empty.
     """
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} is not empty; give an empty or a new folder for the synthetic tree")
     root.mkdir(parents=True, exist_ok=True)
     draw = random.Random(options.seed)
-    films = [_jpeg(draw, options.film_size, enlarged=bool(number % 2)) for number in range(_FILM_POOL)]
+    pool = [_jpeg(draw, options.image_size, enlarged=bool(number % 2)) for number in range(_IMAGE_POOL)]
     tables: dict[str, list[str]] = {"split": ["dicom_id,study_id,subject_id,split"], "metadata": [_METADATA]}
     tables |= {table: [",".join(("subject_id", "study_id", *LABELS))] for table in LABEL_TABLES}
     with _report_writer(root, options.zip_reports) as reports:
         for study in progress(_studies(draw, options.studies), "synthetic", "study", options.studies):
             _add_rows(tables, study)
-            _write_films(root, study, films)
+            _write_images(root, study, pool)
             reports.write(
                 f"p{str(study.subject_id)[:2]}/p{study.subject_id}/s{study.study_id}.txt", _report(draw, study)
             )
@@ -97,10 +106,10 @@ def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptio
     return root
 
 
-def draw_film(draw: random.Random, size: int, enlarged: bool = False) -> Image.Image:
-    """Return a gray picture (mode L, `size` x `size`) with the look of a frontal chest film; all of it invented."""
-    film = Image.new("L", (size, size), 20)
-    brush = ImageDraw.Draw(film)
+def draw_xray(draw: random.Random, size: int, enlarged: bool = False) -> Image.Image:
+    """Return a gray image (mode L, `size` x `size`) that resembles a frontal chest X-ray."""
+    image = Image.new("L", (size, size), 20)
+    brush = ImageDraw.Draw(image)
     shift = draw.uniform(-0.02, 0.02)
 
     def box(left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
@@ -113,43 +122,43 @@ def draw_film(draw: random.Random, size: int, enlarged: bool = False) -> Image.I
     for rib in range(6):
         brush.arc(box(0.12, 0.14 + rib * 0.1, 0.88, 0.4 + rib * 0.1), 200, 340, fill=120, width=max(1, size // 64))
     brush.ellipse(box(0.42, 0.5, 0.8 if enlarged else 0.66, 0.85), fill=205)
-    return film.filter(ImageFilter.GaussianBlur(size / 96))
+    return image.filter(ImageFilter.GaussianBlur(size / 96))
 
 
 def _jpeg(draw: random.Random, size: int, enlarged: bool) -> bytes:
     data = io.BytesIO()
-    draw_film(draw, size, enlarged).save(data, "JPEG", quality=90)
+    draw_xray(draw, size, enlarged).save(data, "JPEG", quality=90)
     return data.getvalue()
 
 
-def _with_comment(jpeg: bytes, text: str) -> bytes:
-    """Put a comment behind the start marker, because in a real archive no two images are the same file."""
+def _add_comment(jpeg: bytes, text: str) -> bytes:
+    """Insert a JPEG comment: in a real archive, no two images have the same bytes."""
     data = text.encode("ascii")
     return jpeg[:2] + b"\xff\xfe" + (len(data) + 2).to_bytes(2, "big") + data + jpeg[2:]
 
 
 def _studies(draw: random.Random, number: int) -> Iterator[Study]:
-    """Invent studies patient by patient; a patient has one split, one to five studies, and ids that rise."""
-    made, patient = 0, 0
-    while made < number:
-        # Groups p10 to p19 in the proportions of the published tree: all about equal.
+    """Invent studies, patient by patient; a patient has one split, one to five studies, and increasing ids."""
+    count, patient = 0, 0
+    while count < number:
+        # Folders p10 to p19 of about equal size, as in the published tree.
         subject_id = 10_000_032 + patient * 7_919 % 9_999_000
         split = (
             draw.choices(("train", "validate", "test"), (96, 2, 2))[0]
             if patient > 2
             else ("train", "validate", "test")[patient]
         )
-        for _ in range(min(draw.choice((1, 1, 2, 5)), number - made)):
-            study_id = 50_000_000 + made * 37
+        for _ in range(min(draw.choice((1, 1, 2, 5)), number - count)):
+            study_id = 50_000_000 + count * 37
             yield Study(
                 subject_id, study_id, split,
                 images=tuple(
                     (_dicom_id(study_id, number), view) for number, view in enumerate(draw.choice(_VIEW_SETS))
                 ),
                 present=frozenset(name for name in FINDINGS if draw.random() < 0.3),
-                date=21_000_101 + made, time=round(draw.uniform(0, 235_959), 3),
+                date=21_000_101 + count, time=round(draw.uniform(0, 235_959), 3),
             )  # fmt: skip
-            made += 1
+            count += 1
         patient += 1
 
 
@@ -161,7 +170,7 @@ def _dicom_id(study_id: int, number: int) -> str:
 def _add_rows(tables: dict[str, list[str]], study: Study) -> None:
     for dicom_id, view in study.images:
         tables["split"].append(f"{dicom_id},{study.study_id},{study.subject_id},{study.split}")
-        # As published, some images have a blank position and tell the view in words.
+        # As in the published table, some images have a blank position, and the view only in words.
         position = view if study.study_id % 3 else ""
         tables["metadata"].append(
             f"{dicom_id},{study.subject_id},{study.study_id},CHEST (PA AND LAT),{position},3056,2544,{study.date},"
@@ -172,18 +181,18 @@ def _add_rows(tables: dict[str, list[str]], study: Study) -> None:
         tables[table].append(",".join((str(study.subject_id), str(study.study_id), *cells)))
 
 
-def _write_films(root: Path, study: Study, films: list[bytes]) -> None:
+def _write_images(root: Path, study: Study, pool: list[bytes]) -> None:
     folder = root / "files" / f"p{str(study.subject_id)[:2]}" / f"p{study.subject_id}" / f"s{study.study_id}"
     folder.mkdir(parents=True)
-    kinds = [film for number, film in enumerate(films) if number % 2 == ("Cardiomegaly" in study.present)]
+    suitable = [jpeg for number, jpeg in enumerate(pool) if number % 2 == ("Cardiomegaly" in study.present)]
     for number, (dicom_id, _) in enumerate(study.images):
-        film = kinds[(study.study_id + number) % len(kinds)]
-        (folder / f"{dicom_id}.jpg").write_bytes(_with_comment(film, dicom_id))
+        jpeg = suitable[(study.study_id + number) % len(suitable)]
+        (folder / f"{dicom_id}.jpg").write_bytes(_add_comment(jpeg, dicom_id))
 
 
 def _report(draw: random.Random, study: Study) -> str:
-    """Return a report with the headers, indents and hard line breaks of the published ones."""
-    found = [texts[0] if name in study.present else texts[1] for name, texts in FINDINGS.items()]
+    """Return a report with the headers, indents and line breaks of the published ones."""
+    findings = [texts[0] if name in study.present else texts[1] for name, texts in FINDINGS.items()]
     impression = "\n ".join(texts[0] for name, texts in FINDINGS.items() if name in study.present)
     header = draw.choice(("INDICATION", "HISTORY", "REASON FOR EXAMINATION"))
     body = [
@@ -193,7 +202,7 @@ def _report(draw: random.Random, study: Study) -> str:
         f"COMPARISON:  {draw.choice(('None.', 'Chest radiograph from ___.'))}",
     ]
     if draw.random() < 0.9:
-        body.append("FINDINGS: \n \n " + "\n ".join(found))
+        body.append("FINDINGS: \n \n " + "\n ".join(findings))
     body.append(f"IMPRESSION: \n \n {impression or 'No acute cardiopulmonary process.'}")
     return " " * 33 + "FINAL REPORT\n " + "\n \n ".join(body) + "\n"
 

@@ -1,7 +1,7 @@
-"""Read the published files of IU X-Ray (Open-i, Demner-Fushman et al. 2016): XML reports, PNG films, projections.
+"""Read the published files of IU X-Ray (Open-i, Demner-Fushman et al. 2016): XML reports, PNG images, projections.
 
-`NLMCXR_reports.tgz` holds `ecgen-radiology/<n>.xml`, one report of one patient each; `NLMCXR_png.tgz` holds the films
-flat, named as the reports' `parentImage` ids. Which view a film is stands in neither, only in the CSV
+`NLMCXR_reports.tgz` contains `ecgen-radiology/<n>.xml`, one report of one patient each. `NLMCXR_png.tgz` contains the
+images in one folder, named by the `parentImage` ids of the reports. The view of an image is only in the table
 `indiana_projections.csv` of the Kaggle edition (uid, filename, projection).
 """
 
@@ -20,32 +20,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from qwenvl.data.media.files import file_flaw
 from qwenvl.errors import UserError
+from qwenvl.medical.input_files import check_input_file
 from qwenvl.utils.cli import progress
 from qwenvl.utils.files import written_whole
 
 _IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_.*?(IM-.+?)(?:\.dcm)?(?:\.png)?")
-_LARGEST_REPORT = 1 << 22
+_MAX_REPORT_BYTES = 1 << 22
 _COPY_CHUNK = 1 << 20
-_PACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _HEAD_BYTES = 6
 _PROJECTION_COLUMNS = ("uid", "filename", "projection")
 
 
 @dataclass
 class OpeniReport:
-    """One report: its sections by small letters, its image ids in order; `flaw` says why it cannot be read."""
+    """One report: its sections by lower-case name, its image ids in order; `problem` is why it cannot be read."""
 
     name: str
     uid: str = ""
     sections: dict[str, str] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
-    flaw: str | None = None
+    problem: str | None = None
 
 
 def read_reports(path: Path) -> list[OpeniReport]:
-    """Read all XML reports of a folder (at any depth) or a .tgz, sorted by number; raises `UserError` for none."""
+    """Read the XML reports of a folder (at any depth) or a .tgz, sorted by number; raises `UserError` for none."""
     reports = [_parse(name, data) for name, data in _xml_files(path)]
     if not reports:
         raise UserError(f"{path}: no .xml report in it; give NLMCXR_reports.tgz or the folder unpacked from it")
@@ -53,61 +53,60 @@ def read_reports(path: Path) -> list[OpeniReport]:
 
 
 def patient_number(report: OpeniReport) -> int:
-    """Return the number of the report's patient: that of its uId ("CXR123"), else of its file; -1 without one."""
+    """Return the number of a report's patient, from its uId ("CXR123") or its file name; -1 without one."""
     digits = re.search(r"\d+", report.uid) or re.search(r"\d+", Path(report.name).stem)
     return int(digits[0]) if digits else -1
 
 
-def find_films(path: Path) -> dict[str, Path]:
-    """Return the PNG films below a folder by image id; raises `UserError` for no folder, no film, or an id twice."""
+def find_images(path: Path) -> dict[str, Path]:
+    """Return the PNG images below a folder by image id; raises `UserError` for no image, or two with one id."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give --images NLMCXR_png.tgz or the folder unpacked from it")
-    films: dict[str, Path] = {}
-    for film in sorted(film for film in path.rglob("*.png") if film.is_file()):
-        other = films.setdefault(film.stem, film)
-        if other is not film:
-            raise UserError(f"{path}: image {film.stem} is there twice, as {other} and as {film}; keep one")
-    if not films:
-        raise UserError(f"{path}: no .png film in it; give --images NLMCXR_png.tgz or the folder unpacked from it")
-    return films
+    images: dict[str, Path] = {}
+    for image in sorted(image for image in path.rglob("*.png") if image.is_file()):
+        first = images.setdefault(image.stem, image)
+        if first is not image:
+            raise UserError(f"{path}: image {image.stem} is there twice, as {first} and as {image}; remove one")
+    if not images:
+        raise UserError(f"{path}: no .png image in it; give --images NLMCXR_png.tgz or the folder unpacked from it")
+    return images
 
 
-def unpack_films(archive: Path, folder: Path) -> Path:
-    """Unpack the PNG films of a .tgz flat into `folder`; each appears whole, and those already there are kept.
+def unpack_images(archive: Path, folder: Path) -> Path:
+    """Unpack the PNG images of a .tgz into `folder`, without subfolders; those already there are kept.
 
-    Only the last part of a member's name is used, so nothing can leave `folder`. Raises `UserError` for a damaged file.
+    Only the last part of a member's name is used, so no file is written outside `folder`. Raises `UserError` for a
+    damaged archive.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _archive_errors(archive):
-        for member, stream in progress(_members(archive, ".png"), "unpacking films", "film"):
-            film = folder / os.path.basename(member.name)
-            if film.exists() and film.stat().st_size == member.size:
+        for member, stream in progress(_members(archive, ".png"), "unpacking", "image"):
+            image = folder / os.path.basename(member.name)
+            if image.exists() and image.stat().st_size == member.size:
                 continue
-            _copy_whole(archive, stream, film)
+            _copy_whole(stream, image)
     return folder
 
 
 def read_projections(path: Path) -> dict[tuple[str, str], str]:
     """Return "Frontal" or "Lateral" by `image_key` from indiana_projections.csv; raises `UserError`."""
-    flaw = file_flaw(str(path), "table", may_be_empty=True)
-    if flaw is not None:
-        raise UserError(f"{path}: {flaw}")
+    check_input_file(path, "table", may_be_empty=True)
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream)
             missing = [name for name in _PROJECTION_COLUMNS if name not in (rows.fieldnames or ())]
             if missing:
                 found = ", ".join(rows.fieldnames or ()) or "an empty file"
-                raise UserError(f"{path}: no column {', '.join(missing)}; found {found}")
+                raise UserError(f"{path}: no column {', '.join(missing)}, found {found}; give indiana_projections.csv")
             return {image_key(row["filename"]): row["projection"].strip().capitalize() for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot read it ({error}); give indiana_projections.csv") from None
 
 
 def image_key(name: str) -> tuple[str, str]:
-    """Return what a film's id in Open-i and its file name in the Kaggle edition have in common.
+    """Return the part that an image's id in Open-i and its file name in the Kaggle edition have in common.
 
-    "CXR1_1_IM-0001-3001" and "1_IM-0001-3001.dcm.png" are one film: ("1", "IM-0001-3001").
+    "CXR1_1_IM-0001-3001" and "1_IM-0001-3001.dcm.png" are the same image: ("1", "IM-0001-3001").
     """
     hit = _IMAGE_NAME.fullmatch(name)
     return (hit[1], hit[2]) if hit else ("", name)
@@ -116,66 +115,62 @@ def image_key(name: str) -> tuple[str, str]:
 def _xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in progress(sorted(path.rglob("*.xml")), "reports", "report"):
-            flaw = file_flaw(str(file), "report", _LARGEST_REPORT, may_be_empty=True)
-            if flaw is not None:
-                raise UserError(f"{file}: {flaw}")
+            check_input_file(file, "report", _MAX_REPORT_BYTES, may_be_empty=True)
             yield file.name, file.read_bytes()
         return
     with _archive_errors(path):
         for member, stream in progress(_members(path, ".xml"), "reports", "report"):
-            yield os.path.basename(member.name), stream.read(_LARGEST_REPORT)
+            yield os.path.basename(member.name), stream.read(_MAX_REPORT_BYTES)
 
 
 def _members(archive: Path, suffix: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """Yield the files of a tar archive, packed or not; raises `tarfile.ReadError` where its end is missing."""
-    with _unpacked(archive) as file, tarfile.open(fileobj=file, mode="r|") as members:
+    """Yield the files of a tar archive, compressed or not; raises `tarfile.ReadError` for one without its end."""
+    with _open_decompressed(archive) as file, tarfile.open(fileobj=file, mode="r|") as members:
         for member in members:
             stream = members.extractfile(member) if member.isfile() and member.name.endswith(suffix) else None
             if stream is not None and not os.path.basename(member.name).startswith("."):
                 yield member, stream
-        # The rest is where gzip keeps its checksum.
+        # The checksum of gzip is at the end of the file, which tarfile does not read.
         while file.read(_COPY_CHUNK):
             pass
-        # tarfile takes the end of the file for the end of the archive, which is at least one block of zeros.
+        # An archive ends with blocks of zeros, but tarfile also accepts one that just stops.
         if file.tell() < members.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("its end is missing")
 
 
-def _unpacked(archive: Path) -> IO[bytes]:
+def _open_decompressed(archive: Path) -> IO[bytes]:
     with open(archive, "rb") as file:
         head = file.read(_HEAD_BYTES)
-    openers = (opener for mark, opener in _PACKERS.items() if head.startswith(mark))
+    openers = (opener for mark, opener in _DECOMPRESSORS.items() if head.startswith(mark))
     return next(openers, open)(archive, "rb")
 
 
 @contextmanager
 def _archive_errors(archive: Path) -> Iterator[None]:
-    """Say in one line what is wrong with an archive that is read within."""
-    flaw = file_flaw(str(archive), "file or folder")
-    if flaw is not None:
-        raise UserError(f"{archive}: {flaw}")
+    """Turn errors of reading an archive into `UserError`."""
+    check_input_file(archive, "file or folder")
     try:
         yield
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{archive}: no whole tar archive ({error}); is the download complete?") from None
+        raise UserError(f"{archive}: not a complete tar archive ({error}); download it again") from None
 
 
-def _copy_whole(archive: Path, stream: IO[bytes], film: Path) -> None:
-    """Copy a member of an archive to a file that appears whole or not at all; raises as reading the archive does."""
-    with written_whole(film, exclusive=True) as unfinished, open(unfinished, "wb") as copy:
+def _copy_whole(stream: IO[bytes], target: Path) -> None:
+    """Copy a member of an archive to a file that appears only when it is complete."""
+    with written_whole(target, exclusive=True) as unfinished, open(unfinished, "wb") as copy:
         while chunk := stream.read(_COPY_CHUNK):
             try:
                 copy.write(chunk)
             except OSError as error:
-                raise UserError(f"{film}: cannot write it ({error.strerror}); make room, or correct --out") from None
+                raise UserError(f"{target}: cannot write it ({error.strerror}); make room, or correct --out") from None
 
 
 def _parse(name: str, data: bytes) -> OpeniReport:
     try:
         root = ET.fromstring(data)
-    # An encoding that Python does not know comes as LookupError, a NUL as ValueError.
+    # LookupError: an unknown encoding; ValueError: a NUL.
     except (ET.ParseError, LookupError, ValueError):
-        return OpeniReport(name, flaw="report is no well-formed XML")
+        return OpeniReport(name, problem="report is not well-formed XML")
     uid = root.find(".//uId")
     report = OpeniReport(name, uid.get("id", "") if uid is not None else "")
     for section in root.iter("AbstractText"):

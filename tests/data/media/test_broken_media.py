@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import Qwen3VLVideoProcessor
 
 from demo.media import moving_ball, write_video
-from qwenvl.check.duplicates import picture_ids
+from qwenvl.check.duplicates import media_ids
 from qwenvl.data.media.images import ImageError, image_size, load_image
 from qwenvl.data.media.videos import load_video, video_info
 from qwenvl.errors import UserError
@@ -190,7 +190,7 @@ def test_pipes_are_not_opened_to_look_for_duplicates(tmp_path: Path):
     for pipe in pipes:
         os.mkfifo(pipe)
     with seconds(10):
-        assert len(set(picture_ids(pipes).values())) == 2
+        assert len(set(media_ids(pipes).values())) == 2
 
 
 @pytest.mark.parametrize("name", ["a\0b.png", "n" * 300 + ".png"])

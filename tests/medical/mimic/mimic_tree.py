@@ -1,8 +1,11 @@
 """A MIMIC-CXR tree of chosen studies for tests: the same names and columns, one line of code a study."""
 
+import csv
+import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 METADATA = "dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime,ViewCodeSequence_CodeMeaning"
 REPORT = (
@@ -58,3 +61,14 @@ class Tree:
                 for name, data in self.reports.items():
                     archive.writestr(f"{zip_root}{name}", data)
         return self.root
+
+
+def read_stats(folder: Path) -> dict[str, Any]:
+    """Return the counts of an output folder."""
+    return json.loads((folder / "stats.json").read_text())
+
+
+def read_dropped(folder: Path) -> dict[str, str]:
+    """Return the reason of each dropped study of an output folder, by study id."""
+    with open(folder / "mimic_dropped.csv", newline="") as stream:
+        return {row["study_id"]: row["reason"] for row in csv.DictReader(stream)}

@@ -1,4 +1,4 @@
-"""Tests of taking the LLaVA-Rad annotations as they are published; rows here are made up in their format."""
+"""Tests of the conversion of LLaVA-Rad annotations; the rows are synthetic ones in the published format."""
 
 import json
 from pathlib import Path
@@ -71,9 +71,9 @@ def test_the_split_is_that_of_the_published_file_name(tmp_path: Path, name: str,
         (_row(view=None), "no frontal image"),
         (_row(conversations=[{}, {"from": "gpt", "value": None}]), "no findings section"),
         (_row(image="mimic/p10/p10000001/s50000001/none.jpg"), "no usable image file"),
-        (_row(image="mimic/../../secret.jpg"), "image path leaves --jpg_root (see --allow_outside)"),
-        (_row(image="/etc/passwd"), "image path leaves --jpg_root (see --allow_outside)"),
-        (_row(image="mimic/link/x.jpg"), "image path leaves --jpg_root (see --allow_outside)"),
+        (_row(image="mimic/../../secret.jpg"), "image path leads out of --jpg_root (see --allow_outside)"),
+        (_row(image="/etc/passwd"), "image path leads out of --jpg_root (see --allow_outside)"),
+        (_row(image="mimic/link/x.jpg"), "image path leads out of --jpg_root (see --allow_outside)"),
         (_row(image="mimic/a\0b.jpg"), "no usable image file"),
     ],
 )
@@ -96,10 +96,10 @@ def test_images_outside_are_taken_when_allowed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "name", "message"),
     [
-        ([_row(), {"image": "x"}], TEST_NAME, "row 1: no LLaVA-Rad annotation, expected image and conversations"),
-        ([7], TEST_NAME, "row 0: no LLaVA-Rad annotation.* found int"),
-        ([_row(conversations=[])], TEST_NAME, "row 0: conversations is no list of a question and an answer"),
-        ([_row()], "mine.json", "row 0: cannot tell the split"),
+        ([_row(), {"image": "x"}], TEST_NAME, "row 1: not a LLaVA-Rad annotation: expected image and conversations"),
+        ([7], TEST_NAME, "row 0: not a LLaVA-Rad annotation:.* found int"),
+        ([_row(conversations=[])], TEST_NAME, "row 0: conversations is not a list of a question and an answer"),
+        ([_row()], "mine.json", "row 0: its split is unknown"),
         ({"a": 1}, TEST_NAME, "not a JSON list"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tests of the IU X-Ray (Open-i) command on made-up reports and films."""
+"""Tests of the IU X-Ray (Open-i) command on synthetic reports and images."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwenvl.errors import UserError
-from qwenvl.medical.openi.files import unpack_films
+from qwenvl.medical.openi.files import unpack_images
 from qwenvl.tools.prepare_openi import main
 
 SECTIONS = {
@@ -19,13 +19,15 @@ SECTIONS = {
     "FINDINGS": "Clear lungs.",
     "IMPRESSION": "Normal XXXX chest.",
 }
-FILMS = ("1_IM-0001-3001", "1_IM-0001-4001")
+IMAGES = ("1_IM-0001-3001", "1_IM-0001-4001")
 
 
-def _report(number: int, films: tuple[str, ...] = FILMS, uid: str | None = None, **changes: str | None) -> bytes:
+def _report(number: int, images: tuple[str, ...] = IMAGES, uid: str | None = None, **changes: str | None) -> bytes:
     sections = {name: text for name, text in {**SECTIONS, **changes}.items() if text is not None}
     texts = "".join(f'<AbstractText Label="{name}">{text}</AbstractText>' for name, text in sections.items())
-    images = "".join(f'<parentImage id="CXR{number}_{film}"><caption>Chest</caption></parentImage>' for film in films)
+    images = "".join(
+        f'<parentImage id="CXR{number}_{image}"><caption>Chest</caption></parentImage>' for image in images
+    )
     return (
         f'<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="{uid or f"CXR{number}"}"/>'
         f"<MedlineCitation><Article><Abstract>{texts}</Abstract></Article></MedlineCitation>{images}</eCitation>"
@@ -34,18 +36,18 @@ def _report(number: int, films: tuple[str, ...] = FILMS, uid: str | None = None,
 
 @pytest.fixture
 def openi(tmp_path: Path) -> Path:
-    """Return a folder with ten reports of two films each, unpacked as published."""
+    """Return a folder with ten reports of two images each, unpacked as published."""
     for number in range(1, 11):
         _add(tmp_path, number, _report(number))
     return tmp_path
 
 
-def _add(root: Path, number: int, report: bytes, films: tuple[str, ...] = FILMS) -> None:
+def _add(root: Path, number: int, report: bytes, images: tuple[str, ...] = IMAGES) -> None:
     (root / "reports" / "ecgen-radiology").mkdir(parents=True, exist_ok=True)
     (root / "reports" / "ecgen-radiology" / f"{number}.xml").write_bytes(report)
     (root / "png").mkdir(exist_ok=True)
-    for film in films:
-        (root / "png" / f"CXR{number}_{film}.png").write_bytes(b"png")
+    for image in images:
+        (root / "png" / f"CXR{number}_{image}.png").write_bytes(b"png")
 
 
 def _convert(root: Path, *options: str, reports: str = "reports", images: str = "png") -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _all(out: dict[str, Any]) -> dict[int, str]:
     return {record["subject_id"]: split for split in ("train", "valid", "test") for record in out[split]}
 
 
-def test_a_report_becomes_a_record_with_its_films(openi: Path):
+def test_a_report_becomes_a_record_with_its_images(openi: Path):
     out = _convert(openi, "--valid_percent", "0", "--test_percent", "0", "--context", "indication", "comparison")
     assert out["train"][0] == {
         "id": "CXR1",
@@ -66,7 +68,7 @@ def test_a_report_becomes_a_record_with_its_films(openi: Path):
         "study_id": "CXR1",
         "dicom_id": ["CXR1_1_IM-0001-3001", "CXR1_1_IM-0001-4001"],
         "view": ["", ""],
-        "image": [str(openi / "png" / f"CXR1_{film}.png") for film in FILMS],
+        "image": [str(openi / "png" / f"CXR1_{image}.png") for image in IMAGES],
         "conversations": [
             {
                 "from": "human",
@@ -89,19 +91,19 @@ def test_the_split_is_of_patients_seeded_and_the_same_whatever_is_dropped(openi:
     assert _all(_convert(openi)) == {subject: split for subject, split in first.items() if subject != 3}
 
 
-def test_archives_give_the_same_as_folders_and_films_are_unpacked_once(openi: Path):
+def test_archives_give_the_same_as_folders_and_images_are_unpacked_once(openi: Path):
     for name, source in (("NLMCXR_reports.tgz", "reports"), ("NLMCXR_png.tgz", "png")):
         with tarfile.open(openi / name, "w:gz") as archive:
             archive.add(openi / source, arcname=".")
     expected = _convert(openi)
     packed = _convert(openi, reports="NLMCXR_reports.tgz", images="NLMCXR_png.tgz")
-    films = openi / "out" / "films"
+    images = openi / "out" / "films"
     assert packed["stats"] == expected["stats"]
-    assert packed["train"][0]["image"][0] == str(films / Path(expected["train"][0]["image"][0]).name)
-    times = {path.name: path.stat().st_mtime_ns for path in films.iterdir()}
+    assert packed["train"][0]["image"][0] == str(images / Path(expected["train"][0]["image"][0]).name)
+    times = {path.name: path.stat().st_mtime_ns for path in images.iterdir()}
     assert len(times) == 20
     _convert(openi, reports="NLMCXR_reports.tgz", images="NLMCXR_png.tgz")
-    assert {path.name: path.stat().st_mtime_ns for path in films.iterdir()} == times
+    assert {path.name: path.stat().st_mtime_ns for path in images.iterdir()} == times
 
 
 @pytest.mark.parametrize("packing", ["w:gz", "w", "w:bz2", "w:xz"])
@@ -112,19 +114,19 @@ def test_an_archive_that_is_cut_anywhere_is_one_line(tmp_path: Path, packing: st
             member.size = 700
             archive.addfile(member, io.BytesIO(bytes(range(70)) * 10))
     data = (tmp_path / "whole.tgz").read_bytes()
-    unpack_films(tmp_path / "whole.tgz", tmp_path / "whole")
+    unpack_images(tmp_path / "whole.tgz", tmp_path / "whole")
     assert len(list((tmp_path / "whole").iterdir())) == 3
     # The zeros at the end of a plain tar are its padding, without which it is whole.
     end = len(data.rstrip(b"\0")) + 300 if packing == "w" else len(data)
     for length in {*range(0, end, 1 if packing != "w" else 100), end - 1}:
         (tmp_path / "cut.tgz").write_bytes(data[:length])
         with pytest.raises(
-            UserError, match="cut.tgz: (no whole tar archive .*complete|the file or folder is empty)"
+            UserError, match="cut.tgz: (not a complete tar archive .*download it again|the file or folder is empty)"
         ) as error:
-            unpack_films(tmp_path / "cut.tgz", tmp_path / "films")
+            unpack_images(tmp_path / "cut.tgz", tmp_path / "films")
         assert "\n" not in str(error.value)
-        films = list((tmp_path / "films").iterdir()) if (tmp_path / "films").exists() else []
-        assert all(film.suffix == ".png" and film.stat().st_size == 700 for film in films)
+        images = list((tmp_path / "films").iterdir()) if (tmp_path / "films").exists() else []
+        assert all(image.suffix == ".png" and image.stat().st_size == 700 for image in images)
 
 
 def test_a_pipe_among_the_downloads_is_refused(openi: Path):
@@ -148,7 +150,7 @@ def test_a_member_that_points_outside_is_unpacked_inside(openi: Path):
     assert not (openi.parent / "outside.png").exists() and not (openi / "outside.png").exists()
 
 
-def test_projections_tell_the_views_and_put_the_frontal_film_first(openi: Path):
+def test_projections_tell_the_views_and_put_the_frontal_image_first(openi: Path):
     rows = ["uid,filename,projection", "1,1_IM-0001-3001.dcm.png,Lateral", "1,1_IM-0001-4001.dcm.png,Frontal"]
     (openi / "indiana_projections.csv").write_text("\n".join(rows) + "\n")
     options = ["--projections", str(openi / "indiana_projections.csv"), "--valid_percent", "0", "--test_percent", "0"]
@@ -156,7 +158,7 @@ def test_projections_tell_the_views_and_put_the_frontal_film_first(openi: Path):
     assert (study["view"], study["dicom_id"][0]) == (["Frontal", "Lateral"], "CXR1_1_IM-0001-4001")
     frontal = _convert(openi, *options, "--views", "frontal")
     assert [record["view"] for record in frontal["train"]] == [["Frontal"]]
-    assert frontal["stats"]["dropped"] == {"no frontal film": 9}
+    assert frontal["stats"]["dropped"] == {"no frontal image": 9}
     assert len(_convert(openi, *options, "--views", "image")["train"]) == 20
 
 
@@ -165,12 +167,12 @@ def test_projections_tell_the_views_and_put_the_frontal_film_first(openi: Path):
     [
         (_report(11, FINDINGS=None), [], "no findings section"),
         (_report(11, FINDINGS="  "), [], "no findings section"),
-        (_report(11)[:-9], [], "report is no well-formed XML"),
-        (b"", [], "report is no well-formed XML"),
-        (_report(11, FINDINGS="a\0b"), [], "report is no well-formed XML"),
-        (_report(11).replace(b"utf-8", b"no-such"), [], "report is no well-formed XML"),
-        (_report(11, films=()), [], "no usable film file"),
-        (_report(11, films=("9_IM-9",)), [], "no usable film file"),
+        (_report(11)[:-9], [], "report is not well-formed XML"),
+        (b"", [], "report is not well-formed XML"),
+        (_report(11, FINDINGS="a\0b"), [], "report is not well-formed XML"),
+        (_report(11).replace(b"utf-8", b"no-such"), [], "report is not well-formed XML"),
+        (_report(11, images=()), [], "no usable image file"),
+        (_report(11, images=("9_IM-9",)), [], "no usable image file"),
         (_report(11, uid="CXR1"), [], "a second report with the same uId"),
         (_report(11, FINDINGS="On XXXX."), ["--deid", "study"], "de-identified text in the target"),
     ],
@@ -183,12 +185,12 @@ def test_each_dropped_report_is_counted_under_its_reason(openi: Path, report: by
     assert (openi / "out" / "openi_dropped.csv").read_text() == f"report,reason\n11.xml,{reason}\n"
 
 
-def test_odd_films_are_counted(openi: Path):
+def test_odd_images_are_counted(openi: Path):
     (openi / "png" / "CXR1_1_IM-0001-3001.png").write_bytes(b"")
     (openi / "png" / "CXR2_1_IM-0001-3001.png").unlink()
     (openi / "png" / "CXR99_1_IM-0001-3001.png").write_bytes(b"png")
     counts = _convert(openi)["stats"]["counts"]
-    assert counts == {"film files of 0 bytes": 1, "film files not there": 1, "films of no report": 1}
+    assert counts == {"image files of 0 bytes": 1, "missing image files": 1, "images without a report": 1}
 
 
 def test_wrong_input_is_the_users_error(openi: Path):
@@ -198,12 +200,12 @@ def test_wrong_input_is_the_users_error(openi: Path):
     for options, paths, message in [
         ([], {"reports": "none"}, "no such file or folder"),
         ([], {"reports": "empty"}, "no .xml report in it"),
-        ([], {"reports": "bad.tgz"}, "no whole tar archive"),
-        ([], {"images": "empty"}, "no .png film in it"),
-        ([], {"images": "bad.tgz"}, "no whole tar archive"),
-        (["--views", "frontal"], {}, "does not say which films are frontal"),
+        ([], {"reports": "bad.tgz"}, "not a complete tar archive"),
+        ([], {"images": "empty"}, "no .png image in it"),
+        ([], {"images": "bad.tgz"}, "not a complete tar archive"),
+        (["--views", "frontal"], {}, "does not include which images are frontal"),
         (["--valid_percent", "60", "--test_percent", "40"], {}, "leave nothing to train on"),
-        (["--projections", str(openi / "bad.csv")], {}, "no column filename, projection; found uid, file"),
+        (["--projections", str(openi / "bad.csv")], {}, "no column filename, projection, found uid, file"),
         (["--projections", str(openi / "none.csv")], {}, "no such table"),
     ]:
         with pytest.raises(UserError, match=message):
