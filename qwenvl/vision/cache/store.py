@@ -33,7 +33,7 @@ from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 
 # To be raised when this package reads or prepares images differently: older features are then of no use.
-FORMAT = 3
+FORMAT = 4
 FINGERPRINT_DIGITS = 16
 CONFIGURED = (
     "encoder",
