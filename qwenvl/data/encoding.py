@@ -16,6 +16,7 @@ from qwenvl.data.media.frames import load_clip
 from qwenvl.data.media.image_reader import ImageReader
 from qwenvl.data.media.images import MAX_IMAGE_PIXELS
 from qwenvl.data.messages import to_messages, tools_of
+from qwenvl.data.normalization import AS_LEVELS, PatchNormalizer, patch_normalizer
 from qwenvl.data.positions import MediaTokens, mrope_position_ids
 from qwenvl.data.rendered_words import SpecialTokens, missing_words
 from qwenvl.errors import UserError
@@ -48,6 +49,7 @@ class RecordEncoder:
         self._answer_marks = (tokenizer.decode(self.markers.header), tokenizer.decode([self.markers.end]))
         # Reads an image file; what is read is for the image processor.
         self.load_image: Callable[[str], Picture] = ImageReader(processor.image_processor, max_image_pixels)
+        self._image_flags: dict[str, bool] = {}
         self._blank_picture: Picture = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
         self._media_tokens = MediaTokens(
             processor.image_token_id, processor.video_token_id, processor.image_processor.merge_size
@@ -57,6 +59,16 @@ class RecordEncoder:
         """Take each picture as the encoder features (rows, columns, D_vis) that `load_features` has for its path."""
         self.load_image = load_features
         self._blank_picture = self.processor.image_processor.blank_features(_BLANK_SIDE, _BLANK_SIDE)
+
+    def defer_normalization(self) -> PatchNormalizer | None:
+        """Leave `pixel_values` of images as uint8 levels, and return what normalizes them; None where that cannot be.
+
+        What is returned has to be applied to every batch before the model sees it.
+        """
+        normalizer = patch_normalizer(self.processor.image_processor)
+        if normalizer is not None:
+            self._image_flags = AS_LEVELS
+        return normalizer
 
     @property
     def opens_thoughts(self) -> bool:
@@ -127,7 +139,7 @@ class RecordEncoder:
     def _process(self, text: str, images: list[Picture], videos: list[Video]) -> Sample:
         media: dict[str, Any] = {}
         if images:
-            media["images"] = images
+            media |= {"images": images, "images_kwargs": self._image_flags}
         if videos:
             frames, metadata = zip(*videos, strict=True)
             media |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
