@@ -49,7 +49,7 @@ class RecordEncoder:
         self._answer_marks = (tokenizer.decode(self.markers.header), tokenizer.decode([self.markers.end]))
         # Reads an image file; what is read is for the image processor.
         self.load_image: Callable[[str], Picture] = ImageReader(processor.image_processor, max_image_pixels)
-        self._image_flags: dict[str, bool] = {}
+        self._image_flags: dict[str, Any] = {"return_tensors": "pt"}
         self._blank_picture: Picture = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
         self._media_tokens = MediaTokens(
             processor.image_token_id, processor.video_token_id, processor.image_processor.merge_size
@@ -67,7 +67,7 @@ class RecordEncoder:
         """
         normalizer = patch_normalizer(self.processor.image_processor)
         if normalizer is not None:
-            self._image_flags = AS_LEVELS
+            self._image_flags |= AS_LEVELS
         return normalizer
 
     @property
@@ -142,10 +142,12 @@ class RecordEncoder:
             media |= {"images": images, "images_kwargs": self._image_flags}
         if videos:
             frames, metadata = zip(*videos, strict=True)
-            media |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
-        inputs = self.processor(text=[text], return_tensors="pt", **media)
+            flags = {"video_metadata": list(metadata), "do_sample_frames": False, "return_tensors": "pt"}
+            media |= {"videos": list(frames), "videos_kwargs": flags}
+        # No tensors of the text and no kinds of tokens: both take the processor longer than to tokenize.
+        inputs = self.processor(text=[text], return_mm_token_type_ids=False, **media)
         sample = {key: inputs[key] for pair in MEDIA_KEYS.values() for key in pair if key in inputs}
-        sample["input_ids"] = inputs["input_ids"][0]
+        sample["input_ids"] = torch.tensor(inputs["input_ids"][0])
         sample["position_ids"] = mrope_position_ids(
             sample["input_ids"], self._media_tokens, sample.get("image_grid_thw"), sample.get("video_grid_thw")
         )

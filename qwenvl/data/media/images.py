@@ -243,7 +243,9 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     """Return an image of 8 bits a channel in mode L where it is gray, else in RGB, and white where transparent."""
     mode = "L" if picture.mode in _GRAY_MODES else "RGB"
     if not picture.has_transparency_data:
-        return picture.convert(mode)
+        picture.load()
+        # Converting would copy all pixels even where there is nothing to convert.
+        return picture if picture.mode == mode else picture.convert(mode)
     canvas = Image.new("RGBA", picture.size, "white")
     canvas.alpha_composite(picture.convert("RGBA"))
     return canvas.convert("RGB").convert(mode)
