@@ -1,6 +1,7 @@
 """Measure the data path: images a second, the seconds until a large dataset is planned, and what its starts cost."""
 
 import argparse
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ from torch.utils.data import DataLoader
 from qwenvl.bench.synthetic_xrays import write_films, write_records
 from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleTracker
+from qwenvl.data.collators import FlattenedDataCollatorForSupervisedDataset
 from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
-from qwenvl.data.packing import PackSampler, plan_packs
+from qwenvl.data.media.images import load_image
+from qwenvl.data.packing import PackSampler, SampleRef, plan_packs
 from qwenvl.model.build import load_processor
 
 _PLANNING_FILM_SIDE = 512
@@ -62,30 +65,61 @@ def bench_planning(encoder: RecordEncoder, options: argparse.Namespace, folder: 
 
 
 def bench_loading(
-    encoder: RecordEncoder, options: argparse.Namespace, folder: Path, longest_side: int
+    processor: transformers.ProcessorMixin, options: argparse.Namespace, folder: Path, longest_side: int
 ) -> list[tuple[str, str]]:
-    """Time the way from JPEG files to samples, in this process with one thread and in all workers."""
+    """Time reading JPEG files in this process with one thread, and packs of them through the data loader's workers.
+
+    Each is timed as training reads images, and for comparison by decoding each whole and normalizing it in float32.
+    """
     names = write_films(folder, options.films, longest_side)
     write_records(folder / "train.json", names, options.words)
     records = load_datasets(str(folder / "train.json"), 0, BadSampleTracker()).records
-    counts = TokenCounter(encoder).count(records, read_media_sizes(records, str(folder)))
-    packs = [[index] for index in range(len(records))]
-    dataset = SupervisedDataset(records, counts, packs, encoder)
-    sampler = PackSampler(packs, 1, 1, 0, 0, dataset.lengths)
+    plain, fast = RecordEncoder(processor), RecordEncoder(processor)
+    plain.load_image = load_image
+    fast.defer_normalization()
+    counts = TokenCounter(fast).count(records, read_media_sizes(records, str(folder)))
+    packs = plan_packs(counts.total, options.model_max_length)
     rows = []
-    for workers in (0, options.workers):
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=len, num_workers=workers)
-        batches = iter(loader)
-        next(batches)
-        started = time.perf_counter()
-        loaded = sum(1 for _ in batches)
-        rate = loaded / (time.perf_counter() - started)
-        where = "one core" if workers == 0 else f"{workers} worker processes"
-        rows.append((f"pictures of {longest_side} pixels, {where}", f"{rate:.1f} /s"))
+    for how, encoder in (("whole and as float32", plain), ("as in training", fast)):
+        what = f"{longest_side} pixels, {how}"
+        dataset = SupervisedDataset(records, counts, packs, encoder)
+        rows.append((f"{what}, one core", f"{_images_per_core_second(dataset):.1f} /s"))
+        rate, core_rate, num_bytes = _time_workers(dataset, options.workers)
+        told = f"{rate:.1f} /s, {core_rate:.1f} /s and core, {num_bytes / 1e6:.1f} MB an image"
+        rows.append((f"{what}, {options.workers} workers", told))
     return [
         *rows,
         (f"tokens of such a sample, mean (at most {options.max_pixels} pixels)", f"{counts.total.mean():.0f}"),
     ]
+
+
+def _images_per_core_second(dataset: SupervisedDataset) -> float:
+    """Return samples for each second of this process's time on the processor, which other work does not stretch."""
+    dataset[SampleRef(0)]
+    started = time.process_time()
+    for index in range(len(dataset)):
+        dataset[SampleRef(index)]
+    return len(dataset) / (time.process_time() - started)
+
+
+def _time_workers(dataset: SupervisedDataset, num_workers: int) -> tuple[float, float, float]:
+    """Return images a second, images for each second of processor time of all processes, and bytes of an image."""
+    collator = FlattenedDataCollatorForSupervisedDataset(dataset.encoder.blank_samples())
+    sampler = PackSampler(dataset.packs, 1, 1, 0, 0, dataset.lengths)
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=num_workers)
+    started, busy = time.perf_counter(), _processor_seconds()
+    num_bytes = sum(batch["pixel_values"].nbytes for batch in loader)
+    return (
+        len(dataset) / (time.perf_counter() - started),
+        len(dataset) / (_processor_seconds() - busy),
+        num_bytes / len(dataset),
+    )
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def find_model(folder: str | None, scratch: Path) -> str:

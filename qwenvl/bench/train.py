@@ -55,7 +55,7 @@ def reload_difference(trainer: QwenVLTrainer, output_dir: Path) -> dict[str, flo
     """Load what the trainer has saved and compare its logits with the trained model's, for one batch."""
     batch = next(iter(trainer.get_train_dataloader()))
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "meta")}
-    inputs = send_to_device(inputs, trainer.args.device)
+    inputs = trainer.normalized(send_to_device(inputs, trainer.args.device))
     loaded, _ = load_checkpoint(
         output_dir,
         dtype=compute_dtype(trainer.args),

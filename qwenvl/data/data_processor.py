@@ -37,6 +37,7 @@ from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, media_paths, usable_places
 from qwenvl.data.media.sizes import scan_media_sizes
+from qwenvl.data.normalization import PatchNormalizer
 from qwenvl.data.packing import PackSampler, PackTable, SampleRef, complete_packs, place_packs
 from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
 from qwenvl.data.record_table import count_media, select
@@ -172,6 +173,12 @@ class DataModule:
     def datasets(self) -> list[SupervisedDataset]:
         """The data sets that there are: for training, and for evaluation."""
         return [dataset for dataset in (self.train_dataset, self.eval_dataset) if dataset is not None]
+
+    def defer_normalization(self) -> PatchNormalizer | None:
+        """Let the batches hold images as uint8 levels, and return what normalizes them; None where that cannot be."""
+        normalizers = [dataset.encoder.defer_normalization() for dataset in self.datasets]
+        self.data_collator.dummies = self.train_dataset.encoder.blank_samples()
+        return normalizers[0]
 
     def use_features(self, load_features: Callable[[str], torch.Tensor]) -> None:
         """Take every picture as its encoder features, which `load_features` has for its path."""

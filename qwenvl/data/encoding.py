@@ -1,7 +1,6 @@
 """Turn one record into one sample: chat template, pictures and frames, tokens, labels and positions."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +13,16 @@ from qwenvl.data.annotations import Record
 from qwenvl.data.collators import MEDIA_KEYS, Sample
 from qwenvl.data.labels import IGNORE_INDEX, AssistantMarkers, make_labels
 from qwenvl.data.media.frames import load_clip
-from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
+from qwenvl.data.media.image_reader import ImageReader
+from qwenvl.data.media.images import MAX_IMAGE_PIXELS
 from qwenvl.data.messages import to_messages, tools_of
+from qwenvl.data.normalization import AS_LEVELS, PatchNormalizer, patch_normalizer
 from qwenvl.data.positions import MediaTokens, mrope_position_ids
 from qwenvl.data.rendered_words import SpecialTokens, missing_words
 from qwenvl.errors import UserError
 
 Video = tuple[torch.Tensor, VideoMetadata]
-# A picture, or its encoder features (rows, columns, D_vis) from a cache.
+# A picture, also as uint8 (3, h, w), or its encoder features (rows, columns, D_vis) from a cache.
 Picture = Image.Image | torch.Tensor
 
 # In pixels. The processor enlarges it where its own smallest picture is larger.
@@ -46,7 +47,9 @@ class RecordEncoder:
         tokenizer = processor.tokenizer
         self._special_tokens = SpecialTokens(tokenizer)
         self._answer_marks = (tokenizer.decode(self.markers.header), tokenizer.decode([self.markers.end]))
-        self._load_image: Callable[[str], Picture] = partial(load_image, max_pixels=max_image_pixels)
+        # Reads an image file; what is read is for the image processor.
+        self.load_image: Callable[[str], Picture] = ImageReader(processor.image_processor, max_image_pixels)
+        self._image_flags: dict[str, Any] = {"return_tensors": "pt"}
         self._blank_picture: Picture = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
         self._media_tokens = MediaTokens(
             processor.image_token_id, processor.video_token_id, processor.image_processor.merge_size
@@ -54,8 +57,18 @@ class RecordEncoder:
 
     def use_features(self, load_features: Callable[[str], torch.Tensor]) -> None:
         """Take each picture as the encoder features (rows, columns, D_vis) that `load_features` has for its path."""
-        self._load_image = load_features
+        self.load_image = load_features
         self._blank_picture = self.processor.image_processor.blank_features(_BLANK_SIDE, _BLANK_SIDE)
+
+    def defer_normalization(self) -> PatchNormalizer | None:
+        """Leave `pixel_values` of images as uint8 levels, and return what normalizes them; None where that cannot be.
+
+        What is returned has to be applied to every batch before the model sees it.
+        """
+        normalizer = patch_normalizer(self.processor.image_processor)
+        if normalizer is not None:
+            self._image_flags |= AS_LEVELS
+        return normalizer
 
     @property
     def opens_thoughts(self) -> bool:
@@ -100,7 +113,7 @@ class RecordEncoder:
 
         Raises `UserError` for a file that cannot be read.
         """
-        images = [self._load_image(path) for path in record.images]
+        images = [self.load_image(path) for path in record.images]
         videos = [load_clip(path, self.processor.video_processor) for path in record.videos]
         sample = self._process(self.render([record])[0], images, videos)
         return sample | {"labels": make_labels(sample["input_ids"], self.markers, supervised_answers(record))}
@@ -126,13 +139,15 @@ class RecordEncoder:
     def _process(self, text: str, images: list[Picture], videos: list[Video]) -> Sample:
         media: dict[str, Any] = {}
         if images:
-            media["images"] = images
+            media |= {"images": images, "images_kwargs": self._image_flags}
         if videos:
             frames, metadata = zip(*videos, strict=True)
-            media |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
-        inputs = self.processor(text=[text], return_tensors="pt", **media)
+            flags = {"video_metadata": list(metadata), "do_sample_frames": False, "return_tensors": "pt"}
+            media |= {"videos": list(frames), "videos_kwargs": flags}
+        # No tensors of the text and no kinds of tokens: both take the processor longer than to tokenize.
+        inputs = self.processor(text=[text], return_mm_token_type_ids=False, **media)
         sample = {key: inputs[key] for pair in MEDIA_KEYS.values() for key in pair if key in inputs}
-        sample["input_ids"] = inputs["input_ids"][0]
+        sample["input_ids"] = torch.tensor(inputs["input_ids"][0])
         sample["position_ids"] = mrope_position_ids(
             sample["input_ids"], self._media_tokens, sample.get("image_grid_thw"), sample.get("video_grid_thw")
         )

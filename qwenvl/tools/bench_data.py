@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         encoder = RecordEncoder(processor)
         rows = []
         for side in options.sides:
-            rows += bench_loading(encoder, options, _made(scratch / str(side)), side)
+            rows += bench_loading(processor, options, _made(scratch / str(side)), side)
         planning = bench_planning(encoder, options, _made(scratch / "planning"))
     print_conditions(argv)
     print_summary("From files to samples", rows)

@@ -5,7 +5,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +13,6 @@ from transformers import PreTrainedConfig
 
 from qwenvl.data.annotations import BadSample
 from qwenvl.data.data_processor import DataModule
-from qwenvl.data.media.images import load_image
 from qwenvl.data.media.sizes import ImageSize, scan_media_sizes
 from qwenvl.data.workers import explain_dead_workers
 from qwenvl.errors import UserError
@@ -60,7 +58,8 @@ def cache_features(
         return
     paths = sorted(locations)
     tower = next(module for name, module in model.named_modules() if name.endswith("model.visual"))
-    image_processor = data.train_dataset.encoder.processor.image_processor
+    encoder = data.train_dataset.encoder
+    image_processor = encoder.processor.image_processor
     autocast = _autocast(training_args)
 
     def num_bytes(pictures: Sequence[str]) -> int:
@@ -74,7 +73,6 @@ def cache_features(
     if training_args.dry_run:
         _log_size(len(paths), num_bytes(paths), folder)
         return
-    read_image = partial(load_image, max_pixels=data_args.max_image_pixels)
     work = Work(training_args.process_index, training_args.world_size, training_args.dataloader_num_workers)
     with _whole_weights(tower):
         cache = FeatureCache(folder, tower, image_processor, autocast)
@@ -86,7 +84,7 @@ def cache_features(
         barrier()
         tower.to(training_args.device)
         with explain_dead_workers(work.num_workers, go_on="start again: the features that are stored are kept"):
-            fill_cache(cache, tower, image_processor, missing, read_image, report_unreadable, work)
+            fill_cache(cache, tower, image_processor, missing, encoder.load_image, report_unreadable, work)
         barrier()
     cache.reload()
     data.use_features(cache.load)

@@ -62,6 +62,7 @@ def build_trainer(
         train_sampler=data.train_sampler,
         eval_sampler=data.eval_sampler,
         bad_samples=data.bad_samples,
+        normalize_pixels=data.defer_normalization(),
         run_arguments=arguments,
         checkpoints=CommitCheckpoints(output_dir),
         callbacks=callbacks,

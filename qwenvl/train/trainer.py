@@ -20,6 +20,7 @@ from qwenvl.checkpoint.card import write_model_card
 from qwenvl.checkpoint.disk import CheckpointDisk, checkpoint_bytes, is_checkpoint_folder
 from qwenvl.checkpoint.save import CommitCheckpoints, cache_as_for_use, write_run_arguments
 from qwenvl.data.annotations import BadSampleTracker
+from qwenvl.data.normalization import PatchNormalizer
 from qwenvl.data.packing import PackSampler
 from qwenvl.data.workers import ignore_signals
 from qwenvl.errors import UserError
@@ -50,6 +51,7 @@ class QwenVLTrainer(Trainer):
         train_sampler: PackSampler,
         eval_sampler: PackSampler | None,
         bad_samples: BadSampleTracker,
+        normalize_pixels: PatchNormalizer | None,
         run_arguments: Mapping[str, Any],
         checkpoints: CommitCheckpoints,
         callbacks: Sequence[TrainerCallback] = (),
@@ -60,6 +62,7 @@ class QwenVLTrainer(Trainer):
         self.train_sampler = train_sampler
         self.eval_sampler = eval_sampler
         self.bad_samples = bad_samples
+        self.normalize_pixels = normalize_pixels
         self.run_arguments = dict(run_arguments)
         self.disk = CheckpointDisk(self.args.output_dir)
         self.throughput = ThroughputMeter()
@@ -151,6 +154,18 @@ class QwenVLTrainer(Trainer):
                 self._gradient_norms = {"all": float(norm)}  # DeepSpeed has let go of the parameters' gradients by now
             self._check_finite()
         return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return the loss of a batch, whose images are normalized here, on the device."""
+        return super().compute_loss(model, self.normalized(inputs), *args, **kwargs)
+
+    def normalized(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch of the data loaders as the model takes it: images normalized, if they are uint8 levels."""
+        if self.normalize_pixels is None or "pixel_values" not in inputs:
+            return inputs
+        return {**inputs, "pixel_values": self.normalize_pixels(inputs["pixel_values"])}
 
     def _check_finite(self) -> None:
         loss = torch.stack(self._step_losses).sum().item()
@@ -259,7 +274,7 @@ class QwenVLTrainer(Trainer):
             for bad_sample in meta.bad:
                 self.bad_samples.report(bad_sample)
             with self.compute_loss_context_manager():
-                logits = model(**self._prepare_inputs(batch)).logits
+                logits = model(**self.normalized(self._prepare_inputs(batch))).logits
             targets = supervised_targets(labels.to(logits.device))
             loss += F.cross_entropy(logits.float(), targets, reduction="sum").item()
             correct += (logits.argmax(-1) == targets).sum().item()

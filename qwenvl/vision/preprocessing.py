@@ -119,19 +119,24 @@ class Geometry:
         """Return the geometry with other area limits, which have an effect only if the aspect is kept."""
         return replace(self, preprocessing=replace(self.preprocessing, min_pixels=min_pixels, max_pixels=max_pixels))
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size to which an image of (height, width) pixels is resized before it is cropped or padded."""
+        wanted = self.preprocessing
+        size = self.input_size(height, width)
+        if wanted.resize == "crop":
+            return _covering_size((height, width), _size_before_cut(size, wanted))
+        if wanted.resize == "squash":
+            return _size_before_cut(size, wanted)
+        return _fitting_size((height, width), size) if wanted.resize == "pad" else size
+
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """Convert images (B, 3, H, W) in 0..255, uint8 or float, to the encoder's input (B, 3, h, w), float32."""
         wanted = self.preprocessing
-        size = self.input_size(*pixels.shape[-2:])
-        if wanted.resize == "crop":
-            cover = _covering_size(pixels.shape[-2:], _size_before_cut(size, wanted))
-            pixels = _crop_center(self._resize(pixels, cover), size, wanted.rounded_cut)
-        elif wanted.resize == "squash":
-            pixels = _crop_center(self._resize(pixels, _size_before_cut(size, wanted)), size, wanted.rounded_cut)
-        elif wanted.resize == "pad":
-            pixels = self._resize(pixels, _fitting_size(pixels.shape[-2:], size))
-        else:
-            pixels = self._resize(pixels, size)
+        full_size = pixels.shape[-2:]
+        size = self.input_size(*full_size)
+        pixels = self._resize(pixels, self.resized_size(*full_size))
+        if wanted.resize in ("crop", "squash"):
+            pixels = _crop_center(pixels, size, wanted.rounded_cut)
         mean = torch.tensor(wanted.mean, device=pixels.device).view(3, 1, 1) * WHITE
         std = torch.tensor(wanted.std, device=pixels.device).view(3, 1, 1) * WHITE
         pixels = (pixels.float().contiguous() - mean) / std

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 from transformers import (
     AutoImageProcessor,
     AutoVideoProcessor,
@@ -18,7 +19,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import ImageInput, make_flat_list_of_images
+from transformers.image_utils import ImageInput, make_flat_list_of_images, torch_pil_interpolation_mapping
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as official_image_size
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as official_video_size
 from transformers.video_utils import (
@@ -156,6 +157,20 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         """Return the size (height, width) that the official processor gives an image."""
         factor = self.official["patch_size"] * self.official["merge_size"]
         return official_image_size(height, width, factor, self.size["shortest_edge"], self.size["longest_edge"])
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size to which an image of (height, width) pixels is resized before it is cropped or padded."""
+        if self.official is not None:
+            return self.official_size(height, width)
+        return self.geometry_for(1).resized_size(height, width)
+
+    @property
+    def resized_by(self) -> Image.Resampling:
+        """The filter by which images are resized."""
+        if self.official is not None:
+            return Image.Resampling(self.official["resample"])
+        interpolation = Geometry.from_dict(self.geometry).preprocessing.interpolation
+        return torch_pil_interpolation_mapping[InterpolationMode(interpolation)]
 
     def _one_frame(self, image: Any) -> torch.Tensor:
         """Return an image as (1, 3, H, W) in 0..255."""

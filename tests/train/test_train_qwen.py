@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 from qwenvl import load_checkpoint
 from qwenvl.bench.standin import build_standin
 from qwenvl.checkpoint.manifest import find_fault
+from qwenvl.data.data_processor import DataModule
 from qwenvl.errors import UserError
 from qwenvl.train import run as run_module
 from qwenvl.train.run import run_folder
@@ -109,6 +110,21 @@ def test_evaluation_gives_the_training_loss_of_the_same_samples(run_training: Ru
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     first_evaluation = next(entry["eval_loss"] for entry in history if "eval_loss" in entry)
     assert first_evaluation == pytest.approx(losses(output_dir)[0], rel=1e-5)
+
+
+def test_images_normalized_on_the_device_give_the_losses_of_images_normalized_by_the_processor(
+    train_here: Callable[..., QwenVLTrainer], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def history(name: str) -> tuple[torch.dtype, list[tuple[float | None, float | None]]]:
+        trainer = train_here(name, eval_dataset_use=pictures, eval_strategy="steps", eval_steps=1)
+        image = trainer.train_dataset.encoder.blank_samples()["image"]["pixel_values"]
+        return image.dtype, [(entry.get("loss"), entry.get("eval_loss")) for entry in trainer.state.log_history]
+
+    dtype, on_device = history("on_device")
+    monkeypatch.setattr(DataModule, "defer_normalization", lambda self: None)
+    dtype_of_processor, by_processor = history("by_processor")
+    assert (dtype, dtype_of_processor) == (torch.uint8, torch.float32)
+    assert on_device == by_processor
 
 
 def test_every_entry_of_the_log_tells_rates_norms_speed_padding_waiting_and_memory(run_training: Run) -> None:

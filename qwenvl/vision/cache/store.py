@@ -33,7 +33,7 @@ from qwenvl.vision.processing import CustomVisionImageProcessor
 from qwenvl.vision.tower import CustomVisionTower
 
 # Increase it when this package reads or prepares images differently, so that older features are not used.
-FORMAT = 3
+FORMAT = 4
 FINGERPRINT_DIGITS = 16
 CONFIGURED = (
     "encoder",
