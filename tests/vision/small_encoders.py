@@ -1,4 +1,4 @@
-"""Small configurations of every encoder, and what tests of the vision side do with them, on the CPU."""
+"""Small configurations of every encoder on the CPU, and helpers to swap them in and to build inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 VIT_WITH_MLP = {**VIT, "intermediate_size": 48}
 DINOV2 = {**VIT, "mlp_ratio": 2, "image_size": 28, "patch_size": 7}
 
-# name -> configuration that builds it; several lines of a family are told apart by a note behind "#".
+# name -> configuration that builds it; several entries of a family differ by a suffix after "#".
 SMALL_ENCODERS: dict[str, dict] = {
     "rad_dino": DINOV2,
     "rad_dino_maira2": DINOV2,

@@ -1,4 +1,4 @@
-"""The contract of encoders: what a self-written class is told when its code fails, and what is kept of it."""
+"""The contract of encoders: errors for user-defined classes that fail, and their saved configuration."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ class Own(VisionEncoder):
 
 
 def own_encoder(folder: Path, line: str = "pass") -> str:
-    """Write a class whose constructor ends with `line` and return the NAME that stands for it."""
+    """Write a class whose constructor ends with `line` and return its NAME."""
     path = folder / f"own_{abs(hash(line))}.py"
     path.write_text(HEAD.format(line=line))
     return f"{path}:Own"
 
 
-def test_the_defaults_of_a_self_written_class_that_json_can_hold_are_its_configuration(tmp_path: Path) -> None:
+def test_the_defaults_of_a_user_defined_class_that_json_can_hold_are_its_configuration(tmp_path: Path) -> None:
     spec = resolve_encoder(own_encoder(tmp_path))
 
     # Of a tuple JSON would make a list.
@@ -51,33 +51,33 @@ def test_code_that_needs_real_numbers_can_be_asked_for_its_sizes(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("raise ValueError('depth 3 is odd')", "cannot be built from .*ValueError: depth 3 is odd"),
         ("open('/nowhere/at/all')", "cannot be built from .*FileNotFoundError"),
         ("self.missing.weight", "cannot be built from .*AttributeError"),
     ],
 )
-def test_a_constructor_that_fails_is_told_in_one_line(tmp_path: Path, line: str, told: str) -> None:
-    with pytest.raises(UserError, match=told) as error:
+def test_a_constructor_that_fails_is_one_line(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         build_encoder(own_encoder(tmp_path, line))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (AttributeError("no layer 3"), "failed: AttributeError: no layer 3$"),
         (AssertionError(), "failed: AssertionError$"),
         (NotImplementedError(), "failed: NotImplementedError$"),
     ],
 )
-def test_a_forward_that_fails_is_told_with_the_kind_of_error(error: Exception, told: str) -> None:
+def test_a_forward_that_fails_is_named_with_the_type_of_the_error(error: Exception, message: str) -> None:
     class Failing(PatchEncoder):
         def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
             raise error
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         check_forward(Failing(), 16, 8)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters a gradient can reach, and what is told where it reaches none."""
+"""Parameters that receive no gradient, and encoders that cannot be trained."""
 
 import pytest
 import torch
@@ -47,13 +47,13 @@ def test_parameters_that_the_features_do_not_depend_on_are_found(kind: type[Visi
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [(Detached, "Detached receives no gradient .*no_grad"), (Fixed, "Fixed has no parameters to train")],
 )
-def test_an_encoder_that_cannot_be_trained_is_told_so(kind: type[VisionEncoder], told: str) -> None:
+def test_an_encoder_that_cannot_be_trained_is_refused(kind: type[VisionEncoder], message: str) -> None:
     encoder = kind()
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         unreachable_parameters(encoder, encoder_geometry(encoder))
 
 

@@ -1,4 +1,4 @@
-"""Real weights: each family loads what its own library saved, and a user is told what is missing."""
+"""Weights in folders and on the hub: loading them, and the errors for those that are missing or gated."""
 
 import json
 from pathlib import Path
@@ -29,10 +29,10 @@ from tests.vision.encoders.comparing import small_model
 from tests.vision.small_encoders import SMALL_ENCODERS, TowerOptions, ask, random_image, swap
 
 
-def from_hub(kind: type[Exception], said: str = "private or gated repo") -> Exception:
+def from_hub(kind: type[Exception], text: str = "private or gated repo") -> Exception:
     """Return what Transformers raises where the hub's library raised `kind`."""
-    error = OSError(said)
-    error.__cause__ = kind(said, response=Mock(headers={})) if issubclass(kind, HfHubHTTPError) else kind(said)
+    error = OSError(text)
+    error.__cause__ = kind(text, response=Mock(headers={})) if issubclass(kind, HfHubHTTPError) else kind(text)
     return error
 
 
@@ -49,7 +49,7 @@ def test_published_preprocessing_is_read_beside_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "no_such_folder", "./a/b/c"])
-def test_missing_folder_says_what_to_give(path):
+def test_error_for_a_missing_folder_names_the_remedy(path):
     with pytest.raises(UserError, match="no such folder or file; give --custom_vision_pretrained_path a folder"):
         raise missing_weights(path, OSError("not found"))
 
@@ -59,7 +59,7 @@ def test_folder_without_a_model_is_named(tmp_path):
         resolve_encoder("rad_dino", path=str(tmp_path))
 
 
-def test_gated_weights_say_where_to_accept_and_where_to_put_them():
+def test_error_for_gated_weights_names_the_terms_and_the_folder():
     error = missing_weights("google/medsiglip-448", from_hub(GatedRepoError))
     assert "is gated: accept its terms at https://huggingface.co/google/medsiglip-448" in str(error)
     assert "hf auth login" in str(error) and "--custom_vision_pretrained_path FOLDER" in str(error)
@@ -70,13 +70,13 @@ def test_repository_that_is_not_there_is_not_called_gated():
     assert "nor a repository on the hub" in error and "is gated" not in error
 
 
-def test_weights_that_cannot_be_downloaded_say_how_to_get_them():
+def test_error_for_a_failed_download_names_the_command():
     error = missing_weights("microsoft/rad-dino", OSError("We couldn't connect to the hub\nmore"), RadDinoEncoder.card)
     assert "`hf download microsoft/rad-dino --local-dir FOLDER`" in str(error) and "\n" not in str(error)
     assert "gated" not in str(error)
 
 
-def test_gate_of_the_encoder_is_told_where_the_hub_cannot_be_asked(monkeypatch):
+def test_gate_of_the_encoder_is_named_if_the_hub_is_not_reachable(monkeypatch):
     monkeypatch.setattr(AutoConfig, "from_pretrained", Mock(side_effect=OSError("no connection")))
     with pytest.raises(UserError, match="no connection.; it is gated: accept its terms at https://.*google/medsiglip"):
         resolve_encoder("medsiglip")

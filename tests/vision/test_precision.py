@@ -1,4 +1,4 @@
-"""The precision in which an encoder is held: half where its code can compute in it, and what is told where not."""
+"""The precision in which an encoder is held: half if its code can compute in it, and warnings and errors otherwise."""
 
 import logging
 from pathlib import Path

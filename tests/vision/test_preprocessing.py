@@ -1,4 +1,4 @@
-"""From images to encoder inputs: equal to the published processors, and each policy as it says."""
+"""From images to encoder inputs: equal to the published processors, for each resize policy."""
 
 import numpy as np
 import pytest
@@ -99,10 +99,10 @@ def test_geometry_survives_json():
     assert Geometry.from_dict(geometry.to_dict()) == geometry
 
 
-@pytest.mark.parametrize("normalisation", [{"mean": (0.5,)}, {"std": (0.25, 0.25)}])
-def test_a_normalisation_of_other_than_three_channels_is_refused(normalisation: dict):
+@pytest.mark.parametrize("normalization", [{"mean": (0.5,)}, {"std": (0.25, 0.25)}])
+def test_a_normalization_of_other_than_three_channels_is_refused(normalization: dict):
     with pytest.raises(UserError, match="expected three numbers, for red, green and blue"):
-        Preprocessing(**normalisation)
+        Preprocessing(**normalization)
 
 
 @pytest.mark.parametrize("size", [(0, 28), (28, -1), (28.0, 28)])

@@ -1,4 +1,4 @@
-"""Names of encoders, and what a user is told when one is wrong."""
+"""Names of encoders, and the errors for invalid ones."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_duplicate_name_is_refused():
         register_encoder("rad_dino")(Dinov2Encoder)
 
 
-def test_class_that_is_no_encoder_is_told_the_contract(own_file):
+def test_class_that_is_no_encoder_is_refused_with_the_contract(own_file):
     with pytest.raises(UserError, match="'NoEncoder' is not an encoder; an encoder is a subclass of .*hidden_size"):
         resolve_encoder(f"{own_file}:NoEncoder")
     with pytest.raises(UserError, match="is not an encoder"):
@@ -123,7 +123,7 @@ def test_own_file_loads_weights_strictly(own_file, tmp_path):
         ("NeedsArgument", "NeedsArgument cannot be built from its defaults: .*width"),
     ],
 )
-def test_incomplete_encoder_is_told_what_is_missing(own_file, name, message):
+def test_error_names_what_an_incomplete_encoder_lacks(own_file, name, message):
     with pytest.raises(UserError, match=message):
         resolve_encoder(f"{own_file}:{name}")
 
@@ -147,7 +147,7 @@ def test_missing_file_and_broken_file_are_named(tmp_path):
         resolve_encoder(f"{tmp_path}/leaves.py:Own")
 
 
-def test_own_file_without_its_class_is_told_the_classes_in_it_and_does_not_run(tmp_path, monkeypatch):
+def test_own_file_without_its_class_is_refused_with_its_classes_and_does_not_run(tmp_path, monkeypatch):
     path = tmp_path / "own_encoder.py"
     path.write_text(f"{OWN}\nraise RuntimeError('it ran')\n")
     monkeypatch.chdir(tmp_path)
@@ -221,7 +221,7 @@ def test_aspect_cannot_be_kept_by_an_encoder_of_irregular_tokens():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "told"),
+    ("numbers", "message"),
     [
         ("(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4)", r"divide them by 255: mean=\(0.485, 0.456, 0.406\)"),
         ("(0.5,) * 3, std=(127.5,) * 3", r"divide them by 255: std=\(0.5, 0.5, 0.5\)"),
@@ -230,8 +230,8 @@ def test_aspect_cannot_be_kept_by_an_encoder_of_irregular_tokens():
         ("('0.5',) * 3, std=(0.5,) * 3", "cannot normalize an image"),
     ],
 )
-def test_a_mean_or_deviation_that_is_not_of_colors_in_0_to_1_is_refused(tmp_path, numbers, told):
+def test_a_mean_or_std_that_is_not_of_colors_in_0_to_1_is_refused(tmp_path, numbers, message):
     path = tmp_path / "own_encoder.py"
     path.write_text(OWN.replace('Preprocessing(16, 8, "squash")', f'Preprocessing(16, 8, "squash", mean={numbers})'))
-    with pytest.raises(UserError, match=f"^Own: mean .*{told}"):
+    with pytest.raises(UserError, match=f"^Own: mean .*{message}"):
         resolve_encoder(f"{path}:Own")

@@ -1,4 +1,4 @@
-"""Code that a configuration names does not run unless the caller says so."""
+"""Code that a configuration names runs only if the caller allows it."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ REFUSED = "names its encoder by code, .*foreign.py:Foreign, and code that a mode
 
 @pytest.fixture(scope="module")
 def swapped(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a whole model whose encoder is a file, as somebody else may have saved it."""
+    """Return the folder of a model whose encoder is a file, as another user may have saved it."""
     folder = tmp_path_factory.mktemp("swapped")
     (folder / "foreign.py").write_text(FOREIGN)
     model, processor = swap(standin, TowerOptions(f"{folder}/foreign.py:Foreign"))
@@ -41,7 +41,7 @@ def swapped(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def foreign(swapped: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return that folder in a process that has never been told of the file; the file leaves a mark where it runs."""
+    """Return that folder in a process that does not trust the file; the file writes a marker when it runs."""
     monkeypatch.setattr(trust, "_TRUSTED_FILES", set())
     for name in [name for name in sys.modules if name.startswith("qwenvl_user_encoder_foreign")]:
         monkeypatch.delitem(sys.modules, name)
@@ -144,10 +144,10 @@ def test_a_pickle_among_an_encoders_weights_is_refused_in_one_line(tmp_path: Pat
         (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "dinov2"}))
         spec = resolve_encoder(name, path=str(path), config=config)
 
-    with pytest.raises(UserError, match=f"{tmp_path}.* a pickle that would run code, which is not loaded") as told:
+    with pytest.raises(UserError, match=f"{tmp_path}.* a pickle that would run code, which is not loaded") as caught:
         build_encoder(spec)
 
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert not mark.exists()
 
 

@@ -13,12 +13,12 @@ from qwenvl.vision.preprocessing import Geometry, Preprocessing, TokenRule
 from qwenvl.vision.registry import build_encoder, resolve_encoder
 from tests.vision.small_encoders import SMALL_ENCODERS, name_of, random_image
 
-# Gray levels of 255. Both sides round a resized image to whole levels, but DINOv3's, which rescales first, and PIL's
-# filters, which timm uses, may fall on the level beside; another filter, crop or normalisation is off by dozens.
+# Gray levels of 255. Both sides round a resized image to integers, except DINOv3, which rescales first; PIL's filters,
+# which timm uses, may be off by one level. Another filter, crop or normalization is off by dozens.
 TOLERANCE = 2.0
 
 
-# Wide, with an odd number of pixels to cut: one pixel beside the centre would show.
+# Wide, with an odd number of pixels to crop, so that a crop one pixel off the center is found.
 SIZE = (61, 98)
 
 
