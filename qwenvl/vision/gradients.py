@@ -45,7 +45,7 @@ def unreachable_parameters(encoder: VisionEncoder, geometry: Geometry) -> list[s
 def _without_gradient(
     encoder: VisionEncoder, size: tuple[int, int], device: torch.device, brightness: float = 1.0
 ) -> list[str]:
-    copies = {id(tensor): _on(tensor, device) for _, tensor in owned_tensors(encoder)}
+    copies = {id(tensor): _copy_to(tensor, device) for _, tensor in owned_tensors(encoder)}
     parameters = {name: copies[id(tensor)] for name, tensor in encoder.named_parameters()}
     wanted = {name: each for name, each in parameters.items() if each.is_floating_point() or each.is_complex()}
     for parameter in wanted.values():
@@ -59,7 +59,7 @@ def _without_gradient(
     return [name for name in parameters if name not in reached]
 
 
-def _on(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a copy on a device, in float32 instead of half precision, with random values for a meta tensor."""
     dtype = torch.float32 if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.dtype
     if not tensor.is_meta or device.type == "meta":

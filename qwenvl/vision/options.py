@@ -89,12 +89,12 @@ class TowerOptions:
     )
 
 
-def _declared() -> Iterator[Field]:
+def _iter_options() -> Iterator[Field]:
     for kind in (EncoderOptions, TowerOptions):
         yield from (each for each in fields(kind) if "flag" in each.metadata)
 
 
-OPTIONS: dict[str, Field] = {each.name: each for each in _declared()}
+OPTIONS: dict[str, Field] = {each.name: each for each in _iter_options()}
 OPTION_FLAGS: dict[str, str] = {each.metadata["flag"]: name for name, each in OPTIONS.items()}
 FEATURE_OPTIONS: tuple[str, ...] = tuple(name for name, each in OPTIONS.items() if each.metadata["changes_features"])
 MERGER_OPTIONS: tuple[str, ...] = tuple(name for name, each in OPTIONS.items() if each.metadata["binds_merger"])

@@ -35,7 +35,7 @@ def register_encoder(name: str) -> Callable[[type[VisionEncoder]], type[VisionEn
             raise UserError(
                 f"encoder {name!r} is already registered by {_ENCODERS[name].__name__}; choose another name"
             )
-        _ENCODERS[name] = _checked_class(encoder_class, name)
+        _ENCODERS[name] = _require_encoder(encoder_class, name)
         return encoder_class
 
     return register
@@ -58,7 +58,7 @@ def encoder_class(name: str) -> type[VisionEncoder]:
         refuse_untrusted_file(name)
         return _class_from_file(name)
     if name.endswith(".py"):
-        raise UserError(_ask_for_class(name))
+        raise UserError(_missing_class_message(name))
     form, colon, argument = name.partition(":")
     if colon and argument and form + colon in _ENCODERS:
         return _ENCODERS[form + colon]
@@ -106,7 +106,7 @@ def resolve_encoder(
     if published is not None:
         shape.preprocessing = published
     check_contract(shape)
-    preprocessing = _asked_preprocessing(shape, options)
+    preprocessing = _apply_options(shape, options)
     _check_normalization(cls.__name__ if spec.weights is None else spec.weights, preprocessing)
     if not preprocessing.keeps_aspect:
         shape.token_grid(preprocessing.height, preprocessing.width)
@@ -174,7 +174,7 @@ def _build_on_meta(cls: type[VisionEncoder], spec: EncoderSpec) -> VisionEncoder
         ) from error
 
 
-def _checked_class(candidate: object, name: str) -> type[VisionEncoder]:
+def _require_encoder(candidate: object, name: str) -> type[VisionEncoder]:
     if isinstance(candidate, type) and issubclass(candidate, VisionEncoder):
         return candidate
     raise UserError(
@@ -187,7 +187,7 @@ def _class_from_file(name: str) -> type[VisionEncoder]:
     if not path.is_file():
         raise UserError(f"{name}: {path} is not a file; give path/to/file.py:CLASS, where CLASS is {CONTRACT}")
     if not class_name:
-        raise UserError(_ask_for_class(str(path)))
+        raise UserError(_missing_class_message(str(path)))
     module_name = f"qwenvl_user_encoder_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     module = sys.modules.get(module_name)
     if module is None:
@@ -204,10 +204,10 @@ def _class_from_file(name: str) -> type[VisionEncoder]:
         own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module_name]
         found = [value.__name__ for value in own if isinstance(value, type)]
         raise UserError(f"{path} has no class {class_name!r}; it has {', '.join(found) or 'none'}")
-    return _checked_class(getattr(module, class_name), name)
+    return _require_encoder(getattr(module, class_name), name)
 
 
-def _ask_for_class(file: str) -> str:
+def _missing_class_message(file: str) -> str:
     """Return the error message for a file without a class: the classes in the file, found without running it."""
     path = Path(file).expanduser().resolve()
     if not path.is_file():
@@ -237,7 +237,7 @@ def _check_options(cls: type[VisionEncoder], name: str, options: EncoderOptions)
         raise UserError(f"resize policy {options.resize!r}: expected one of {', '.join(_resize_choices())}")
 
 
-def _asked_preprocessing(encoder: VisionEncoder, options: EncoderOptions) -> Preprocessing:
+def _apply_options(encoder: VisionEncoder, options: EncoderOptions) -> Preprocessing:
     """Return the encoder's preprocessing with the options applied; raises `UserError` for what it cannot take."""
     published = encoder.preprocessing
     wanted = published

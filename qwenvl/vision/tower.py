@@ -234,7 +234,7 @@ class CustomVisionTower(PreTrainedModel):
         """
         grids = [tuple(grid) for grid in grid_thw.tolist()]
         if pixel_values.ndim == 3:
-            features = self._given_features(pixel_values, grids)
+            features = self._check_cached_features(pixel_values, grids)
         else:
             features = self.encode(self._split_media(pixel_values, grids), grids)
         weight = self.merger.proj.weight
@@ -256,7 +256,7 @@ class CustomVisionTower(PreTrainedModel):
                 features = self._encode_equal(torch.cat([media[i] for i in members]), frozen)
                 counts = [len(media[i]) for i in members]
                 for i, part in zip(members, features.split(counts), strict=True):
-                    found[i] = self._checked(part, grids[i], media[i])
+                    found[i] = self._flatten(part, grids[i], media[i])
             features = torch.cat(found)
             finite = features.detach().isfinite().all()
             before = self._features_were_finite
@@ -271,7 +271,7 @@ class CustomVisionTower(PreTrainedModel):
         with self._own_precision():
             return torch.cat([self.encoder(piece) for piece in pieces])
 
-    def _checked(self, features: torch.Tensor, grid: tuple[int, int, int], pixels: torch.Tensor) -> torch.Tensor:
+    def _flatten(self, features: torch.Tensor, grid: tuple[int, int, int], pixels: torch.Tensor) -> torch.Tensor:
         """Return features (T, N, D_vis) as (T * N, D_vis); raises `UserError` if the processor counted other ones."""
         frames, rows, columns = grid
         expected = (frames, rows * columns, self.config.hidden_size)
@@ -283,7 +283,7 @@ class CustomVisionTower(PreTrainedModel):
             )
         return features.flatten(0, 1)
 
-    def _given_features(self, values: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+    def _check_cached_features(self, values: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
         expected = (sum(t * h * w for t, h, w in grids), 1, self.config.hidden_size)
         if tuple(values.shape) != expected:
             raise UserError(
