@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
+from qwenvl.data.annotations import Record
+from qwenvl.data.records import Turn
 from qwenvl.tools.check_data import main
 
 
@@ -79,3 +81,9 @@ def check(standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
 
 def valid_rows(count: int = 8) -> list[dict[str, Any]]:
     return [row(f"image{number}.png", f"It is image {number}.", id=number) for number in range(count)]
+
+
+def make_record(row: int, question: str, answer: str, source: str = "train.json", **media: Any) -> Record:
+    """Return a checked record as it is read from a file; `media` are its images and videos."""
+    turns = (Turn("user", question), Turn("assistant", answer))
+    return Record(source, row, turns, location=f"row {row}", **media)
