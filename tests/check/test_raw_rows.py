@@ -1,5 +1,6 @@
 """Tests of reading the original rows of an annotation file and of copying them."""
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from qwenvl.check.raw_rows import iter_items, iter_rows, rebase_row, write_valid_rows
 from qwenvl.data.json_rows import Row
 from qwenvl.data.rows import read_rows
-from tests.check.conftest import make_record, row, valid_rows, write
+from qwenvl.tools.check_data import main
+from tests.check.conftest import answers_and_bytes, make_record, row, valid_rows, write
 
 
 def test_jsonl_keeps_its_line_numbers_and_malformed_lines_are_reported(check, images: Path):
@@ -85,3 +87,23 @@ def test_only_valid_records_are_written_and_packs_stay_packs(tmp_path: Path):
     stream = io.StringIO()
     assert write_valid_rows(stream, iter(rows), valid, [str(tmp_path)], str(tmp_path)) == 2
     assert json.loads(stream.getvalue()) == [{"n": 0}, [{"n": 2}]]
+
+
+def test_the_clean_copy_of_a_table_is_json_that_holds_its_images(table: Path, flags: list[str], tmp_path: Path):
+    assert main([*flags, "--dataset_use", str(table), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    written = answers_and_bytes(tmp_path / "out/clean.json", tmp_path / "other")
+    assert written == answers_and_bytes(table, tmp_path / "cache") and len(written) == 4
+
+
+@pytest.mark.parametrize("by_line", [True, False])
+def test_a_compressed_file_with_an_unusable_row_is_copied_without_it(flags: list[str], tmp_path: Path, by_line: bool):
+    rows = [json.dumps({"query": f"{number}?", "response": "yes"}) for number in range(3)]
+    rows.insert(1, '{"query": "twice?", "response": "a", "response": "b"}')
+    rows.insert(2, '{"query": "long?", "response": "a", "id": ' + "9" * 5000 + "}")
+    for name, pack in (("t.json.gz", gzip.compress), ("t.json", bytes)):
+        text = "\n".join(rows) if by_line else f"[{','.join(rows)}]"
+        (tmp_path / name).write_bytes(pack(text.encode()))
+        out = tmp_path / f"out {name}"
+        assert main([*flags, "--dataset_use", str(tmp_path / name), "--out", str(out), "--workers", "1"]) == 1
+        assert [row["query"] for row in json.loads((out / "clean.json").read_text())] == ["0?", "1?", "2?"]
+        assert len((out / "problems.jsonl").read_text().splitlines()) == 2

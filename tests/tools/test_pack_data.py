@@ -99,7 +99,7 @@ def test_a_file_that_is_there_or_packed_already_is_not_packed_over(dataset: Path
     with pytest.raises(UserError, match="already holds train_packed_200.json"):
         pack(dataset, standin)
     pack(dataset, standin, "--overwrite")
-    with pytest.raises(UserError, match="packed already"):
+    with pytest.raises(UserError, match="already packed"):
         pack(dataset.with_name("train_packed_200.json"), standin)
 
 
