@@ -44,6 +44,8 @@ _METADATA = (
 _VIEW_WORDS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
 _VIEW_SETS = (("PA", "LATERAL"), ("AP",), ("PA", "LL"), ("AP", "AP"), ("PA", ""))
 _IMAGE_POOL = 32
+# Height and width of the largest published images are below 4,000 pixels.
+_MAX_IMAGE_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class SyntheticOptions:
         image_size: Height and width of the images in pixels.
         zip_reports: Write the reports as a zip, not as files.
         gzip_tables: Compress the tables.
+
+    Raises:
+        UserError: For images that are too large.
     """
 
     studies: int = 24
@@ -63,6 +68,10 @@ class SyntheticOptions:
     image_size: int = 64
     zip_reports: bool = False
     gzip_tables: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size > _MAX_IMAGE_SIZE:
+            raise UserError(f"--film_size {self.image_size}: give at most {_MAX_IMAGE_SIZE} pixels")
 
 
 class Study(NamedTuple):
@@ -80,11 +89,10 @@ class Study(NamedTuple):
 def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptions()) -> Path:  # noqa: B008
     """Write the tables, the images in `files/`, and the reports (also in `files/`, or as mimic-cxr-reports.zip).
 
-    The same options give the same bytes. Returns `root`; raises `UserError` for a folder that is not empty.
+    The same options give the same bytes. Returns `root`; raises `UserError` for a folder that is not
+    empty or cannot be made.
     """
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"{root} is not empty; give an empty or a new folder for the synthetic tree")
-    root.mkdir(parents=True, exist_ok=True)
+    _make_empty_folder(root)
     draw = random.Random(options.seed)
     pool = [_jpeg(draw, options.image_size, enlarged=bool(number % 2)) for number in range(_IMAGE_POOL)]
     tables: dict[str, list[str]] = {"split": ["dicom_id,study_id,subject_id,split"], "metadata": [_METADATA]}
@@ -104,6 +112,16 @@ def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptio
         else:
             path.write_bytes(data)
     return root
+
+
+def _make_empty_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(root.iterdir())
+    except OSError as error:
+        raise UserError(f"{root}: cannot make the folder ({error.strerror}); give another --out") from None
+    if not is_empty:
+        raise UserError(f"{root} is not empty; give an empty or a new folder for the synthetic tree")
 
 
 def draw_xray(draw: random.Random, size: int, enlarged: bool = False) -> Image.Image:
