@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
@@ -28,12 +29,14 @@ from qwenvl.check.splits import find_leaks, find_shared_subjects
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.encoding import RecordEncoder
+from qwenvl.data.json_rows import open_binary
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import place_packs
+from qwenvl.data.table_rows import is_table
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
 from qwenvl.train.param_groups import format_table
-from qwenvl.train.prepare import prepare_base
+from qwenvl.train.prepare import BasePlan, prepare_base
 from qwenvl.utils.cli import format_summary
 from qwenvl.utils.files import WholeFiles, refuse_inputs
 from qwenvl.vision import CustomVisionConfig
@@ -71,15 +74,32 @@ class DataCheck:
         self.specs = data_list(flags.data.dataset_use)
         self.eval_specs = data_list(flags.data.eval_dataset_use) if flags.data.eval_dataset_use else []
         self.problems = ProblemList()
-        self.encoder, self.vision_config = _build_encoder(flags)
+        for spec in [*self.specs, *self.eval_specs]:
+            if not is_table(spec.annotation_path):
+                # A missing file is reported here, before the model's files are downloaded.
+                open_binary(spec.annotation_path).close()
+
+    @cached_property
+    def _base(self) -> BasePlan:
+        return prepare_base(self.flags.model, self.flags.data, self.flags.training.cache_dir)
+
+    @cached_property
+    def encoder(self) -> RecordEncoder:
+        """The record encoder that training would use."""
+        return RecordEncoder(self._base.processor, self.flags.data.max_image_pixels)
+
+    @property
+    def vision_config(self) -> CustomVisionConfig | None:
+        """The configuration of a custom vision tower; None without one."""
+        return self._base.vision_config
 
     def run(self) -> list[_Split]:
         """Run every check; return the training data and, if there is any, the evaluation data."""
+        video_processor = self.encoder.processor.video_processor
         splits = [self._split(self.flags.data.dataset_use, self.specs, "clean")]
         if self.eval_specs:
             splits.append(self._split(self.flags.data.eval_dataset_use, self.eval_specs, "eval_clean"))
         options = self.flags.check
-        video_processor = self.encoder.processor.video_processor
         for split in splits:
             self.problems.add("turns", find_swapped_turns(split.records))
             if options.decode == "full":
@@ -171,12 +191,6 @@ class DataCheck:
 def _last_samples(records: Iterable[Record]) -> list[Record]:
     """Return the last sample of each row, which has all turns of the row."""
     return [*{record.where: record for record in records}.values()]
-
-
-def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig | None]:
-    """Return the record encoder that training would use, and the configuration of a custom vision tower."""
-    base = prepare_base(flags.model, flags.data, flags.training.cache_dir)
-    return RecordEncoder(base.processor, flags.data.max_image_pixels), base.vision_config
 
 
 def _load(dataset_use: str, flags: CheckFlags, tracker: BadSampleTracker) -> Annotations:

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from qwenvl.bench.standin import build_standin
-from qwenvl.check.data import DataCheck
+from qwenvl.check.data import DataCheck, check_data
 from qwenvl.data.annotations import BadSampleTracker, read_annotations
 from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.errors import UserError
@@ -203,3 +203,17 @@ def test_the_check_and_training_judge_every_record_alike(check, images: Path, tm
     assert outcome.value("records in clean.json") == str(len(MIXED_ROWS) - len(refused))
     assert int(outcome.value("records")) == len(data.train_dataset)
     assert int(outcome.value("tokens").replace(",", "")) == data.train_dataset.lengths.sum()
+
+
+def test_a_missing_file_and_an_earlier_output_are_reported_before_the_model_is_loaded(images: Path, tmp_path: Path):
+    dataset = write(images / "train.json", valid_rows(1))
+    (tmp_path / "clean.json").touch()
+    flags = ["--model_name_or_path", str(tmp_path / "nowhere"), "--out", str(tmp_path)]
+    for given, message in [
+        (["--dataset_use", str(images / "none.json")], "none.json: no such annotation file"),
+        (["--dataset_use", str(dataset), "--eval_dataset_use", str(images / "no.json")], "no such annotation file"),
+        (["--dataset_use", str(dataset)], "already holds clean.json"),
+        (["--dataset_use", str(dataset), "--overwrite"], "nowhere: no such folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_data(parse_check_arguments([*flags, *given]))
