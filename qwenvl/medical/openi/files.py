@@ -141,7 +141,8 @@ def _members(archive: Path, suffix: str) -> Iterator[tuple[tarfile.TarInfo, IO[b
         # The checksum of gzip is at the end of the file, which tarfile does not read.
         while file.read(_COPY_CHUNK):
             pass
-        # An archive ends with blocks of zeros, but tarfile also accepts one that just stops.
+        # An archive ends with blocks of zeros, but tarfile also accepts one that stops before them (`TarFile.next`):
+        # https://github.com/python/cpython/blob/v3.11.7/Lib/tarfile.py#L2617
         if file.tell() < members.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("its end is missing")
 
