@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,6 @@ from qwenvl.check.splits import find_leaks, find_shared_subjects
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.json_rows import open_binary
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import place_packs
 from qwenvl.data.table_rows import is_table
@@ -75,9 +75,9 @@ class DataCheck:
         self.eval_specs = data_list(flags.data.eval_dataset_use) if flags.data.eval_dataset_use else []
         self.problems = ProblemList()
         for spec in [*self.specs, *self.eval_specs]:
-            if not is_table(spec.annotation_path):
-                # A missing file is reported here, before the model's files are downloaded.
-                open_binary(spec.annotation_path).close()
+            # Reading would report it too, but only after the model's files are downloaded.
+            if not is_table(spec.annotation_path) and not os.path.exists(spec.annotation_path):
+                raise UserError(f"{spec.annotation_path}: no such annotation file; correct the path")
 
     @cached_property
     def _base(self) -> BasePlan:
