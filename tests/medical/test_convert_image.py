@@ -117,11 +117,11 @@ def _huge_dicom(path: Path) -> None:
         ("text.png", lambda path: path.write_text("not an image"), "not an image of a known format"),
         ("bomb.png", _bomb, "pixels"),
         ("frames.tif", write_frames, "2 frames in one file; pick one with --frame 0 to 1"),
-        ("none.dcm", _no_pixels, "a DICOM object without pixels"),
+        ("none.dcm", _no_pixels, "without pixels"),
         ("huge.dcm", _huge_dicom, "30000 x 30000 pixels are more than the limit"),
         ("text.dcm", lambda path: path.write_text("not an image" * 50), "the mark DICM is missing"),
         ("cut.dcm", lambda path: path.write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40), "DICOM"),
-        ("link.png", lambda path: path.symlink_to("not there"), "a link to not there, which is not there"),
+        ("link.png", lambda path: path.symlink_to("not there"), "a link to not there"),
         ("pipe.png", os.mkfifo, "a named pipe (FIFO), expected one image file; correct the path"),
     ],
 )
