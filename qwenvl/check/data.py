@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
@@ -30,9 +32,10 @@ from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Re
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import place_packs
+from qwenvl.data.table_rows import is_table
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
 from qwenvl.errors import UserError
-from qwenvl.train.prepare import prepare_base
+from qwenvl.train.prepare import BasePlan, prepare_base
 from qwenvl.utils.files import WholeFiles, refuse_inputs
 from qwenvl.utils.tables import format_summary, format_table
 from qwenvl.vision import CustomVisionConfig
@@ -70,15 +73,32 @@ class DataCheck:
         self.specs = data_list(flags.data.dataset_use)
         self.eval_specs = data_list(flags.data.eval_dataset_use) if flags.data.eval_dataset_use else []
         self.problems = ProblemList()
-        self.encoder, self.vision_config = _build_encoder(flags)
+        for spec in [*self.specs, *self.eval_specs]:
+            # Reading would report it too, but only after the model's files are downloaded.
+            if not is_table(spec.annotation_path) and not os.path.exists(spec.annotation_path):
+                raise UserError(f"{spec.annotation_path}: no such annotation file; correct the path")
+
+    @cached_property
+    def _base(self) -> BasePlan:
+        return prepare_base(self.flags.model, self.flags.data, self.flags.training.cache_dir)
+
+    @cached_property
+    def encoder(self) -> RecordEncoder:
+        """The record encoder that training would use."""
+        return RecordEncoder(self._base.processor, self.flags.data.max_image_pixels)
+
+    @property
+    def vision_config(self) -> CustomVisionConfig | None:
+        """The configuration of a custom vision tower; None without one."""
+        return self._base.vision_config
 
     def run(self) -> list[_Split]:
         """Run every check; return the training data and, if there is any, the evaluation data."""
+        video_processor = self.encoder.processor.video_processor
         splits = [self._split(self.flags.data.dataset_use, self.specs, "clean")]
         if self.eval_specs:
             splits.append(self._split(self.flags.data.eval_dataset_use, self.eval_specs, "eval_clean"))
         options = self.flags.check
-        video_processor = self.encoder.processor.video_processor
         for split in splits:
             self.problems.add("turns", find_swapped_turns(split.records))
             if options.decode == "full":
@@ -170,12 +190,6 @@ class DataCheck:
 def _last_samples(records: Iterable[Record]) -> list[Record]:
     """Return the last sample of each row, which has all turns of the row."""
     return [*{record.where: record for record in records}.values()]
-
-
-def _build_encoder(flags: CheckFlags) -> tuple[RecordEncoder, CustomVisionConfig | None]:
-    """Return the record encoder that training would use, and the configuration of a custom vision tower."""
-    base = prepare_base(flags.model, flags.data, flags.training.cache_dir)
-    return RecordEncoder(base.processor, flags.data.max_image_pixels), base.vision_config
 
 
 def _load(dataset_use: str, flags: CheckFlags, tracker: BadSampleTracker) -> Annotations:

@@ -78,7 +78,7 @@ def _record_or_verify_options(out: Path, options: ImageOptions, overwrite: bool)
     path = out / SETTINGS
     settings = options.settings()
     if not overwrite and path.exists():
-        changed = _changed(_read_settings(path), settings)
+        changed = _changed_settings(_read_settings(path), settings)
         if changed:
             raise UserError(
                 f"{out} contains images made with other settings ({changed}); give another --out, or --overwrite"
@@ -98,7 +98,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _changed_settings(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(f"{name} was {old.get(name)}, is now {new[name]}" for name in new if old.get(name) != new[name])
 
 

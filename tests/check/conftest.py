@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import pytest
 from PIL import Image
 
+from qwenvl.data.annotations import BadSampleTracker, Record, read_annotations
+from qwenvl.data.records import Turn
 from qwenvl.tools.check_data import main
 
 
@@ -79,3 +82,34 @@ def check(standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
 
 def valid_rows(count: int = 8) -> list[dict[str, Any]]:
     return [row(f"image{number}.png", f"It is image {number}.", id=number) for number in range(count)]
+
+
+def make_record(row: int, question: str, answer: str, source: str = "train.json", **media: Any) -> Record:
+    """Return a checked record as it is read from a file; `media` are its images and videos."""
+    turns = (Turn("user", question), Turn("assistant", answer))
+    return Record(source, row, turns, location=f"row {row}", **media)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Return a parquet file of 4 records, each with the bytes of an image of its own."""
+    images = []
+    for number in range(4):
+        Image.new("L", (96, 64), 40 * number).save(tmp_path / "x.png")
+        images.append({"bytes": (tmp_path / "x.png").read_bytes(), "path": None})
+    rows = {"image": images, "query": ["Which?"] * 4, "response": list("abcd")}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "t.parquet")
+    return tmp_path / "t.parquet"
+
+
+@pytest.fixture
+def flags(standin: Path, tmp_path: Path) -> list[str]:
+    """Return the flags that check_data and pack_data need."""
+    shared = ["--model_name_or_path", standin, "--model_max_length", 300, "--media_cache_dir", tmp_path / "cache"]
+    return [str(flag) for flag in shared]
+
+
+def answers_and_bytes(path: Path, cache: Path) -> list[tuple[str, bytes]]:
+    """Return the answer and the image of each record of a written file."""
+    records = read_annotations(str(path), str(path.parent), BadSampleTracker(), str(cache)).records
+    return sorted((record.turns[1].text, Path(record.images[0]).read_bytes()) for record in records)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.check.duplicates import media_ids
+from qwenvl.check.duplicates import find_duplicates, media_ids
 from qwenvl.medical.mimic.synthetic import SyntheticOptions, build_synthetic_mimic
 from qwenvl.tools import prepare_mimic_cxr
-from tests.check.conftest import row, valid_rows, write
+from tests.check.conftest import make_record, row, valid_rows, write
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,39 @@ def test_the_synthetic_archive_has_no_duplicates_of_its_own(check, tmp_path: Pat
     train_file, valid_file = (tmp_path / "json" / f"mimic_{name}.json" for name in ("train", "valid"))
     outcome = check(train_file, "--eval_dataset_use", valid_file)
     assert (outcome.code, outcome.problems) == (0, [])
+
+
+IDS = {"a.png": 1, "copy.png": 1, "b.png": 2}
+
+
+@pytest.mark.parametrize(
+    ("same", "question", "answer", "media", "reason"),
+    [
+        ("answer", "Other?", "Yes.", "a.png", "the same media and the same answer as train.json row 0"),
+        ("answer", "Other?", "Yes.", "copy.png", "the same content of its media and the same answer as"),
+        ("answer", "Q?", "No.", "a.png", None),
+        ("answer", "Q?", "Yes.", "b.png", None),
+        ("record", "Other?", "Yes.", "a.png", None),
+        ("record", "Q?", "Yes.", "a.png", "the same media and the same turns as"),
+    ],
+)
+def test_a_record_repeats_another_by_media_and_text(same: str, question: str, answer: str, media: str, reason):
+    records = [make_record(0, "Q?", "Yes.", images=("a.png",)), make_record(1, question, answer, images=(media,))]
+    found = list(find_duplicates(records, IDS, same))
+    assert [(bad.location, bad.path) for bad in found] == ([] if reason is None else [("row 1", media)])
+    assert reason is None or found[0].reason.startswith(reason)
+
+
+def test_records_of_text_are_compared_by_all_turns():
+    records = [make_record(row, question, "Yes.") for row, question in enumerate(["Q?", "P?", "Q?"])]
+    assert [(bad.location, bad.reason) for bad in find_duplicates(records, {}, "answer")] == [
+        ("row 2", "the same text as train.json row 0")
+    ]
+
+
+def test_paths_are_compared_where_content_is_not_asked_for_and_missing_files_are_unlike(tmp_path: Path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"same")
+    paths = [str(tmp_path / name) for name in ("a", "b", "none", "nothing")]
+    assert len(set(media_ids(paths).values())) == 3
+    assert media_ids(paths, by_content=False) == {path: path for path in paths}

@@ -1,13 +1,17 @@
 """Tests of reading the original rows of an annotation file and of copying them."""
 
+import gzip
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from qwenvl.check.raw_rows import iter_rows
+from qwenvl.check.raw_rows import iter_items, iter_rows, rebase_row, write_valid_rows
+from qwenvl.data.json_rows import Row
 from qwenvl.data.rows import read_rows
-from tests.check.conftest import row, valid_rows, write
+from qwenvl.tools.check_data import main
+from tests.check.conftest import answers_and_bytes, make_record, row, valid_rows, write
 
 
 def test_jsonl_keeps_its_line_numbers_and_malformed_lines_are_reported(check, images: Path):
@@ -56,3 +60,50 @@ def test_frames_of_videos_are_found_from_where_the_clean_file_is_written(check, 
     assert (outcome.code, outcome.value("records in clean.json")) == (0, "4")
     clean = outcome.out / "clean.json"
     assert check(clean, out="again").code == 0
+
+
+def test_the_items_of_a_pack_have_locations_of_their_own():
+    assert list(iter_items(Row("row 4", 4, {"a": 1}))) == [("row 4", {"a": 1})]
+    assert list(iter_items(Row("row 4", 4, [1, 2]))) == [("row 4 item 0", 1), ("row 4 item 1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"),
+    [("data", "x/a.png"), (".", "data/x/a.png"), ("data/x", "a.png"), ("out", "{data}/x/a.png")],
+)
+def test_relative_media_are_named_as_seen_from_another_folder(tmp_path: Path, folder: str, path: str):
+    data = tmp_path / "data"
+    record = make_record(0, "Q", "A", images=(str(data / "x" / "a.png"),))
+    given = {"image": ["x/a.png", "/abs/b.png"], "text": "x/a.png", "nested": {"path": "x/a.png"}}
+    expected = path.format(data=data)
+    assert rebase_row(given, record, [str(data)], str(tmp_path / folder)) == {
+        "image": [expected, "/abs/b.png"], "text": "x/a.png", "nested": {"path": expected}
+    }  # fmt: skip
+
+
+def test_only_valid_records_are_written_and_packs_stay_packs(tmp_path: Path):
+    rows = [Row("row 0", 0, {"n": 0}), Row("row 1", 1, [{"n": 1}, {"n": 2}]), Row("row 2", 2, [{"n": 3}])]
+    valid = {location: make_record(0, "Q", "A") for location in ("row 0", "row 1 item 1")}
+    stream = io.StringIO()
+    assert write_valid_rows(stream, iter(rows), valid, [str(tmp_path)], str(tmp_path)) == 2
+    assert json.loads(stream.getvalue()) == [{"n": 0}, [{"n": 2}]]
+
+
+def test_the_clean_copy_of_a_table_is_json_that_holds_its_images(table: Path, flags: list[str], tmp_path: Path):
+    assert main([*flags, "--dataset_use", str(table), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    written = answers_and_bytes(tmp_path / "out/clean.json", tmp_path / "other")
+    assert written == answers_and_bytes(table, tmp_path / "cache") and len(written) == 4
+
+
+@pytest.mark.parametrize("by_line", [True, False])
+def test_a_compressed_file_with_an_unusable_row_is_copied_without_it(flags: list[str], tmp_path: Path, by_line: bool):
+    rows = [json.dumps({"query": f"{number}?", "response": "yes"}) for number in range(3)]
+    rows.insert(1, '{"query": "twice?", "response": "a", "response": "b"}')
+    rows.insert(2, '{"query": "long?", "response": "a", "id": ' + "9" * 5000 + "}")
+    for name, pack in (("t.json.gz", gzip.compress), ("t.json", bytes)):
+        text = "\n".join(rows) if by_line else f"[{','.join(rows)}]"
+        (tmp_path / name).write_bytes(pack(text.encode()))
+        out = tmp_path / f"out {name}"
+        assert main([*flags, "--dataset_use", str(tmp_path / name), "--out", str(out), "--workers", "1"]) == 1
+        assert [row["query"] for row in json.loads((out / "clean.json").read_text())] == ["0?", "1?", "2?"]
+        assert len((out / "problems.jsonl").read_text().splitlines()) == 2

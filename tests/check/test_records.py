@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.check.conftest import row, write
+from qwenvl.check.records import find_outside, find_swapped_turns, find_wrong_boxes, media_by_kind
+from qwenvl.data.annotations import Record
+from qwenvl.data.media.sizes import ImageSize, Unreadable
+from qwenvl.data.records import Turn
+from tests.check.conftest import make_record, row, write
 
 
 def test_a_truncated_image_is_found_by_full_decoding_alone(check, images: Path):
@@ -95,3 +99,58 @@ def test_frames_outside_the_folder_are_reported(check, images: Path):
         )
     )
     assert [each["check"] for each in outcome.problems] == ["outside"]
+
+
+@pytest.mark.parametrize(
+    ("space", "answer", "reason"),
+    [
+        ("relative", '[{"bbox_2d": [0, 0, 1000, 1000]}]', None),
+        ("relative", '[{"bbox_2d": [0, 0, 1000, 1001]}]', "in relative coordinates"),
+        (
+            "relative",
+            '[{"bbox_2d": [0, 0, 9]}, {"bbox_2d": [1, 1, 2, 2]}]',
+            "1 of 2 bbox_2d in an answer is not",
+        ),
+        ("absolute", '[{"bbox_2d": [0, 0, 96, 64]}]', None),
+        ("absolute", '[{"bbox_2d": [0, 0, 40, 90]}]', None),
+        ("absolute", '[{"bbox_2d": [0, 0, 97, 64]}]', "in absolute coordinates"),
+        ("relative", "no box", None),
+    ],
+)
+def test_a_box_must_lie_in_one_of_the_images(space: str, answer: str, reason: str | None):
+    sizes = {"wide.png": ImageSize(64, 96), "tall.png": ImageSize(96, 64), "lost.png": Unreadable("no such file")}
+    record = make_record(3, "Where?", answer, images=("lost.png", "wide.png", "tall.png"))
+    found = list(find_wrong_boxes([record], sizes, space))
+    assert [(bad.location, bad.path) for bad in found] == ([] if reason is None else [("row 3", "lost.png")])
+    assert reason is None or reason in found[0].reason
+
+
+def test_boxes_in_a_question_are_not_checked():
+    record = make_record(0, '{"bbox_2d": [5, 5, 1, 1]}', "Yes.", images=("a.png",))
+    assert list(find_wrong_boxes([record], {"a.png": ImageSize(9, 9)}, "relative")) == []
+
+
+def test_roles_are_swapped_only_where_both_ends_are():
+    question, answer, system = Turn("user", "Q"), Turn("assistant", "A"), Turn("system", "S")
+    turns = [(question, answer), (system, answer, question), (answer, question, answer), (question, answer, question)]
+    records = [Record("train.json", row, each, location=f"row {row}") for row, each in enumerate(turns)]
+    assert [bad.location for bad in find_swapped_turns(records)] == ["row 1"]
+
+
+def test_links_out_of_the_folder_are_found_and_links_within_it_are_not(tmp_path: Path):
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    for path in (tmp_path / "outside.png", tmp_path / "data" / "a.png"):
+        path.touch()
+    (tmp_path / "data" / "out.png").symlink_to(tmp_path / "outside.png")
+    (tmp_path / "data" / "sub" / "in.png").symlink_to(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "up").symlink_to(tmp_path)
+    names = ["a.png", "out.png", "sub/in.png", "up/outside.png"]
+    records = [make_record(row, "Q", "A", images=(str(tmp_path / "data" / name),)) for row, name in enumerate(names)]
+    found = list(find_outside(records, str(tmp_path / "data")))
+    assert [bad.location for bad in found] == ["row 1", "row 3"]
+    assert all(bad.reason.endswith(f"to {tmp_path / 'outside.png'}") for bad in found)
+
+
+def test_media_are_named_by_their_kind():
+    record = make_record(0, "Q", "A", images=("a",), videos=("b", "c"))
+    assert media_by_kind(record) == (("image", ("a",)), ("video", ("b", "c")))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl.check.report import draw_histogram, histogram_edges
+from qwenvl.check.report import ProblemList, draw_histogram, histogram_edges, length_rows
+from qwenvl.data.annotations import BadSample
 from qwenvl.train.train_qwen import train
-from tests.check.conftest import row, valid_rows, write
+from tests.check.conftest import make_record, row, valid_rows, write
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -97,3 +98,36 @@ def test_what_the_limit_drops_is_reported(check, images: Path):
     assert outcome.value("records over --model_max_length 512") == "2"
     assert int(outcome.value("tokens of a record, most").replace(",", "")) > 700
     assert outcome.value("records") == "8"
+
+
+def test_problems_are_counted_once_and_sorted_by_their_location():
+    problems = ProblemList()
+    late, early = BadSample("b.json", "row 10", None, "late"), BadSample("b.json", "row 9", "x.png", "early")
+    problems.add("file", [late, early, late])
+    problems.add("length", [BadSample("a.json", "row 3 item 1", None, "long")])
+    assert len(problems) == 3
+    assert [(row["file"], row["row"], row["check"], row["path"]) for row in problems.rows()] == [
+        ("a.json", "row 3 item 1", "length", None),
+        ("b.json", "row 9", "file", "x.png"),
+        ("b.json", "row 10", "file", None),
+    ]
+    assert problems.by_check() == [("file", 2), ("length", 1)]
+
+
+def test_records_without_a_problem_are_valid():
+    problems, records = ProblemList(), [make_record(row, "Q", "A") for row in range(3)]
+    problems.add("turns", [BadSample("train.json", "row 1", None, "swapped")])
+    assert problems.valid(records) == [records[0], records[2]]
+    assert [problems.is_valid(record) for record in records] == [True, False, True]
+
+
+def test_lengths_are_described_by_percentiles_and_the_limit():
+    rows = dict(length_rows(np.arange(1, 102), 90))
+    assert rows == {
+        "tokens of a record, 50 % have at most": 51,
+        "tokens of a record, 95 % have at most": 96,
+        "tokens of a record, 99 % have at most": 100,
+        "tokens of a record, most": 101,
+        "records over --model_max_length 90": 11,
+        "tokens of these": sum(range(91, 102)),
+    }

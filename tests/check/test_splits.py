@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.check.conftest import row, valid_rows, write
+from qwenvl.check.splits import find_leaks, find_shared_subjects
+from tests.check.conftest import make_record, row, valid_rows, write
 
 
 def test_an_image_in_training_and_evaluation_is_reported_for_the_training_record(check, images: Path):
@@ -67,3 +68,28 @@ def test_frames_in_training_and_evaluation_are_a_leak_whatever_their_rate(check,
     )
     assert [(each["row"], each["check"]) for each in outcome.problems] == [("row 0", "leak")]
     assert outcome.problems[0]["path"] == str(images / "image0.png")
+
+
+def test_a_leak_names_the_evaluation_record_and_how_the_files_are_equal(tmp_path: Path):
+    (tmp_path / "a.png").touch()
+    os.link(tmp_path / "a.png", tmp_path / "link.png")
+    paths = {name: str(tmp_path / f"{name}.png") for name in ("a", "link", "copy", "other")}
+    ids = {paths["a"]: 1, paths["link"]: 1, paths["copy"]: 1, paths["other"]: 2}
+    held_out = [make_record(7, "Q", "A", source="valid.json", images=(paths["a"],))]
+    records = [make_record(row, "Q", "A", images=(path,)) for row, path in enumerate(paths.values())]
+    found = {bad.location: bad.reason for bad in find_leaks(records, held_out, ids)}
+    place = "in the evaluation data (valid.json row 7): keep it in one of the two"
+    assert found == {
+        "row 0": f"the same file is {place}",
+        "row 1": f"the same file is {place}",
+        "row 2": f"a file of the same content, {paths['a']}, is {place}",
+    }
+
+
+@pytest.mark.parametrize("value", [7, "7", 7.0])
+def test_subjects_are_compared_as_text_and_by_key(tmp_path: Path, value: Any):
+    rows = [{"subject_id": value}, {"patient_id": 7}, {"subject_id": ""}, {"subject_id": [7]}, {"subject_id": 8}]
+    train_file, eval_file = write(tmp_path / "train.json", rows), write(tmp_path / "valid.json", [{"subject_id": 7}])
+    records = [make_record(row, "Q", "A", source=str(train_file)) for row in range(len(rows))]
+    held_out = [make_record(0, "Q", "A", source=str(eval_file))]
+    assert [bad.location for bad in find_shared_subjects(records, held_out)] == ["row 0"]

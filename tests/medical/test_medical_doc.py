@@ -1,4 +1,4 @@
-"""What docs/medical.md tells people to type works: its first commands run, and every option that it names exists."""
+"""Tests of the commands in docs/medical.md: the first ones run, and every option exists."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ def _commands(name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_every_command_of_the_document_is_understood(name: str):
+def test_every_command_of_the_document_is_parsed(name: str):
     assert _commands(name)
     for arguments in _commands(name):
         PARSERS[name].build_parser().parse_args(arguments)
@@ -40,17 +40,17 @@ def test_every_option_of_the_document_exists():
     assert named and named <= known
 
 
-def test_the_first_two_commands_give_a_set_that_can_be_trained_on(tmp_path: Path):
+def test_the_first_two_commands_give_a_dataset_that_can_be_read(tmp_path: Path):
     (build,), (convert, *_) = _commands("synthetic_mimic"), _commands("prepare_mimic_cxr")
     build[build.index("--studies") + 1] = "40"
-    place = {"/tmp/mimic": str(tmp_path / "mimic"), "/tmp/mimic_json": str(tmp_path / "json")}
-    assert synthetic_mimic.main([place.get(argument, argument) for argument in [*build, "--film_size", "16"]]) == 0
-    arguments = [place.get(argument, argument) for argument in convert]
+    folders = {"/tmp/mimic": str(tmp_path / "mimic"), "/tmp/mimic_json": str(tmp_path / "json")}
+    assert synthetic_mimic.main([folders.get(argument, argument) for argument in [*build, "--film_size", "16"]]) == 0
+    arguments = [folders.get(argument, argument) for argument in convert]
     assert prepare_mimic_cxr.main([*arguments, "--workers", "1"]) == 0
     assert read_annotations(str(tmp_path / "json" / "mimic_train.json"), "", BadSampleTracker()).records
 
 
-def test_the_check_of_the_document_is_understood():
+def test_the_check_of_the_document_is_parsed():
     (arguments,) = _commands("check_data")
     flags = parse_check_arguments(arguments)
     assert flags.data.eval_dataset_use == "mimic_valid"

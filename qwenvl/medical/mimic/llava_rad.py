@@ -49,9 +49,11 @@ def convert_annotations(paths: list[Path], options: MimicOptions, allow_outside:
 
 
 def _check_row(location: str, row: Any) -> Mapping[str, Any]:
-    if not isinstance(row, dict) or any(name not in row for name in _FIELDS) or not isinstance(row["image"], str):
+    if not isinstance(row, dict) or any(name not in row for name in _FIELDS):
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{location}: not a LLaVA-Rad annotation: expected image and conversations, found {found}")
+    if not isinstance(row["image"], str):
+        raise UserError(f"{location}: its image is not one path in quotes; give the published file")
     turns = row["conversations"]
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
         raise UserError(f"{location}: conversations is not a list of a question and an answer; give the published file")

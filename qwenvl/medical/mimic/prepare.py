@@ -91,7 +91,9 @@ def convert_mimic(
 
 
 def find_image_root(root: Path) -> Path:
-    """Return the folder with p10 to p19: `root/files` or `root`. Raises `UserError` if they are in neither."""
+    """Return the folder with p10 to p19: `root/files` or `root`. Raises `UserError` for neither."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give --jpg_root the folder of MIMIC-CXR-JPG")
     folder = next((each for each in (root / "files", root) if any(each.glob("p[0-9][0-9]"))), None)
     if folder is None:
         found = ", ".join(sorted(path.name for path in root.glob("*"))[:_MAX_NAMES_SHOWN]) or "nothing"

@@ -138,10 +138,7 @@ def read_texts(reports: PatientReports) -> dict[int, bytes]:
     """Return the bytes of each report of one patient by study id; empty for a patient without reports."""
     if not isinstance(reports.texts, str):
         return reports.texts
-    try:
-        hits = [hit for hit in map(_REPORT.fullmatch, os.listdir(reports.texts)) if hit]
-    except FileNotFoundError:
-        return {}
+    hits = map(_REPORT.fullmatch, _names(reports.texts, _REPORT))
     return {int(hit[1]): _read_file(os.path.join(reports.texts, hit[0])) for hit in hits}
 
 
@@ -159,5 +156,11 @@ def decode_report(data: bytes) -> str | None:
     return None if "\0" in report or not report.strip() else report
 
 
-def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if pattern.fullmatch(name))
+def _names(folder: str | Path, pattern: re.Pattern[str]) -> list[str]:
+    """Return the matching names in a folder, sorted; none if it does not exist or is a file."""
+    try:
+        return sorted(name for name in os.listdir(folder) if pattern.fullmatch(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read it ({error.strerror}); correct the permissions") from None

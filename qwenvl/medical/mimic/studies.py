@@ -114,7 +114,7 @@ def _studies(patient: Patient, texts: dict[int, bytes], options: MimicOptions, c
         if len({image.split for image in images}) > 1:
             problem = "images in more than one split"
         elif report is None:
-            problem = "report is empty or no UTF-8 text" if study_id in texts else "no report file"
+            problem = "report is empty or not UTF-8 text" if study_id in texts else "no report file"
         studies.append(
             _Study(
                 subject_id=subject_id,

@@ -44,6 +44,8 @@ _METADATA = (
 _VIEW_WORDS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
 _VIEW_SETS = (("PA", "LATERAL"), ("AP",), ("PA", "LL"), ("AP", "AP"), ("PA", ""))
 _IMAGE_POOL = 32
+# Height and width of the largest published images are below 4,000 pixels.
+_MAX_IMAGE_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class SyntheticOptions:
         image_size: Height and width of the images in pixels.
         zip_reports: Write the reports as a zip, not as files.
         gzip_tables: Compress the tables.
+
+    Raises:
+        UserError: For images that are too large.
     """
 
     studies: int = 24
@@ -63,6 +68,10 @@ class SyntheticOptions:
     image_size: int = 64
     zip_reports: bool = False
     gzip_tables: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size > _MAX_IMAGE_SIZE:
+            raise UserError(f"--film_size {self.image_size}: give at most {_MAX_IMAGE_SIZE} pixels")
 
 
 class Study(NamedTuple):
@@ -80,21 +89,20 @@ class Study(NamedTuple):
 def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptions()) -> Path:  # noqa: B008
     """Write the tables, the images in `files/`, and the reports (also in `files/`, or as mimic-cxr-reports.zip).
 
-    The same options give the same bytes. Returns `root`; raises `UserError` for a folder that is not empty.
+    The same options give the same bytes. Returns `root`; raises `UserError` for a folder that is not
+    empty or cannot be made.
     """
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"{root} is not empty; give an empty or a new folder for the synthetic tree")
-    root.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(options.seed)
-    pool = [_jpeg(draw, options.image_size, enlarged=bool(number % 2)) for number in range(_IMAGE_POOL)]
+    _make_empty_folder(root)
+    rng = random.Random(options.seed)
+    pool = [_jpeg(rng, options.image_size, enlarged=bool(number % 2)) for number in range(_IMAGE_POOL)]
     tables: dict[str, list[str]] = {"split": ["dicom_id,study_id,subject_id,split"], "metadata": [_METADATA]}
     tables |= {table: [",".join(("subject_id", "study_id", *LABELS))] for table in LABEL_TABLES}
     with _report_writer(root, options.zip_reports) as reports:
-        for study in progress(_studies(draw, options.studies), "synthetic", "study", options.studies):
+        for study in progress(_studies(rng, options.studies), "synthetic", "study", options.studies):
             _add_rows(tables, study)
             _write_images(root, study, pool)
             reports.write(
-                f"p{str(study.subject_id)[:2]}/p{study.subject_id}/s{study.study_id}.txt", _report(draw, study)
+                f"p{str(study.subject_id)[:2]}/p{study.subject_id}/s{study.study_id}.txt", _report(rng, study)
             )
     for name, lines in tables.items():
         data = ("\n".join(lines) + "\n").encode()
@@ -106,18 +114,28 @@ def build_synthetic_mimic(root: Path, options: SyntheticOptions = SyntheticOptio
     return root
 
 
-def draw_xray(draw: random.Random, size: int, enlarged: bool = False) -> Image.Image:
+def _make_empty_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(root.iterdir())
+    except OSError as error:
+        raise UserError(f"{root}: cannot make the folder ({error.strerror}); give another --out") from None
+    if not is_empty:
+        raise UserError(f"{root} is not empty; give an empty or a new folder for the synthetic tree")
+
+
+def draw_xray(rng: random.Random, size: int, enlarged: bool = False) -> Image.Image:
     """Return a gray image (mode L, `size` x `size`) that resembles a frontal chest X-ray."""
     image = Image.new("L", (size, size), 20)
     brush = ImageDraw.Draw(image)
-    shift = draw.uniform(-0.02, 0.02)
+    shift = rng.uniform(-0.02, 0.02)
 
     def box(left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
         return tuple((edge + shift) * size for edge in (left, top, right, bottom))
 
     brush.rounded_rectangle(box(0.08, 0.04, 0.92, 1.1), radius=size // 5, fill=150)
-    brush.ellipse(box(0.14, 0.12, 0.46, 0.82), fill=45 + draw.randrange(25))
-    brush.ellipse(box(0.54, 0.12, 0.86, 0.82), fill=45 + draw.randrange(25))
+    brush.ellipse(box(0.14, 0.12, 0.46, 0.82), fill=45 + rng.randrange(25))
+    brush.ellipse(box(0.54, 0.12, 0.86, 0.82), fill=45 + rng.randrange(25))
     brush.rectangle(box(0.47, 0.0, 0.53, 0.95), fill=190)
     for rib in range(6):
         brush.arc(box(0.12, 0.14 + rib * 0.1, 0.88, 0.4 + rib * 0.1), 200, 340, fill=120, width=max(1, size // 64))
@@ -125,9 +143,9 @@ def draw_xray(draw: random.Random, size: int, enlarged: bool = False) -> Image.I
     return image.filter(ImageFilter.GaussianBlur(size / 96))
 
 
-def _jpeg(draw: random.Random, size: int, enlarged: bool) -> bytes:
+def _jpeg(rng: random.Random, size: int, enlarged: bool) -> bytes:
     data = io.BytesIO()
-    draw_xray(draw, size, enlarged).save(data, "JPEG", quality=90)
+    draw_xray(rng, size, enlarged).save(data, "JPEG", quality=90)
     return data.getvalue()
 
 
@@ -137,26 +155,26 @@ def _add_comment(jpeg: bytes, text: str) -> bytes:
     return jpeg[:2] + b"\xff\xfe" + (len(data) + 2).to_bytes(2, "big") + data + jpeg[2:]
 
 
-def _studies(draw: random.Random, number: int) -> Iterator[Study]:
+def _studies(rng: random.Random, number: int) -> Iterator[Study]:
     """Invent studies, patient by patient; a patient has one split, one to five studies, and increasing ids."""
     count, patient = 0, 0
     while count < number:
         # Folders p10 to p19 of about equal size, as in the published tree.
         subject_id = 10_000_032 + patient * 7_919 % 9_999_000
         split = (
-            draw.choices(("train", "validate", "test"), (96, 2, 2))[0]
+            rng.choices(("train", "validate", "test"), (96, 2, 2))[0]
             if patient > 2
             else ("train", "validate", "test")[patient]
         )
-        for _ in range(min(draw.choice((1, 1, 2, 5)), number - count)):
+        for _ in range(min(rng.choice((1, 1, 2, 5)), number - count)):
             study_id = 50_000_000 + count * 37
             yield Study(
                 subject_id, study_id, split,
                 images=tuple(
-                    (_dicom_id(study_id, number), view) for number, view in enumerate(draw.choice(_VIEW_SETS))
+                    (_dicom_id(study_id, number), view) for number, view in enumerate(rng.choice(_VIEW_SETS))
                 ),
-                present=frozenset(name for name in FINDINGS if draw.random() < 0.3),
-                date=21_000_101 + count, time=round(draw.uniform(0, 235_959), 3),
+                present=frozenset(name for name in FINDINGS if rng.random() < 0.3),
+                date=21_000_101 + count, time=round(rng.uniform(0, 235_959), 3),
             )  # fmt: skip
             count += 1
         patient += 1
@@ -190,18 +208,18 @@ def _write_images(root: Path, study: Study, pool: list[bytes]) -> None:
         (folder / f"{dicom_id}.jpg").write_bytes(_add_comment(jpeg, dicom_id))
 
 
-def _report(draw: random.Random, study: Study) -> str:
+def _report(rng: random.Random, study: Study) -> str:
     """Return a report with the headers, indents and line breaks of the published ones."""
     findings = [texts[0] if name in study.present else texts[1] for name, texts in FINDINGS.items()]
     impression = "\n ".join(texts[0] for name, texts in FINDINGS.items() if name in study.present)
-    header = draw.choice(("INDICATION", "HISTORY", "REASON FOR EXAMINATION"))
+    header = rng.choice(("INDICATION", "HISTORY", "REASON FOR EXAMINATION"))
     body = [
         f"EXAMINATION:  CHEST ({'PA AND LAT' if len(study.images) > 1 else 'PORTABLE AP'})",
-        f"{header}:  {draw.choice(_INDICATIONS)}",
-        f"TECHNIQUE:  {draw.choice(('Chest PA and lateral', 'Portable chest AP'))}",
-        f"COMPARISON:  {draw.choice(('None.', 'Chest radiograph from ___.'))}",
+        f"{header}:  {rng.choice(_INDICATIONS)}",
+        f"TECHNIQUE:  {rng.choice(('Chest PA and lateral', 'Portable chest AP'))}",
+        f"COMPARISON:  {rng.choice(('None.', 'Chest radiograph from ___.'))}",
     ]
-    if draw.random() < 0.9:
+    if rng.random() < 0.9:
         body.append("FINDINGS: \n \n " + "\n ".join(findings))
     body.append(f"IMPRESSION: \n \n {impression or 'No acute cardiopulmonary process.'}")
     return " " * 33 + "FINAL REPORT\n " + "\n \n ".join(body) + "\n"

@@ -24,6 +24,8 @@ FRONTAL = ("PA", "AP")
 # Many images have a blank view position, but a view code with the same information in words.
 _VIEW_OF_CODE = {"postero-anterior": "PA", "antero-posterior": "AP", "lateral": "LATERAL", "left lateral": "LL"}
 _IDS = ("dicom_id", "subject_id", "study_id")
+# More digits than any id or date has: int() refuses thousands.
+_MAX_DIGITS = 18
 _DICOM_ID = re.compile(r"[0-9A-Za-z.-]*[0-9A-Za-z]")
 
 
@@ -186,7 +188,7 @@ def _check_dicom_id(location: str, dicom_id: str) -> str:
 
 
 def _parse_int(location: str, column: str, cell: str) -> int:
-    if not (cell.isascii() and cell.isdecimal()):
+    if not (cell.isascii() and cell.isdecimal() and len(cell) <= _MAX_DIGITS):
         raise UserError(f"{location}: {column} {cell!r} is not a whole number; correct the table")
     return int(cell)
 

@@ -78,8 +78,11 @@ def unpack_images(archive: Path, folder: Path) -> Path:
     Only the last part of a member's name is used, so no file is written outside `folder`. Raises `UserError` for a
     damaged archive.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with _archive_errors(archive):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot make the folder ({error.strerror}); give another --out") from None
         for member, stream in progress(_members(archive, ".png"), "unpacking", "image"):
             image = folder / os.path.basename(member.name)
             if image.exists() and image.stat().st_size == member.size:
@@ -98,7 +101,12 @@ def read_projections(path: Path) -> dict[tuple[str, str], str]:
             if missing:
                 found = ", ".join(rows.fieldnames or ()) or "an empty file"
                 raise UserError(f"{path}: no column {', '.join(missing)}, found {found}; give indiana_projections.csv")
-            return {image_key(row["filename"]): row["projection"].strip().capitalize() for row in rows}
+            projections = {}
+            for row in rows:
+                if row["filename"] is None or row["projection"] is None:
+                    raise UserError(f"{path} line {rows.line_num}: a cell is missing; download the table again")
+                projections[image_key(row["filename"])] = row["projection"].strip().capitalize()
+            return projections
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot read it ({error}); give indiana_projections.csv") from None
 
@@ -133,7 +141,8 @@ def _members(archive: Path, suffix: str) -> Iterator[tuple[tarfile.TarInfo, IO[b
         # The checksum of gzip is at the end of the file, which tarfile does not read.
         while file.read(_COPY_CHUNK):
             pass
-        # An archive ends with blocks of zeros, but tarfile also accepts one that just stops.
+        # An archive ends with blocks of zeros, but tarfile also accepts one that stops before them (`TarFile.next`):
+        # https://github.com/python/cpython/blob/v3.11.7/Lib/tarfile.py#L2617
         if file.tell() < members.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("its end is missing")
 

@@ -97,6 +97,8 @@ def test_images_outside_are_taken_when_allowed(tmp_path: Path):
     ("rows", "name", "message"),
     [
         ([_row(), {"image": "x"}], TEST_NAME, "row 1: not a LLaVA-Rad annotation: expected image and conversations"),
+        ([_row(image=["a.jpg"])], TEST_NAME, "row 0: its image is not one path"),
+        ([_row(split=["test"])], TEST_NAME, "row 0: its split is unknown"),
         ([7], TEST_NAME, "row 0: not a LLaVA-Rad annotation:.* found int"),
         ([_row(conversations=[])], TEST_NAME, "row 0: conversations is not a list of a question and an answer"),
         ([_row()], "mine.json", "row 0: its split is unknown"),

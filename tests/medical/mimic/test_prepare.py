@@ -105,6 +105,8 @@ def test_the_image_folder_is_the_given_one_or_its_folder_files(tmp_path: Path, f
 
 
 def test_a_folder_without_images_is_reported_with_what_was_found(tmp_path: Path):
+    with pytest.raises(UserError, match="no such folder; give --jpg_root"):
+        find_image_root(tmp_path / "none")
     with pytest.raises(UserError, match="no folders p10 to p19 .* found nothing; give --jpg_root"):
         find_image_root(tmp_path)
     (tmp_path / "images").mkdir()

@@ -129,3 +129,12 @@ def test_a_report_twice_in_a_zip_is_an_error(two_patients: Tree):
     two_patients.reports["again/p10/p10000001/s50000001.txt"] = b"x"
     with pytest.raises(UserError, match="contains study 50000001 twice"):
         open_reports(two_patients.write(zip_root="files/") / "reports.zip")
+
+
+def test_files_in_the_place_of_folders_hold_no_report(tmp_path: Path):
+    (tmp_path / "p10").mkdir()
+    (tmp_path / "p10" / "p10000001").touch()
+    (tmp_path / "p11").touch()
+    source = open_reports(tmp_path)
+    assert _texts(source, 10000001) == {10000001: {}}
+    assert source.count_others([]) == 0

@@ -131,9 +131,9 @@ def test_a_prior_brings_its_frontal_image_and_its_report(tree: Tree, convert):
     ("change", "options", "reason"),
     [
         ({"report": None}, [], "no report file"),
-        ({"report": b"\n FINDINGS: caf\xe9\n"}, [], "report is empty or no UTF-8 text"),
-        ({"report": b"\n FINDINGS: a\0b\n"}, [], "report is empty or no UTF-8 text"),
-        ({"report": b" \n"}, [], "report is empty or no UTF-8 text"),
+        ({"report": b"\n FINDINGS: caf\xe9\n"}, [], "report is empty or not UTF-8 text"),
+        ({"report": b"\n FINDINGS: a\0b\n"}, [], "report is empty or not UTF-8 text"),
+        ({"report": b" \n"}, [], "report is empty or not UTF-8 text"),
         ({"report": "x\n IMPRESSION: a\n"}, [], "no findings section"),
         ({"report": "x\n FINDINGS: a\n"}, ["--target", "both"], "no impression section"),
         ({}, ["--min_words", "8"], "target shorter than --min_words"),

@@ -62,6 +62,14 @@ def test_a_folder_with_files_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="is not empty"):
         build_synthetic_mimic(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    for path in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "below"):
+        with pytest.raises(UserError, match="cannot make the folder .*; give another --out"):
+            build_synthetic_mimic(path)
+
+
+def test_images_that_would_fill_the_memory_are_refused():
+    with pytest.raises(UserError, match="--film_size 100000000: give at most 8192 pixels"):
+        SyntheticOptions(image_size=100_000_000)
 
 
 def test_an_enlarged_heart_is_brighter_on_the_left():

@@ -80,6 +80,7 @@ def test_compressed_and_plain_tables_give_the_same_and_the_plain_one_wins(tmp_pa
         ("split", "train", "tr\0ain", "split 'tr.*ain'|NUL"),
         ("metadata", "50000001,PA", "50000009,PA", "is there twice, with 50000001 and with 50000009"),
         ("metadata", "21800101", "2180-01", "line 2: StudyDate '2180-01' is not a whole number"),
+        ("metadata", "21800101", "1" * 5000, "line 2: StudyDate '1+' is not a whole number"),
         ("metadata", "80000.5", "8h", "line 2: StudyTime '8h' is not a number"),
     ],
 )
