@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments as TransformersArguments
 
+from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,6 +53,21 @@ def test_the_code_that_uses_a_model_runs(
 @pytest.mark.parametrize("flag", OWN_FLAGS)
 def test_every_flag_of_ours_is_in_a_table(flag: str) -> None:
     assert re.search(rf"^\|.*`--{flag}`", TEXT, re.MULTILINE)
+
+
+def test_the_defaults_in_the_table_are_those_of_the_flags() -> None:
+    groups = (ModelArguments, DataArguments, TrainingArguments)
+    defaults = {field.name: field.default for group in groups for field in dataclasses.fields(group)}
+    defaults |= OFFICIAL_PIXEL_LIMITS | {"media_cache_dir": "~/.cache/qwenvl", "learning_rate": "5e-5"}
+    assert TransformersArguments.learning_rate == float("5e-5")
+    shown = {}
+    for flags, values in re.findall(r"^\| (`--[^|]+`) \| ([^|]*?) ?\|", TEXT, re.MULTILINE):
+        names, texts = re.findall(r"`--(\w+)`", flags), values.split(", ")
+        shown |= dict(zip(names, texts * len(names) if len(texts) == 1 else texts, strict=True))
+    assert set(OWN_FLAGS) <= set(shown)
+    for name, text in shown.items():
+        value = defaults[name]
+        assert (name, text) == (name, f"`{value}`") or (not text.startswith("`") and value in (None, ""))
 
 
 @pytest.mark.parametrize("document", [README, *sorted((REPOSITORY / "docs").glob("*.md"))], ids=lambda path: path.name)
