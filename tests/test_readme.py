@@ -70,6 +70,17 @@ def test_the_defaults_in_the_table_are_those_of_the_flags() -> None:
         assert (name, text) == (name, f"`{value}`") or (not text.startswith("`") and value in (None, ""))
 
 
+@pytest.mark.parametrize("document", [README, REPOSITORY / "docs/troubleshooting.md"], ids=lambda path: path.name)
+def test_every_message_under_troubleshooting_is_one_that_the_code_has(document: Path) -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "qwenvl").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message in two lines of code
+    rows = document.read_text(encoding="utf-8").partition("what you see")[2].partition("\n## ")[0].splitlines()
+    quoted = [message for row in rows[2:] for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    assert len(quoted) > 2
+    pieces = [piece.strip() for message in quoted for piece in re.split(r"\.\.\.|\bN\b", message)]
+    assert [piece for piece in pieces if piece not in code] == []
+
+
 @pytest.mark.parametrize("document", [README, *sorted((REPOSITORY / "docs").glob("*.md"))], ids=lambda path: path.name)
 def test_every_file_that_a_document_links_or_runs_is_there(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
