@@ -8,6 +8,7 @@ from transformers import TrainingArguments as TransformersArguments
 
 from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+from qwenvl.train.flag_rules import FLAG_RULES, Acts, Needs, Refused
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
@@ -48,6 +49,13 @@ def test_the_code_that_uses_a_model_runs(
         code = code.replace(name, value)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_the_numbers_of_transformers_flags_that_act_or_are_refused_are_true() -> None:
+    rules = [type(FLAG_RULES[field.name]) for field in dataclasses.fields(TransformersArguments)]
+    counts = [rules.count(kind) for kind in (Acts, Needs, Refused)]
+    written = re.search(r"flags as well: (\d+)\sact, (\d+) act only with another flag, and (\d+) are refused", TEXT)
+    assert counts == [int(number) for number in written.groups()]
 
 
 @pytest.mark.parametrize("flag", OWN_FLAGS)
