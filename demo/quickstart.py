@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -43,6 +44,8 @@ LOWEST_SCORE_WITH_ENCODER = 0.85
 ANSWER_TOKENS = 8
 GENERATION_BATCH = 99
 NUM_EXAMPLES = 10
+SECONDS_AFTER_CTRL_C = 5
+CTRL_C_EXIT_CODE = 130
 
 # What differs from the defaults of scripts/train.sh: a small random model needs higher learning rates than a real one.
 SETTINGS = {
@@ -130,9 +133,22 @@ def run_training(model: Path, digits: DigitFiles, output: Path, encoder: dict[st
     environment = {name: value for name, value in os.environ.items() if name not in settings} | SETTINGS
     environment |= {"PYTHON": sys.executable, "MODEL_PATH": str(model), "OUTPUT_DIR": str(output)}
     environment |= {"DATASETS": str(digits.train), "EVAL_DATASETS": str(digits.held_out)} | (encoder or {})
-    done = subprocess.run(["bash", str(script)], env=environment)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
+    training = subprocess.Popen(["bash", str(script)], env=environment)
+    try:
+        code = training.wait()
+    except KeyboardInterrupt:  # Ctrl-C in a terminal reaches the training, too, which exits with 130
+        code = _wait_or_interrupt(training)
+    if code != 0:
+        raise SystemExit(code)
+
+
+def _wait_or_interrupt(process: subprocess.Popen) -> int:
+    """Wait for a process that was probably interrupted together with this one; interrupt it if it was not."""
+    try:
+        return process.wait(timeout=SECONDS_AFTER_CTRL_C)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        return process.wait()
 
 
 def shuffled(paths: Sequence[str], seed: int = 0) -> list[str]:
@@ -324,4 +340,8 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        sys.exit(main())
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped by Ctrl-C; run the quick start again to start over\n")
+            sys.exit(CTRL_C_EXIT_CODE)

@@ -4,6 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +117,32 @@ def test_settings_of_the_users_shell_do_not_reach_the_quick_start(tmp_path: Path
     with pytest.raises(SystemExit, match="3"):
         quickstart.run_training(tmp_path, digits, tmp_path)
     assert (tmp_path / "seen").read_text() == "train.json 8 1 \n"
+
+
+def test_ctrl_c_ends_the_training_and_the_quick_start_with_130_and_no_traceback(tmp_path: Path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/train.sh").write_text("trap 'exit 130' INT\ntouch ready\nwhile true; do sleep 0.05; done\n")
+    code = f"""
+from pathlib import Path
+from demo import quickstart
+quickstart.REPOSITORY = Path({str(tmp_path)!r})
+quickstart.run_training(Path("model"), quickstart.DigitFiles(Path("train.json"), Path("held.json")), Path("out"))
+"""
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(quickstart.REPOSITORY)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready").exists() and program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(program.pid, signal.SIGINT)
+    _, errors = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert "Traceback" not in errors
 
 
 def answer_right_but_blind(
