@@ -44,7 +44,7 @@ LOWEST_SCORE_WITH_ENCODER = 0.85
 ANSWER_TOKENS = 8
 GENERATION_BATCH = 99
 NUM_EXAMPLES = 10
-SECONDS_AFTER_CTRL_C = 5
+SECONDS_AFTER_CTRL_C = 30  # ending takes seconds on a busy machine
 CTRL_C_EXIT_CODE = 130
 
 # What differs from the defaults of scripts/train.sh: a small random model needs higher learning rates than a real one.
