@@ -63,6 +63,13 @@ def test_every_flag_of_ours_is_in_a_table(flag: str) -> None:
     assert re.search(rf"^\|.*`--{flag}`", TEXT, re.MULTILINE)
 
 
+def test_every_flag_of_ours_has_a_help_text() -> None:
+    fields = [
+        field for group in (ModelArguments, DataArguments, TrainingArguments) for field in dataclasses.fields(group)
+    ]
+    assert [field.name for field in fields if field.name in OWN_FLAGS and not field.metadata.get("help")] == []
+
+
 def test_the_defaults_in_the_table_are_those_of_the_flags() -> None:
     groups = (ModelArguments, DataArguments, TrainingArguments)
     defaults = {field.name: field.default for group in groups for field in dataclasses.fields(group)}
