@@ -270,7 +270,7 @@ def test_deepspeed_can_be_chosen_by_name_or_left_out(python: str):
     assert value(command(python, "train.sh", DATASETS="x", FAKE_GPUS="2", DEEPSPEED="none"), "deepspeed") is None
 
 
-def test_processes_without_a_gpu_are_told_so_unless_deepspeed_joins_them(python: str):
+def test_processes_without_a_gpu_get_use_cpu_unless_deepspeed_joins_them(python: str):
     assert value(command(python, "train.sh", DATASETS="x", NPROC_PER_NODE="2"), "use_cpu") == "True"
     assert value(command(python, "train.sh", DATASETS="x", FAKE_GPUS="1"), "use_cpu") is None
     assert value(command(python, "train.sh", DATASETS="x", DEEPSPEED="zero2.json"), "use_cpu") is None
