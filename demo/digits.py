@@ -11,18 +11,18 @@ from sklearn.datasets import load_digits
 
 SIZE = 64  # pixels a side: 16 patches, which become 4 tokens
 NUM_HELD_OUT = 297
-QUESTION = "Which digit is written in this picture?"
+QUESTION = "Which digit is written in this image?"
 
 
 class DigitFiles(NamedTuple):
-    """The two annotation files; media paths in them are relative to their folder."""
+    """The two annotation files; their image paths are relative to their folder."""
 
     train: Path
     held_out: Path
 
 
 def write_digits(folder: str | Path, *, seed: int = 0) -> DigitFiles:
-    """Write every scan as a PNG and split them into 1,500 to train on and 297 held out, the same for the same seed."""
+    """Write each scan as a PNG; split them by `seed` into 1,500 for training and 297 held out."""
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     digits = load_digits()
@@ -36,10 +36,10 @@ def write_digits(folder: str | Path, *, seed: int = 0) -> DigitFiles:
 
 
 def _write_record(folder: Path, index: int, scan: np.ndarray, label: int) -> dict:
-    """Write one scan, (8, 8) with grey levels 0 to 16, as an enlarged picture and return its record."""
+    """Write one scan, (8, 8) with gray levels 0 to 16, as an enlarged image and return its record."""
     name = f"images/{index:04d}.png"
-    picture = Image.fromarray((scan * 255 / 16).astype(np.uint8))
-    picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / name)
+    image = Image.fromarray((scan * 255 / 16).astype(np.uint8))
+    image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / name)
     turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": str(label)}]
     return {"image": name, "conversations": turns}
 
@@ -51,7 +51,7 @@ def _write_json(path: Path, records: list[dict]) -> None:
 def main() -> None:
     """Write the digits from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="where to write the pictures and the two annotation files")
+    parser.add_argument("folder", help="where to write the images and the two annotation files")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     arguments = parser.parse_args()
     for path in write_digits(arguments.folder, seed=arguments.seed):

@@ -1,4 +1,4 @@
-"""Draw the small images and videos of the demos and the tests; run it to draw those of the demos again."""
+"""Draw the small images and videos of the demos and the tests. Run as a program, draw those of the demos."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +26,9 @@ SCENE = (
 def draw_shapes(
     size: tuple[int, int], shapes: Sequence[tuple[str, str, Box]], background: str = "white"
 ) -> Image.Image:
-    """Return an RGB picture of `size` (width, height) with shapes of (kind, colour, (x1, y1, x2, y2)) in pixels."""
-    picture = Image.new("RGB", size, background)
-    pen = ImageDraw.Draw(picture)
+    """Return an RGB image of `size` (width, height) with shapes of (kind, color, (x1, y1, x2, y2)) in pixels."""
+    image = Image.new("RGB", size, background)
+    pen = ImageDraw.Draw(image)
     draw = {
         "circle": pen.ellipse,
         "square": pen.rectangle,
@@ -36,13 +36,13 @@ def draw_shapes(
             [(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], fill
         ),
     }
-    for kind, colour, box in shapes:
-        draw[kind](box, fill=colour)
-    return picture
+    for kind, color, box in shapes:
+        draw[kind](box, fill=color)
+    return image
 
 
 def write_video(path: str | Path, frames: Sequence[Image.Image], fps: int) -> Path:
-    """Write RGB pictures of one even size as an H.264 MP4 at `fps` frames per second."""
+    """Write RGB images of one even size as an H.264 MP4 at `fps` frames per second."""
     width, height = frames[0].size
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
@@ -53,15 +53,15 @@ def write_video(path: str | Path, frames: Sequence[Image.Image], fps: int) -> Pa
     return Path(path)
 
 
-def moving_ball(size: tuple[int, int], num_frames: int, colour: str = "red") -> list[Image.Image]:
-    """Return frames of `size` (width, height) in which a ball goes from the left edge to the right."""
+def moving_ball(size: tuple[int, int], num_frames: int, color: str = "red") -> list[Image.Image]:
+    """Return frames of `size` (width, height) in which a ball moves from the left edge to the right."""
     width, height = size
     diameter = height // 3
     frames = []
     for index in range(num_frames):
         left = round(index * (width - diameter) / max(num_frames - 1, 1))
         box = (left, diameter, left + diameter, 2 * diameter)
-        frames.append(draw_shapes(size, [("circle", colour, box)]))
+        frames.append(draw_shapes(size, [("circle", color, box)]))
     return frames
 
 
@@ -77,13 +77,13 @@ def growing_square(size: tuple[int, int], num_frames: int) -> list[Image.Image]:
 
 
 def digit_rows(rows: int, columns: int) -> Image.Image:
-    """Return the first rows * columns scanned digits of scikit-learn, 32 pixels each, dark on light."""
+    """Return the first rows * columns scanned digits of scikit-learn, 32 pixels each, dark on a light background."""
     from sklearn.datasets import load_digits
 
     scans = load_digits().images[: rows * columns].reshape(rows, columns, 8, 8)
     sheet = scans.transpose(0, 2, 1, 3).reshape(rows * 8, columns * 8)
-    picture = Image.fromarray((255 - sheet * 255 / 16).astype(np.uint8))
-    return picture.resize((columns * 32, rows * 32), Image.Resampling.BICUBIC)
+    image = Image.fromarray((255 - sheet * 255 / 16).astype(np.uint8))
+    return image.resize((columns * 32, rows * 32), Image.Resampling.BICUBIC)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Run the quick start: train a stand-in model on real images, and measure what it has learned."""
+"""Run the quick start: train a stand-in model on real images, and evaluate it on held-out ones."""
 
 import argparse
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -38,13 +39,15 @@ from qwenvl.utils.tables import format_table
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = ".quickstart"
 LOWEST_SCORE, HIGHEST_CONTROL = 0.90, 0.20
-# A random encoder with one linear layer behind it sees less than Qwen3-VL's own with its merger.
+# A random encoder with one linear layer scores lower than Qwen3-VL's own encoder with its merger.
 LOWEST_SCORE_WITH_ENCODER = 0.85
 ANSWER_TOKENS = 8
 GENERATION_BATCH = 99
 NUM_EXAMPLES = 10
+SECONDS_AFTER_CTRL_C = 30  # ending takes seconds on a busy machine
+CTRL_C_EXIT_CODE = 130
 
-# What differs from the defaults of scripts/train.sh: a small random model learns from larger steps than a real one.
+# What differs from the defaults of scripts/train.sh: a small random model needs higher learning rates than a real one.
 SETTINGS = {
     "NPROC_PER_NODE": "1",
     "NNODES": "1",
@@ -69,7 +72,7 @@ SETTINGS = {
     "EVAL_STEPS": "60",
     "SAVE_STEPS": "150",
     "GRADIENT_CHECKPOINTING": "False",
-    # With layers this small, a second thread waits more than it computes.
+    # For layers this small, a second thread costs more than it saves.
     "OMP_NUM_THREADS": "1",
     "NUM_WORKERS": "1",
 }
@@ -78,7 +81,7 @@ SETTINGS_WITH_ENCODER = {"MM_PROJECTOR_LR": "5e-3", "EPOCHS": "8", "MIN_PIXELS":
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out question: the image it is about, the model's answer, and the true one."""
+    """A held-out question: its image, the model's answer, and the correct one."""
 
     image: str
     question: str
@@ -88,7 +91,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Result:
-    """What the quick start found: shares of right answers, samples per second, GiB and seconds."""
+    """Results of the quick start: shares of correct answers, samples per second, GiB and seconds."""
 
     score: float
     control: float
@@ -101,21 +104,21 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the held-out scans were read, and were read from the pictures."""
+        """Whether the held-out scans were read correctly, and only with their own images."""
         return self.score >= self.lowest_score and self.control <= HIGHEST_CONTROL
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Empty the folder of an earlier quick start, or make a new one. Raises `UserError` if it holds anything else."""
+    """Empty the folder of an earlier quick start, or make a new one. Raises `UserError` if it has other files."""
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
-            raise UserError(f"{folder} is not empty and no earlier quick start made it; name another folder")
+            raise UserError(f"{folder} is not empty and was not made by the quick start; give another folder")
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).touch()
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({error.strerror}); name another folder") from None
+        raise UserError(f"{folder}: cannot write there ({error.strerror}); give another folder") from None
     return folder
 
 
@@ -125,28 +128,41 @@ def run_training(model: Path, digits: DigitFiles, output: Path, encoder: dict[st
     `encoder` holds the settings of a custom vision encoder.
     """
     script = REPOSITORY / "scripts/train.sh"
-    # What the user's shell has set for runs of their own is not for this one.
-    theirs = re.findall(r"^([A-Z_]+) +[a-z_]+", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    environment = {name: value for name, value in os.environ.items() if name not in theirs} | SETTINGS
+    # Settings that the user has exported for other runs do not apply to this one.
+    settings = re.findall(r"^([A-Z_]+) +[a-z_]+", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    environment = {name: value for name, value in os.environ.items() if name not in settings} | SETTINGS
     environment |= {"PYTHON": sys.executable, "MODEL_PATH": str(model), "OUTPUT_DIR": str(output)}
     environment |= {"DATASETS": str(digits.train), "EVAL_DATASETS": str(digits.held_out)} | (encoder or {})
-    done = subprocess.run(["bash", str(script)], env=environment)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
+    training = subprocess.Popen(["bash", str(script)], env=environment)
+    try:
+        code = training.wait()
+    except KeyboardInterrupt:  # Ctrl-C in a terminal reaches the training, too, which exits with 130
+        code = _wait_or_interrupt(training)
+    if code != 0:
+        raise SystemExit(code)
 
 
-def shuffled(pictures: Sequence[str], seed: int = 0) -> list[str]:
-    """Return the pictures in another order, in which none keeps its place."""
-    order = np.random.default_rng(seed).permutation(len(pictures))
+def _wait_or_interrupt(process: subprocess.Popen) -> int:
+    """Wait for a process that was probably interrupted together with this one; interrupt it if it was not."""
+    try:
+        return process.wait(timeout=SECONDS_AFTER_CTRL_C)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        return process.wait()
+
+
+def shuffled(paths: Sequence[str], seed: int = 0) -> list[str]:
+    """Return the paths in another order, in which none keeps its position."""
+    order = np.random.default_rng(seed).permutation(len(paths))
     moved = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    return [pictures[moved[place]] for place in range(len(pictures))]
+    return [paths[moved[position]] for position in range(len(paths))]
 
 
 @torch.inference_mode()
 def generate_answers(
-    model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], pictures: Sequence[str]
+    model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], paths: Sequence[str]
 ) -> list[str]:
-    """Let the model answer each record's question about the picture of the same place."""
+    """Return the model's answer to the question of each record about the image at the same position of `paths`."""
     answers = []
     for start in range(0, len(records), GENERATION_BATCH):
         part = slice(start, start + GENERATION_BATCH)
@@ -154,7 +170,7 @@ def generate_answers(
             processor.apply_chat_template(to_messages(record)[:-1], tokenize=False, add_generation_prompt=True)
             for record in records[part]
         ]
-        images = [load_image(path) for path in pictures[part]]
+        images = [load_image(path) for path in paths[part]]
         inputs = processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt")
         generated = model.generate(**inputs.to(model.device), max_new_tokens=ANSWER_TOKENS, do_sample=False)
         new_tokens = generated[:, inputs["input_ids"].shape[1] :]
@@ -163,20 +179,20 @@ def generate_answers(
 
 
 def exact_match(answers: Sequence[str], records: Sequence[Record]) -> float:
-    """Return the share of answers that equal their record's to the letter."""
+    """Return the share of answers that equal their record's exactly."""
     return statistics.mean(answer == record.turns[-1].text for answer, record in zip(answers, records, strict=True))
 
 
 def evaluate(output: Path, held_out: Path) -> Result:
-    """Load what was saved and ask it about the held-out scans, with the right pictures and with shuffled ones."""
+    """Load the saved model and evaluate it on the held-out scans, with the right images and with shuffled ones."""
     records = load_datasets(str(held_out), 0, BadSampleTracker("error", 0)).records
     model, processor = load_checkpoint(output)
-    pictures = [record.images[0] for record in records]
+    paths = [record.images[0] for record in records]
     history = read_history(output)
-    answers = generate_answers(model, processor, records, pictures)
+    answers = generate_answers(model, processor, records, paths)
     return Result(
         score=exact_match(answers, records),
-        control=exact_match(generate_answers(model, processor, records, shuffled(pictures)), records),
+        control=exact_match(generate_answers(model, processor, records, shuffled(paths)), records),
         samples_per_second=statistics.median(series(history, "samples_per_second")[1]),
         peak_memory=max(series(history, "peak_memory_gib")[1]),
         train_seconds=series(history, "train_runtime")[1][-1],
@@ -188,7 +204,7 @@ def evaluate(output: Path, held_out: Path) -> Result:
 def choose_examples(
     answers: Sequence[str], records: Sequence[Record], count: int = NUM_EXAMPLES
 ) -> tuple[Example, ...]:
-    """Return examples taken evenly from the held-out questions, whatever their answers."""
+    """Return evenly spaced examples of the held-out questions, with right and wrong answers."""
     chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int).tolist()
     return tuple(
         Example(
@@ -207,13 +223,13 @@ def read_history(output: Path) -> list[dict[str, float]]:
 
 
 def series(history: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Return the steps at which a number was logged, and the number."""
+    """Return the steps at which a value was logged, and the values."""
     points = [(entry["step"], entry[name]) for entry in history if name in entry]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_curve(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw the loss of training and of the held-out scans over the steps."""
+    """Plot the loss of training and of the held-out scans over the steps."""
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(*series(history, "loss"), label="training")
@@ -226,11 +242,11 @@ def draw_curve(history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def rows(result: Result, output: Path) -> list[tuple[str, str, str]]:
-    """Return the closing table: what, how much, and what was expected."""
+    """Return the table of results: name, value, and what was expected."""
     return [
         ("result", "value", "expected"),
-        ("held-out scans read right", f"{result.score:.3f}", f">= {result.lowest_score:.2f}"),
-        ("control: pictures shuffled", f"{result.control:.3f}", f"<= {HIGHEST_CONTROL:.2f}"),
+        ("held-out scans read correctly", f"{result.score:.3f}", f">= {result.lowest_score:.2f}"),
+        ("control: images shuffled", f"{result.control:.3f}", f"<= {HIGHEST_CONTROL:.2f}"),
         ("samples/s in training", f"{result.samples_per_second:.0f}", ""),
         ("peak memory", f"{result.peak_memory:.2f} GiB", ""),
         ("training took", f"{result.train_seconds:.0f} s", ""),
@@ -252,9 +268,9 @@ def write_report(
     lines = [
         "# Quick start",
         "",
-        "A stand-in for Qwen3-VL, a few small layers with random weights, was taught to read scanned handwritten",
-        "digits by the command that trains the real model: LoRA on its language model, its merger trained, its vision",
-        "encoder frozen. It was then asked about scans that it had not seen.",
+        "A stand-in for Qwen3-VL, a few small layers with random weights, was trained to read scanned handwritten",
+        "digits with the training command of the real model: LoRA on the language model, merger trained, vision",
+        "encoder frozen. It was then evaluated on scans that it had not seen.",
         "",
         f"The result is {'as expected' if passed else 'NOT as expected'}.",
         "",
@@ -262,8 +278,8 @@ def write_report(
         "|---|---|---|",
         *body,
         "",
-        "The control asks the same questions with the pictures shuffled: if its score were high, the answers would not",
-        "come from the pictures.",
+        "The control asks the same questions with the images shuffled: a high score would mean that the answers do not",
+        "depend on the images.",
         "",
         "![loss](loss_curve.png)",
         "",
@@ -273,16 +289,16 @@ def write_report(
         "|---|---|---|---|",
         *answered,
         "",
-        "Train a real model next: `DATASETS=my/train.json bash scripts/sft_qwen3_4b.sh`; README.md says how.",
+        "Next, train a real model: `DATASETS=my/train.json bash scripts/sft_qwen3_4b.sh` (see README.md).",
         "",
     ]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def run_quickstart(folder: Path, encoder: str | None = None) -> Result:
-    """Make model and data, train, evaluate and report, all in `folder`.
+    """Make model and data, train, evaluate and write the report, all in `folder`.
 
-    `encoder` names a registered DINOv2, such as rad_dino: a small random one takes the place of the model's own.
+    `encoder` names a registered DINOv2, such as rad_dino: a small random one replaces the model's own.
     """
     prepare_folder(folder)
     model = build_standin(folder / "model")
@@ -304,15 +320,17 @@ def run_quickstart(folder: Path, encoder: str | None = None) -> Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the quick start; returns 0 if the model has learned to read, else 1."""
+    """Run the quick start; return 0 if the score and its control are as expected, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = REPOSITORY / "output/quickstart"
-    parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"where everything goes ({default})")
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"output folder ({default})")
     parser.add_argument(
-        "--encoder", choices=("rad_dino", "dinov2"), help="swap the vision encoder for a small random one of this kind"
+        "--encoder",
+        choices=("rad_dino", "dinov2"),
+        help="replace the vision encoder with a small random one",
     )
     arguments = parser.parse_args(argv)
-    if not sys.stderr.isatty():  # as in training, bars are for terminals
+    if not sys.stderr.isatty():  # as in training, progress bars are only for terminals
         transformers.logging.disable_progress_bar()
     result = run_quickstart(arguments.folder.resolve(), arguments.encoder)
     if not result.passed:
@@ -322,4 +340,8 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        sys.exit(main())
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped by Ctrl-C; run the quick start again to start over\n")
+            sys.exit(CTRL_C_EXIT_CODE)

@@ -1,4 +1,4 @@
-# Sourced by the MIMIC-CXR presets: names the data sets, or says how to make them.
+# Sourced by the MIMIC-CXR presets: set the datasets, or fail with the command that prepares them.
 
 mimic_folder=${MIMIC_DIR:-data/mimic}
 if [[ ! -e $mimic_folder && -e $ROOT/$mimic_folder ]]; then
@@ -6,9 +6,9 @@ if [[ ! -e $mimic_folder && -e $ROOT/$mimic_folder ]]; then
 fi
 if [[ -z ${DATASETS-} ]] && ! given dataset_use "$@" >/dev/null; then
     if [[ ! -f $mimic_folder/mimic_train.json ]]; then
-        fail "$mimic_folder/mimic_train.json is not there yet. Make it from your copy of MIMIC-CXR:" \
+        fail "$mimic_folder/mimic_train.json does not exist yet. Prepare it from your copy of MIMIC-CXR:" \
             "python $ROOT/tools/prepare_mimic_cxr.py --jpg_root <MIMIC-CXR-JPG> --reports <mimic-cxr-reports.zip> --out" \
-            "$mimic_folder (or set MIMIC_DIR to where it is, or DATASETS to data of your own)"
+            "$mimic_folder (or set MIMIC_DIR to its folder, or DATASETS to your own data)"
     fi
     export DATASETS=mimic_train
     if [[ -f $mimic_folder/mimic_valid.json ]]; then

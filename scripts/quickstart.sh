@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is missing, then train a small model on real images and check what it has learned.
+# Install what is missing, then train a small model on real images and evaluate it.
 # Usage: bash scripts/quickstart.sh [output folder]
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"

@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it: what they share, first of all finding Python and installing what is needed, once.
+# Sourced by the other scripts: find Python, install what is needed (once), and read flags.
 
 ROOT=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
@@ -7,8 +7,8 @@ fail() {
     exit 2
 }
 
-# given FLAG [arguments]: print the last value that the arguments have for a flag, or fail. As the program reads them:
-# --some-flag is --some_flag, and a flag without a value is True.
+# given FLAG [arguments]: print the last value of a flag in the arguments, or fail if it is not there. As in the training
+# program, --some-flag is --some_flag, and a flag without a value is True.
 given() {
     local flag=$1 name value
     shift
@@ -28,18 +28,18 @@ given() {
     [[ -v value ]] && printf '%s' "$value"
 }
 
-# is_true VALUE: whether the program takes it for True.
+# is_true VALUE: whether the training program reads the value as True.
 is_true() {
     [[ ${1,,} =~ ^(true|t|yes|y|1)$ ]]
 }
 
-# Whether conda's environment is one that was made for something: its base is where conda itself lives.
+# Whether a conda environment other than base is active.
 in_named_conda() {
     [[ -n ${CONDA_PREFIX:-} && ${CONDA_DEFAULT_ENV:-} != base && ! -d $CONDA_PREFIX/condabin ]]
 }
 
-# Set PYTHON: the one given in the environment, the active environment's, the repository's .venv, or the system's.
-# Conda's base counts as the system: nobody wants 5 GB in it unasked.
+# Set PYTHON, unless it is set: to that of the active environment, of the repository's .venv, or of the system.
+# Conda's base counts as the system, because the requirements are 5 GB and should not go there.
 find_python() {
     local prefix=${VIRTUAL_ENV:-}
     if [[ -z $prefix ]] && in_named_conda; then
@@ -56,7 +56,7 @@ find_python() {
     fi
 }
 
-# Print the first Python on PATH that is new enough.
+# Print the path of the first Python on PATH that is new enough.
 system_python() {
     local name
     for name in python3 python python3.13 python3.12 python3.11; do
@@ -72,19 +72,19 @@ is_new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# setup_environment EXTRAS: set PYTHON to one that has the requirements and the named extras of pyproject.toml.
-# Makes .venv if no environment is active. A stamp in the environment tells what was installed, so that a second call
-# with the same files installs nothing.
+# setup_environment EXTRAS: set PYTHON to one with the requirements and these extras of pyproject.toml installed.
+# Creates .venv if no environment is active. A stamp file in the environment records what was installed, so that a second
+# call with the same files installs nothing.
 setup_environment() {
     local extras=$1 hash stamp
     find_python
     if [[ $PYTHON == "$ROOT/.venv/bin/python" ]] && ! is_new_enough "$PYTHON"; then
-        fail "$ROOT/.venv is not of Python 3.11 or newer; remove it and run this again"
+        fail "the Python of $ROOT/.venv is not Python 3.11 or newer; remove that folder and run this again"
     fi
-    is_new_enough "$PYTHON" || fail "$PYTHON is not Python 3.11 or newer; activate an environment that is, or deactivate it"
+    is_new_enough "$PYTHON" || fail "$PYTHON is not Python 3.11 or newer; activate another environment, or deactivate this one"
     if [[ $("$PYTHON" -c 'import sys; print(sys.prefix == sys.base_prefix)') == True ]] && ! in_named_conda; then
-        echo "making $ROOT/.venv with $PYTHON; for commands of your own: source $ROOT/.venv/bin/activate"
-        "$PYTHON" -m venv "$ROOT/.venv" || fail "$PYTHON cannot make environments; on Debian: apt-get install python3-venv"
+        echo "creating $ROOT/.venv with $PYTHON; to use it in your shell: source $ROOT/.venv/bin/activate"
+        "$PYTHON" -m venv "$ROOT/.venv" || fail "$PYTHON cannot create environments; on Debian: apt-get install python3-venv"
         PYTHON=$ROOT/.venv/bin/python
     fi
     hash=$(cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" - <<<"$ROOT $extras" | sha256sum | cut -c 1-16)
@@ -92,8 +92,8 @@ setup_environment() {
     if [[ -e $stamp ]]; then
         return
     fi
-    echo "installing requirements.txt and the extras $extras into $(dirname -- "$stamp") (some 5 GB, once)"
+    echo "installing requirements.txt and the extras $extras into $(dirname -- "$stamp") (about 5 GB, only once)"
     "$PYTHON" -m pip install --disable-pip-version-check --quiet -r "$ROOT/requirements.txt" -e "$ROOT[$extras]" ||
-        fail "pip could not install the requirements; its message is above"
+        fail "pip could not install the requirements; see its message above"
     touch "$stamp"
 }

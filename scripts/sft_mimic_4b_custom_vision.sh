@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Qwen3-VL-4B on MIMIC-CXR with another vision encoder (ENCODER, default RAD-DINO) and a fresh linear merger, in one
-# stage: merger and LoRA together, the encoder frozen. See train.sh.
+# Qwen3-VL-4B on MIMIC-CXR with another vision encoder (ENCODER, default RAD-DINO) and a new linear merger, in one stage:
+# merger and LoRA trained together, encoder frozen. See train.sh.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 source "$ROOT/scripts/mimic.sh"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The same as sft_mimic_4b_custom_vision.sh in two stages, where one is unstable: first the merger alone
-# (STAGE1_MM_PROJECTOR_LR, STAGE1_EPOCHS), then merger and LoRA from that merger, and from stage 1's encoder if
-# TUNE_MM_VISION=True trained it. Flags go to both stages, those of LoRA to stage 2 alone; a stage that is finished is
-# not trained again.
+# The same as sft_mimic_4b_custom_vision.sh in two stages, for runs that are unstable in one. Stage 1 trains only the
+# merger (STAGE1_MM_PROJECTOR_LR, STAGE1_EPOCHS). Stage 2 trains merger and LoRA, and starts from the merger of stage 1,
+# and from its encoder if TUNE_MM_VISION=True trained it. Flags go to both stages, those of LoRA only to stage 2. A
+# finished stage is not trained again.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -12,10 +12,10 @@ one_stage=$ROOT/scripts/sft_mimic_4b_custom_vision.sh
 stage1=$OUTPUT_DIR/stage1
 
 if given output_dir "$@" >/dev/null; then
-    fail "--output_dir would be that of both stages; set OUTPUT_DIR, which gets the folders stage1 and stage2"
+    fail "--output_dir would apply to both stages; set OUTPUT_DIR, in which the folders stage1 and stage2 are made"
 fi
 
-# without_lora FLAGS: set `flags` to the flags but those of LoRA, which stage 1 would refuse.
+# without_lora FLAGS: set `flags` to the flags without those of LoRA, which stage 1 would refuse.
 without_lora() {
     flags=()
     while (($#)); do
@@ -28,9 +28,9 @@ without_lora() {
     done
 }
 
-# Train the merger alone, and end with the training's own code if it fails. Signals go on to it: bash would end at once
-# on SIGTERM and leave it running. Under job control (set -m) it has a process group of its own and does not ignore
-# Ctrl-C, as other background commands of a script do.
+# Train only the merger, and exit with the training's own code if it fails. Signals are passed on to the training: on
+# SIGTERM, bash would exit at once and leave it running. With job control (set -m), the training has its own process group
+# and does not ignore Ctrl-C as other background commands of a script do.
 train_stage1() {
     local flags code=0 name signalled=true
     without_lora "$@"
@@ -41,10 +41,10 @@ train_stage1() {
     local training=$!
     set +m
     for name in TERM HUP INT; do
-        # shellcheck disable=SC2064 # the process id of now
+        # shellcheck disable=SC2064 # expand the process id now
         trap "signalled=true; kill -$name $training 2>/dev/null || true" "$name"
     done
-    while $signalled; do # a signal ends `wait`, not the training
+    while $signalled; do # a signal interrupts `wait`, not the training
         signalled=false code=0
         wait "$training" || code=$?
     done
@@ -57,10 +57,10 @@ if [[ -f $stage1/adapter_config.json ]]; then
 else
     train_stage1 "$@"
     if is_true "$(given dry_run "$@" || true)"; then
-        echo "a dry run: stage 2 can be planned when stage 1 is trained"
+        echo "a dry run: stage 2 can be planned after stage 1 is trained"
         exit
     elif [[ ! -f $stage1/adapter_config.json ]]; then
-        echo "stage 1 was stopped and has saved, and stage 2 is not started: go on with the same command and" \
+        echo "stage 1 was stopped and saved, and stage 2 is not started: continue with the same command and" \
             "--resume_from_checkpoint auto"
         exit
     fi

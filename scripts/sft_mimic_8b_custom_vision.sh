@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same as sft_mimic_4b_custom_vision.sh on Qwen3-VL-8B: the model path is all that differs.
+# The same as sft_mimic_4b_custom_vision.sh with Qwen3-VL-8B: only MODEL_PATH and OUTPUT_DIR differ.
 set -euo pipefail
 
 export MODEL_PATH="${MODEL_PATH:-Qwen/Qwen3-VL-8B-Instruct}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Qwen3-VL-4B on data of your own: DATASETS=my/train.json bash scripts/sft_qwen3_4b.sh. See train.sh for the settings.
-# With ENCODER=rad_dino, for example, its vision encoder is swapped.
+# Qwen3-VL-4B on your own data: DATASETS=my/train.json bash scripts/sft_qwen3_4b.sh. See train.sh for the settings.
+# ENCODER=rad_dino, for example, replaces the vision encoder.
 set -euo pipefail
 
 export MODEL_PATH="${MODEL_PATH:-Qwen/Qwen3-VL-4B-Instruct}"

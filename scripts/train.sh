@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Start a training run, on no, one or many GPUs, on one or many machines, from any folder.
+# Start a training run on the CPU, one or several GPUs, or several machines, from any folder.
 #
-# Each setting of the table below is an environment variable; set it to nothing to leave its flag out. Flags after the
-# script's name go to qwenvl/train/train_qwen.py and win. Further variables:
-#   MM_PROJECTOR_LR   learning rate of the merger (default, if it is trained: 1e-5, or 2e-5 with an ENCODER, whose
-#                     merger is fresh)
+# Each setting of the table below is an environment variable; set it to an empty string to leave its flag out. Flags after
+# the script's name go to qwenvl/train/train_qwen.py and override the settings. More about some variables, and others:
+#   MM_PROJECTOR_LR   learning rate of the merger (default, if it is trained: 1e-5, or 2e-5 with ENCODER, whose merger
+#                     is new)
 #   LORA_R LORA_ALPHA LORA_DROPOUT    rank, scale and dropout of LoRA (default: 8, 16 and 0.0 if LORA_ENABLE is True)
-#   WARMUP_RATIO      share of the steps over which the rates rise (default: 0.03 if the schedule has a warmup)
-#   SAVE_STEPS        save every so many steps (default: 500, unless --save_strategy is another one)
-#   LOGGING_STEPS     log every so many steps (default: 10, unless --logging_strategy is given)
-#   NUM_WORKERS       processes that prepare data, for each training process (default: one a core, 8 at most)
-#   EVAL_DATASETS     data sets to evaluate on during training, every EVAL_STEPS steps unless --eval_strategy is given
-#   NPROC_PER_NODE    processes on this machine (default: one for each GPU, or one)
-#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT    for several machines: how many, which one this is, where rank 0 listens
+#   WARMUP_RATIO      share of the steps in which the learning rates rise (default: 0.03 if the schedule has a warmup)
+#   SAVE_STEPS        steps between two checkpoints (default: 500, if --save_strategy is steps)
+#   LOGGING_STEPS     steps between two log lines (default: 10, unless --logging_strategy is given)
+#   NUM_WORKERS       data workers of each training process (default: one per core, at most 8)
+#   EVAL_DATASETS     datasets to evaluate on during training, every EVAL_STEPS steps unless --eval_strategy is given
+#   NPROC_PER_NODE    processes on this machine (default: one per GPU, or one)
+#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT    for several machines: their number, the index of this one, the address
+#                     and port of rank 0
 #   DEEPSPEED         DeepSpeed configuration (default: zero2.json with several GPUs), or none
-#   BF16              compute in bfloat16 (default: True where the GPU can)
+#   BF16              compute in bfloat16 (default: True if the GPU supports it)
 #   PYTHON            the Python to use (default: the active environment's, or the repository's .venv)
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
@@ -78,7 +79,7 @@ RUN_NAME                run_name
 SEED                    seed
 '
 
-# located FILE: print the path of a DeepSpeed file: as given, or in the repository, or beside this script.
+# located FILE: print the path of a DeepSpeed file: as given, in the repository, or in scripts/.
 located() {
     local path
     for path in "$1" "$ROOT/$1" "$ROOT/scripts/$1"; do
@@ -95,7 +96,7 @@ devices=$("$PYTHON" -c '
 import torch
 print(torch.cuda.device_count(), torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
 ' 2>/dev/null) || fail "$PYTHON has no working PyTorch; run scripts/quickstart.sh once, or pip install -r" \
-    "requirements.txt (why: $PYTHON -c 'import torch')"
+    "requirements.txt (for the reason: $PYTHON -c 'import torch')"
 read -r gpus has_bf16 <<<"$devices"
 processes=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "NPROC_PER_NODE=$processes: give the number of processes on this machine"
@@ -103,12 +104,12 @@ nodes=${NNODES:-1}
 cores=$(($(nproc) > processes ? $(nproc) / processes : 1)) # of each process
 
 if [[ -z ${DATASETS-} ]] && ! given dataset_use "$@" >/dev/null; then
-    fail "no data set: DATASETS=path/to/train.json bash $0 (or a name registered in qwenvl/data/__init__.py)"
+    fail "no dataset given: DATASETS=path/to/train.json bash $0 (or a name registered in qwenvl/data/__init__.py)"
 fi
 
-# A flag that would do nothing is refused: these defaults go with what they are for.
+# The training program refuses a flag that has no effect, so these defaults are set only where they have one.
 if is_true "$(given tune_mm_mlp "$@" || echo "${TUNE_MM_MLP-True}")"; then
-    # A fresh linear layer has to learn everything: see docs/custom_encoder.md on its learning rate.
+    # A new merger starts from random weights: see docs/custom_encoder.md on its learning rate.
     encoder=$(given custom_vision_encoder "$@" || echo "${ENCODER-}")
     : "${MM_PROJECTOR_LR=$([[ -n $encoder ]] && echo 2e-5 || echo 1e-5)}"
 fi
@@ -151,14 +152,14 @@ fi
 if [[ -n ${DEEPSPEED-} && $DEEPSPEED != none ]]; then
     arguments+=(--deepspeed "$(located "$DEEPSPEED")")
 elif ((gpus == 0)) && ! given deepspeed "$@" >/dev/null; then
-    # Without this word, several processes on a machine without a GPU would not find each other.
+    # Without this flag, several processes on a machine without a GPU would not find each other.
     arguments+=(--use_cpu True)
 fi
 
 launcher=(--nproc_per_node "$processes")
 if [[ $nodes != 1 || -n ${MASTER_ADDR-} || -n ${MASTER_PORT-} ]]; then
     if [[ $nodes != 1 && -z ${MASTER_ADDR-} ]]; then
-        fail "NNODES=$nodes needs MASTER_ADDR, the address of the machine with NODE_RANK=0, the same on every machine"
+        fail "NNODES=$nodes needs MASTER_ADDR, the address of the machine with NODE_RANK=0; set the same on every machine"
     fi
     launcher+=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}")
     launcher+=(--master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")

@@ -1,4 +1,4 @@
-"""Tests of the shell scripts: the commands that they assemble, and what they say where something is missing."""
+"""Tests of the shell scripts: the commands that they build, and their messages if something is missing."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SETTINGS_OF_OTHERS = (
     "NPROC_PER_NODE",
 )
 
-# Stands in Python's place: tells the number of GPUs when asked, and else shows the command that it would run.
+# Replaces Python: prints the number of GPUs if asked for it, and otherwise the command that it would run.
 FAKE_PYTHON = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then echo "${FAKE_GPUS:-0} True"; exit; fi
 printf '%s\\n' "$@"
@@ -83,16 +83,16 @@ def test_every_script_parses(script: Path):
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if "mimic" in name])
-def test_a_mimic_preset_without_data_says_how_to_make_it_and_exits_2(python: str, preset: str):
+def test_a_mimic_preset_without_data_names_the_command_that_prepares_it_and_exits_2(python: str, preset: str):
     result = start(python, preset, MIMIC_DIR="nowhere")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: nowhere/mimic_train.json is not there yet")
+    assert result.stderr.startswith("error: nowhere/mimic_train.json does not exist yet")
     assert "tools/prepare_mimic_cxr.py --jpg_root" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("files", [["mimic_train.json"], ["mimic_train.json", "mimic_valid.json"]])
-def test_a_mimic_preset_takes_the_data_that_is_there(python: str, tmp_path: Path, files: Iterable[str]):
+def test_a_mimic_preset_uses_the_prepared_data(python: str, tmp_path: Path, files: Iterable[str]):
     for name in files:
         (tmp_path / name).touch()
     words = command(python, "sft_mimic_4b.sh", MIMIC_DIR=str(tmp_path))
@@ -101,13 +101,13 @@ def test_a_mimic_preset_takes_the_data_that_is_there(python: str, tmp_path: Path
     assert values(words, "eval_dataset_use", "eval_strategy") == (["mimic_valid", "steps"] if with_eval else [None] * 2)
 
 
-def test_a_preset_without_any_data_named_says_so_and_exits_2(python: str):
+def test_a_preset_without_a_dataset_is_refused_and_exits_2(python: str):
     result = start(python, "sft_qwen3_4b.sh")
     assert result.returncode == 2
     assert "DATASETS=" in result.stderr
 
 
-def test_a_number_of_processes_that_is_none_is_named(python: str):
+def test_an_invalid_number_of_processes_is_refused(python: str):
     result = start(python, "train.sh", DATASETS="x", NPROC_PER_NODE="2x")
     assert result.returncode == 2
     assert "NPROC_PER_NODE=2x: give the number" in result.stderr
@@ -119,7 +119,7 @@ def test_presets_have_the_documented_defaults(python: str, preset: str):
     assert value(words, "model_name_or_path") == f"Qwen/Qwen3-VL-{'8B' if '8b' in preset else '4B'}-Instruct"
     assert values(words, "lora_enable", "lora_r", "lora_alpha", "lora_dropout") == ["True", "8", "16", "0.0"]
     assert values(words, "tune_mm_llm", "tune_mm_mlp", "tune_mm_vision") == ["True", "True", "False"]
-    swapped = "custom_vision" in preset  # a fresh merger learns at a higher rate
+    swapped = "custom_vision" in preset  # a new merger has a higher learning rate
     assert value(words, "custom_vision_encoder") == ("rad_dino" if swapped else None)
     merger_rate = "2e-5" if swapped else "1e-5"
     assert values(words, "learning_rate", "mm_projector_lr", "vision_tower_lr") == ["2e-5", merger_rate, None]
@@ -127,7 +127,7 @@ def test_presets_have_the_documented_defaults(python: str, preset: str):
     assert values(words, "bf16", "deepspeed", "nproc_per_node") == [None, None, "1"]
 
 
-def test_two_stages_train_the_merger_alone_at_its_own_rate_and_go_on_from_it(python: str, tmp_path: Path):
+def test_two_stages_train_only_the_merger_first_at_its_own_rate_and_then_start_from_it(python: str, tmp_path: Path):
     words = command(
         python, TWO_STAGE, "--lora_r", "4", "--seed", "1", DATASETS="x.json", OUTPUT_DIR="out", FAKE_TRAINS="1"
     )
@@ -144,11 +144,11 @@ def test_two_stages_train_the_merger_alone_at_its_own_rate_and_go_on_from_it(pyt
     assert words.count("-m") == 1
 
 
-def test_two_stages_stop_after_a_stage_one_that_was_stopped_and_say_how_to_go_on(python: str):
+def test_two_stages_stop_if_stage_one_was_stopped_and_print_how_to_continue(python: str):
     stopped = start(python, TWO_STAGE, DATASETS="x.json", OUTPUT_DIR="out")
     assert stopped.returncode == 0
     assert stopped.stdout.count("train_qwen.py") == 1
-    assert "go on with the same command and --resume_from_checkpoint auto" in stopped.stdout.splitlines()[-1]
+    assert "continue with the same command and --resume_from_checkpoint auto" in stopped.stdout.splitlines()[-1]
 
     words = command(
         python, TWO_STAGE, "--resume_from_checkpoint", "auto", DATASETS="x.json", OUTPUT_DIR="out", FAKE_TRAINS="1"
@@ -170,10 +170,10 @@ def test_two_stages_pass_sigterm_on_to_stage_one_and_wait_for_it(tmp_path: Path)
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     script.send_signal(signal.SIGTERM)
-    told, _ = script.communicate(timeout=30)
+    printed, _ = script.communicate(timeout=30)
     assert script.returncode == 0
     assert (tmp_path / "saved").exists()
-    assert "stage 2 is not started" in told
+    assert "stage 2 is not started" in printed
 
 
 def test_two_stages_end_with_the_code_of_a_stage_one_that_fails(tmp_path: Path):
@@ -212,7 +212,7 @@ def test_an_exported_encoder_is_refused_by_a_preset_of_the_native_one(python: st
         (["--tune_mm_mlp", "no"], {"ENCODER": "rad_dino"}, None),
     ],
 )
-def test_the_merger_of_another_encoder_is_fresh_and_gets_a_higher_rate(
+def test_the_new_merger_of_another_encoder_gets_a_higher_rate(
     python: str, flags: list[str], settings: dict[str, str], rate: str | None
 ):
     assert value(command(python, "sft_qwen3_4b.sh", *flags, DATASETS="x", **settings), "mm_projector_lr") == rate
@@ -270,7 +270,7 @@ def test_deepspeed_can_be_chosen_by_name_or_left_out(python: str):
     assert value(command(python, "train.sh", DATASETS="x", FAKE_GPUS="2", DEEPSPEED="none"), "deepspeed") is None
 
 
-def test_processes_without_a_gpu_are_told_so_unless_deepspeed_joins_them(python: str):
+def test_processes_without_a_gpu_get_use_cpu_unless_deepspeed_joins_them(python: str):
     assert value(command(python, "train.sh", DATASETS="x", NPROC_PER_NODE="2"), "use_cpu") == "True"
     assert value(command(python, "train.sh", DATASETS="x", FAKE_GPUS="1"), "use_cpu") is None
     assert value(command(python, "train.sh", DATASETS="x", DEEPSPEED="zero2.json"), "use_cpu") is None
@@ -359,7 +359,7 @@ def test_presets_run_through_the_official_repositorys_paths(python: str, preset:
     assert command(python, through_link, DATASETS="x") == command(python, preset, DATASETS="x")
 
 
-def test_a_python_without_torch_is_told_what_to_do(tmp_path: Path):
+def test_a_python_without_torch_is_refused_with_what_to_do(tmp_path: Path):
     path = tmp_path / "python"
     path.write_text("#!/usr/bin/env bash\nexit 1\n")
     path.chmod(0o755)
@@ -368,7 +368,7 @@ def test_a_python_without_torch_is_told_what_to_do(tmp_path: Path):
     assert "no working PyTorch" in result.stderr
 
 
-def test_every_flag_of_the_launcher_script_exists_and_no_setting_stands_twice():
+def test_every_flag_of_the_launcher_script_exists_and_no_setting_is_listed_twice():
     from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
     table = (SCRIPTS / "train.sh").read_text().split("SETTINGS='\n")[1].split("'")[0]
@@ -413,7 +413,7 @@ def test_condas_base_is_never_installed_into_and_a_named_environment_is(tmp_path
     )
 
 
-def test_the_oldest_python_is_the_same_wherever_it_is_named():
+def test_every_file_names_the_same_oldest_python():
     declared = re.search(r'requires-python = ">=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())[1]
     assert f'target-version = "py{declared.replace(".", "")}"' in (REPOSITORY / "pyproject.toml").read_text()
     setup = (SCRIPTS / "setup.sh").read_text()
@@ -426,7 +426,7 @@ def test_the_oldest_python_is_the_same_wherever_it_is_named():
     assert f"Python {declared}" in (REPOSITORY / "README.md").read_text()
 
 
-def test_setup_makes_an_environment_once_and_installs_again_only_when_the_requirements_change(tmp_path: Path):
+def test_setup_creates_an_environment_once_and_installs_again_only_when_the_requirements_change(tmp_path: Path):
     repository = make_repository(tmp_path)
     script = f"""set -euo pipefail
     source {repository}/scripts/setup.sh
@@ -445,7 +445,7 @@ def test_setup_makes_an_environment_once_and_installs_again_only_when_the_requir
 
     first = run()
     made = f"python={repository}/.venv/bin/python"
-    assert f"making {repository}/.venv" in first.stdout
+    assert f"creating {repository}/.venv" in first.stdout
     assert first.stdout.splitlines()[-1] == made
     assert pip.read_text().splitlines() == [
         f"install --disable-pip-version-check --quiet -r {repository}/requirements.txt -e {repository}[demo,dev]"

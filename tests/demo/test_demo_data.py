@@ -1,4 +1,4 @@
-"""Tests of the demo data: the digits' split, and the annotation files that lie beside this repository's media."""
+"""Tests of the demo data: the split of the digits, and the annotation files of the demo images and videos."""
 
 import json
 from collections import Counter
@@ -38,13 +38,13 @@ def test_each_digit_is_held_out_often_enough_that_guessing_scores_low(digits):
     assert max(answers.values()) < 0.2 * NUM_HELD_OUT
 
 
-def test_digit_files_are_valid_data_sets_of_pictures_with_one_digit_as_answer(digits):
+def test_digit_files_are_valid_datasets_of_images_with_one_digit_as_answer(digits):
     for record in load_datasets(str(digits.held_out), 0, BAD_SAMPLES).records:
         assert len(record.images) == 1
         assert record.turns[-1].text in "0123456789"
-    with Image.open(record.images[0]) as picture:
-        assert picture.size == (SIZE, SIZE)
-        assert np.asarray(picture).max() > 200
+    with Image.open(record.images[0]) as image:
+        assert image.size == (SIZE, SIZE)
+        assert np.asarray(image).max() > 200
 
 
 def test_the_same_seed_gives_the_same_split_and_another_one_another(digits, tmp_path: Path):
@@ -52,11 +52,11 @@ def test_the_same_seed_gives_the_same_split_and_another_one_another(digits, tmp_
     assert write_digits(tmp_path, seed=1).held_out.read_bytes() != digits.held_out.read_bytes()
 
 
-def test_demo_files_are_valid_data_sets():
-    pictures = load_datasets(str(DEMO / "single_images.json"), 0, BAD_SAMPLES).records
-    assert [len(record.images) for record in pictures] == [1] * len(pictures)
-    assert any(record.turns[0].role == "system" for record in pictures)
-    assert any(len(record.turns) == 4 for record in pictures)
+def test_demo_files_are_valid_datasets():
+    with_images = load_datasets(str(DEMO / "single_images.json"), 0, BAD_SAMPLES).records
+    assert [len(record.images) for record in with_images] == [1] * len(with_images)
+    assert any(record.turns[0].role == "system" for record in with_images)
+    assert any(len(record.turns) == 4 for record in with_images)
     videos = load_datasets(str(DEMO / "video.json"), 0, BAD_SAMPLES).records
     assert [len(record.videos) for record in videos] == [1, 1]
     assert [len(VideoReader(record.videos[0])) for record in videos] == [32, 16]

@@ -1,9 +1,13 @@
-"""Tests of the quick start: its small parts, and the whole of it, whose score and control must hold."""
+"""Tests of the quick start: its functions, and whole runs, whose score and control must be as expected."""
 
 import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,14 +41,14 @@ def record(answer: str) -> Record:
     return Record("digits.json", 0, (Turn("user", "<image>\nWhich?"), Turn("assistant", answer)), ("a.png",), ())
 
 
-def test_shuffling_moves_every_picture_and_loses_none():
-    pictures = [f"{index}.png" for index in range(297)]
-    moved = shuffled(pictures)
-    assert sorted(moved) == sorted(pictures)
-    assert all(before != after for before, after in zip(pictures, moved, strict=True))
+def test_shuffling_moves_every_path_and_loses_none():
+    paths = [f"{index}.png" for index in range(297)]
+    moved = shuffled(paths)
+    assert sorted(moved) == sorted(paths)
+    assert all(before != after for before, after in zip(paths, moved, strict=True))
 
 
-def test_exact_match_takes_nothing_but_the_whole_answer():
+def test_exact_match_counts_only_equal_answers():
     assert exact_match(["1", "12", "", "4."], [record("1"), record("1"), record("3"), record("4")]) == 0.25
 
 
@@ -57,7 +61,7 @@ def test_score_and_control_both_decide(changes: dict, passed: bool):
 
 
 @pytest.mark.parametrize(("score", "code"), [(0.95, 0), (0.5, 1)])
-def test_exit_code_tells_whether_the_result_is_as_expected(
+def test_the_exit_code_is_0_only_if_the_result_is_as_expected(
     score: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
@@ -71,7 +75,7 @@ def test_report_shows_table_curve_and_verdict(tmp_path: Path):
     write_report(tmp_path, table, passed=False)
     report = (tmp_path / "report.md").read_text()
     assert "NOT as expected" in report
-    assert "| held-out scans read right | 0.950 | >= 0.90 |" in report
+    assert "| held-out scans read correctly | 0.950 | >= 0.90 |" in report
     assert "loss_curve.png" in report
 
 
@@ -115,19 +119,45 @@ def test_settings_of_the_users_shell_do_not_reach_the_quick_start(tmp_path: Path
     assert (tmp_path / "seen").read_text() == "train.json 8 1 \n"
 
 
+def test_ctrl_c_ends_the_training_and_the_quick_start_with_130_and_no_traceback(tmp_path: Path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/train.sh").write_text("trap 'exit 130' INT\ntouch ready\nwhile true; do sleep 0.05; done\n")
+    code = f"""
+from pathlib import Path
+from demo import quickstart
+quickstart.REPOSITORY = Path({str(tmp_path)!r})
+quickstart.run_training(Path("model"), quickstart.DigitFiles(Path("train.json"), Path("held.json")), Path("out"))
+"""
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(quickstart.REPOSITORY)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready").exists() and program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(program.pid, signal.SIGINT)
+    _, errors = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert "Traceback" not in errors
+
+
 def answer_right_but_blind(
-    model: PreTrainedModel, processor: ProcessorMixin, records: list[Record], pictures: list[str]
+    model: PreTrainedModel, processor: ProcessorMixin, records: list[Record], paths: list[str]
 ) -> list[str]:
     return [record.turns[-1].text for record in records]
 
 
-def test_the_quick_start_reads_unseen_digits_and_only_from_the_picture(
+def test_the_quick_start_reads_unseen_digits_and_only_from_the_image(
     tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tmp_path_factory.mktemp("quickstart") / "out"
     assert main([str(folder)]) == 0
     table = capfd.readouterr().out
-    assert "held-out scans read right" in table
+    assert "held-out scans read correctly" in table
     assert (folder / "loss_curve.png").stat().st_size > 5000
     report = (folder / "report.md").read_text()
     assert "as expected" in report
