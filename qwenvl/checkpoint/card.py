@@ -1,4 +1,4 @@
-"""Write the model card of a checkpoint: what was trained from what, on which data, with which scores."""
+"""Write the model card of a checkpoint: base model, training data, arguments, scores."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _TITLE = "Fine-tuned Qwen3-VL"
 
 
 def write_model_card(folder: Path, arguments: Mapping[str, Any], log_history: Sequence[Mapping[str, Any]]) -> None:
-    """Put the card into a checkpoint, in the place of PEFT's template or of an older card, in one step.
+    """Write the card into a checkpoint, replacing PEFT's template or an older card atomically.
 
     `arguments` are those of run_arguments.json, `log_history` is the Trainer's.
     """
@@ -35,7 +35,7 @@ def model_card(arguments: Mapping[str, Any], log_history: Sequence[Mapping[str, 
     """Return the card as Markdown with YAML front matter."""
     base = str(arguments.get("model_name_or_path"))
     data = ModelCardData(
-        # The hub knows no folders: a base model there is named in the text alone.
+        # The hub takes no paths: a local base model is named in the text only.
         base_model=None if Path(base).exists() else base,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
@@ -52,7 +52,7 @@ def model_card(arguments: Mapping[str, Any], log_history: Sequence[Mapping[str, 
 
 
 def _loading(arguments: Mapping[str, Any]) -> str:
-    # An encoder in a Python file is code, which runs only where the reader trusts it.
+    # An encoder in a Python file is code, which runs only with the reader's consent.
     is_code = FILE_FORM in (arguments.get("custom_vision_encoder") or "")
     trust = ", trust_remote_code=True" if is_code else ""
     return (

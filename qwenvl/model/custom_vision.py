@@ -1,4 +1,4 @@
-"""Swap the encoder in a run: from the flags of a custom encoder to its tower, and a merger's way from run to run."""
+"""Plan the swapped encoder of a run from its flags, and load a merger that another run has trained."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from qwenvl.vision.trust import refuse_untrusted_file, trust_encoder_file
 
 logger = logging.getLogger(__name__)
 
-# Adam moves a weight by about its rate a step: at this one a thousand steps change a fresh merger by a third at most.
+# Adam moves a weight by about its rate a step: here a thousand steps change a fresh merger by at most a third.
 SLOW_FOR_A_FRESH_MERGER = 1e-5
 
 
@@ -48,7 +48,7 @@ def plan_custom_vision(
         raise UserError(f"--vision_merger_path {path}: no .safetensors files; name an output folder")
     if model_args.custom_vision_encoder is None:
         return None
-    merger_class(model_args.vision_merger)  # raises for an unknown name, before the encoder is read
+    merger_class(model_args.vision_merger)  # raises for an unknown name, before the encoder is loaded
     values = {option: getattr(model_args, flag) for flag, option in OPTION_FLAGS.items()}
     values["input_size"] = _input_size(values["input_size"])
     tower = TowerOptions(
@@ -62,7 +62,7 @@ def plan_custom_vision(
 
 
 def warn_of_slow_merger(model_args: ModelArguments, rate: float) -> None:
-    """Tell that a learning rate leaves the merger of a swapped encoder, which starts at random, where it began."""
+    """Warn if the learning rate is too low for the merger of a swapped encoder, which starts at random."""
     fresh = model_args.custom_vision_encoder is not None and model_args.vision_merger_path is None
     if fresh and model_args.tune_mm_mlp and rate <= SLOW_FOR_A_FRESH_MERGER:
         better = 2e-5 if model_args.tune_mm_llm else 1e-3
@@ -76,7 +76,7 @@ def warn_of_slow_merger(model_args: ModelArguments, rate: float) -> None:
 
 
 def _input_size(text: str | None) -> tuple[int, int] | None:
-    """Read "518" or "518x1036" as (height, width) in pixels."""
+    """Parse "518" or "518x1036" as (height, width) in pixels."""
     if text is None:
         return None
     sides = text.lower().split("x")
@@ -111,7 +111,7 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
             for name, tensor in own.items():
                 tensor.data.copy_(tensors[name])
     if "vision" in copied and isinstance(model.config.vision_config, CustomVisionConfig):
-        # The encoder is no longer the one of that name: from here on it goes with the checkpoints.
+        # The encoder no longer has its published weights: checkpoints have to hold a copy.
         model.config.vision_config.encoder_weights = model.config.vision_config.encoder_sha256 = None
     return copied
 
@@ -127,7 +127,7 @@ def _gathered(tensors: list[Tensor]) -> AbstractContextManager:
 
 
 def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the tensors of merger and encoder, those that are there, by component and by their names in the tower."""
+    """Read the saved tensors of merger and encoder, by component and by their names in the tower."""
     tower: dict[str, dict[str, Tensor]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -140,7 +140,7 @@ def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
 def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings_encoder: bool) -> None:
     """Raise `UserError` if a merger was trained with another encoder, or another layer, norm or prefix of it.
 
-    Another input size or way to it is allowed: stage 2 may look closer.
+    Another input size or resize policy is allowed: stage 2 may use a higher resolution.
     """
     if not isinstance(vision_config, CustomVisionConfig) or not (folder / "config.json").is_file():
         return
@@ -157,7 +157,7 @@ def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings
 
 
 def _equal(own: Tensor, saved: Tensor) -> bool:
-    """Whether a tensor has the saved one's numbers; not where it has none, or not all of them (ZeRO-3)."""
+    """Whether a tensor equals the saved one; False where its values are absent (meta) or partial (ZeRO-3)."""
     if own.is_meta or own.shape != saved.shape:
         return False
     return torch.equal(own.detach().cpu(), saved.to(own.dtype))
@@ -168,6 +168,6 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _describe_tensors(tensors: dict[str, Tensor]) -> str:
-    """Name the first few tensors and their shapes."""
+    """Return the names and shapes of the first tensors."""
     named = [f"{name} {shape}" for name, shape in sorted(_shapes(tensors).items())]
     return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")

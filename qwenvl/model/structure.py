@@ -1,4 +1,4 @@
-"""Check a checkpoint that has no manifest: by what its files say themselves of how they should be."""
+"""Check the files of a checkpoint without a manifest, as far as they describe themselves."""
 
 import json
 import zipfile
@@ -30,10 +30,10 @@ _INDEX_NAME = "model.safetensors.index.json"
 
 
 def find_structural_fault(folder: Path, *, for_resume: bool) -> str | None:
-    """Return what is wrong with a checkpoint's files as far as it shows without a manifest, or None.
+    """Return what is wrong with a checkpoint's files as far as it can be found without a manifest, or None.
 
-    Missing files of the model, the processor and, `for_resume`, the run; JSON and text that is none; safetensors and
-    PyTorch files that are cut short or whose checksums do not fit.
+    Finds missing files of the model, the processor and, `for_resume`, the run; invalid JSON and text; safetensors and
+    PyTorch files that are truncated or whose checksums do not match.
     """
     return (
         _missing(folder, (*_weights(folder), *_PROCESSOR_FILES, *(_RUN_FILES if for_resume else ())))
@@ -43,7 +43,7 @@ def find_structural_fault(folder: Path, *, for_resume: bool) -> str | None:
 
 
 def find_broken_weights(folder: Path) -> str | None:
-    """Return which of a model's safetensors files is cut short or missing, as its header or the index says, or None."""
+    """Return which of a model's safetensors files is truncated or missing, by its header or the index, or None."""
     if (folder / _INDEX_NAME).is_file():
         try:
             shards = set(json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))["weight_map"].values())
@@ -73,7 +73,7 @@ def _missing(folder: Path, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> s
 
 
 def _unreadable(folder: Path, for_resume: bool) -> str | None:
-    """Look into each file that has a form of its own; files of other names are the user's."""
+    """Parse each file of a known format; files of other names are the user's."""
     readers = dict.fromkeys(_JSON_FILES, _check_json)
     readers |= {"*.jinja": _check_text, "merges.txt": _check_text, "*.safetensors": _check_safetensors}
     if for_resume:
@@ -91,7 +91,7 @@ def _unreadable(folder: Path, for_resume: bool) -> str | None:
 
 
 def _missing_by_content(folder: Path, for_resume: bool) -> str | None:
-    """Look for the files that others speak of."""
+    """Look for the files that others refer to."""
 
     def read(name: str) -> dict:
         return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
@@ -113,19 +113,19 @@ def _missing_by_content(folder: Path, for_resume: bool) -> str | None:
         named = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
         states = list((folder / named).glob("*_optim_states.pt")) if named.isprintable() and named else []
         if len(states) < int(arguments.get("world_size", 1)):
-            return f"{len(states)} of the {arguments.get('world_size', 1)} files *_optim_states.pt that `latest` means"
+            return f"{len(states)} of the {arguments.get('world_size', 1)} files *_optim_states.pt that `latest` names"
     return None
 
 
 def _check_json(path: Path) -> None:
     if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
 
 
 def _check_text(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if not text.strip() or "\0" in text:
-        raise ValueError("no text")
+        raise ValueError("not text")
 
 
 def _check_safetensors(path: Path) -> None:
@@ -134,7 +134,7 @@ def _check_safetensors(path: Path) -> None:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise ValueError("no safetensors file")
+            raise ValueError("not a safetensors file")
         header = json.loads(stream.read(length))
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if 8 + length + max(ends, default=0) != size:
@@ -145,4 +145,4 @@ def _check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
-        raise ValueError(f"{damaged} in it does not fit its checksum")
+        raise ValueError(f"{damaged} in it does not match its checksum")

@@ -1,4 +1,4 @@
-"""Fill the feature cache of a run before training, in all processes, and let the data read it instead of images."""
+"""Fill the feature cache of a run before training, in all processes, and make the data read it instead of images."""
 
 import logging
 import shutil
@@ -31,15 +31,15 @@ _GB = 1e9
 
 
 def check_feature_cache(model_args: ModelArguments, base_config: PreTrainedConfig) -> None:
-    """Raise `UserError` if features are to be cached of Qwen3-VL's own encoder, or where no folder can be."""
+    """Raise `UserError` if the encoder is Qwen3-VL's own, or the cache cannot be a folder."""
     folder = model_args.cache_vision_features
     if not folder:
         return
     if model_args.custom_vision_encoder is None and base_config.model_type not in CUSTOM_MODEL_TYPES:
         raise UserError(
             f"--cache_vision_features {folder} keeps the features of a custom encoder, and "
-            f"{model_args.model_name_or_path} has Qwen3-VL's own; name one by --custom_vision_encoder, or leave the "
-            "cache out"
+            f"{model_args.model_name_or_path} has Qwen3-VL's own; name one by --custom_vision_encoder, or leave out "
+            "--cache_vision_features"
         )
     if not _existing(folder).is_dir():
         raise UserError(f"--cache_vision_features {folder}: {_existing(folder)} is a file; give a folder")
@@ -48,10 +48,10 @@ def check_feature_cache(model_args: ModelArguments, base_config: PreTrainedConfi
 def cache_features(
     model: nn.Module, data: DataModule, folder: str, data_args: DataArguments, training_args: TrainingArguments
 ) -> None:
-    """Compute the encoder features that `folder` does not hold yet, and let the data use them all.
+    """Compute the encoder features that `folder` does not hold yet, and make the data use them.
 
-    Logs their size first, which is all that a dry run does. Images that cannot be read are reported as bad samples.
-    Raises `UserError` if the disk has no room, and for a folder that cannot be read or written.
+    Logs their size first; a dry run stops there. Images that cannot be read are reported as bad samples.
+    Raises `UserError` if the disk has too little space, and for a folder that cannot be read or written.
     """
     locations, num_videos = _images_and_videos(data)
     if num_videos:
@@ -63,8 +63,8 @@ def cache_features(
     image_processor = data.train_dataset.encoder.processor.image_processor
     autocast = _autocast(training_args)
 
-    def num_bytes(pictures: Sequence[str]) -> int:
-        sizes = scan_media_sizes(pictures, [], data_args.media_cache_dir, data_args.max_image_pixels).values()
+    def num_bytes(images: Sequence[str]) -> int:
+        sizes = scan_media_sizes(images, [], data_args.media_cache_dir, data_args.max_image_pixels).values()
         return estimate_bytes([s for s in sizes if isinstance(s, ImageSize)], tower, image_processor, autocast)
 
     def report_unreadable(path: str, reason: str) -> None:
@@ -105,7 +105,7 @@ def _images_and_videos(data: DataModule) -> tuple[dict[str, list[tuple[str, str]
 
 
 def _autocast(training_args: TrainingArguments) -> torch.dtype | None:
-    """Return the precision of the Trainer's autocast; DeepSpeed has none, it converts the model."""
+    """Return the precision of the Trainer's autocast; None under DeepSpeed, which converts the model."""
     uses_autocast = training_args.half_precision and not training_args.deepspeed
     return compute_dtype(training_args) if uses_autocast else None
 
@@ -122,7 +122,7 @@ def _whole_weights(tower: nn.Module) -> AbstractContextManager:
 
 def _log_size(count: int, needed: int, folder: str) -> None:
     logger.info(
-        "vision features: %d pictures take %.3g GB in %s, where %.3g GB are free; those that are there already count",
+        "vision features: %d images take %.3g GB in %s, with %.3g GB free; features stored already are counted",
         count,
         needed / _GB,
         folder,
@@ -133,7 +133,7 @@ def _log_size(count: int, needed: int, folder: str) -> None:
 def _check_room(num_missing: int, count: int, needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     logger.info(
-        "vision features: %d of %d pictures are to be computed, %.3g GB in %s", num_missing, count, needed / _GB, folder
+        "vision features: %d of %d images are to be computed, %.3g GB in %s", num_missing, count, needed / _GB, folder
     )
     if needed > free:
         raise UserError(
@@ -143,6 +143,6 @@ def _check_room(num_missing: int, count: int, needed: int, folder: Path) -> None
 
 
 def _existing(folder: str) -> Path:
-    """Return the folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     path = Path(folder).absolute()
     return next(each for each in (path, *path.parents) if each.exists())

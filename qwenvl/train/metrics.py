@@ -16,7 +16,7 @@ _GIB = 2**30
 
 
 class ThroughputMeter:
-    """Counts samples, tokens, padding and waiting between two entries in the log."""
+    """Counts samples, tokens, padding and data waiting time between two log entries."""
 
     def __init__(self) -> None:
         self.total_samples = 0.0
@@ -28,7 +28,7 @@ class ThroughputMeter:
         self._waited = 0.0
 
     def count(self, batches: Iterable[BatchMeta], waited: float) -> None:
-        """Add batches that were just read, and the seconds that reading them took."""
+        """Add batches that were just read, and the seconds spent on reading them."""
         for batch in batches:
             self._samples += batch.num_samples
             self._tokens += batch.num_tokens
@@ -36,15 +36,15 @@ class ThroughputMeter:
         self._waited += waited
 
     def pause(self) -> float:
-        """Return the clock before something that is no training (an evaluation, a save)."""
+        """Return the time before something other than training (an evaluation, a save)."""
         return time.perf_counter()
 
     def resume(self, paused_at: float) -> None:
-        """Leave out the time since `pause`."""
+        """Exclude the time since `pause`."""
         self._started += time.perf_counter() - paused_at
 
     def summary(self, device: torch.device) -> dict[str, float]:
-        """Return the numbers of all processes since the last call, and start anew. To be called by every process."""
+        """Return the numbers of all processes since the last call, and reset them. Every process has to call it."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
         samples, tokens, padding, waited_shares, processes = sum_over_processes(
             [self._samples, self._tokens, self._padding, self._waited / seconds, 1.0], device
@@ -61,7 +61,7 @@ class ThroughputMeter:
 
 
 def peak_memory_gib() -> float:
-    """Return the most memory this process has held: on the GPU if it has one, else in RAM."""
+    """Return the peak memory of this process: on the GPU if it has one, else in RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / _GIB
     # Linux counts in KiB, macOS in bytes.

@@ -1,4 +1,4 @@
-"""Build the optimizer's parameter groups: component x decay, each with its own learning rate."""
+"""Build the optimizer's parameter groups: component x decay, with the component's learning rate."""
 
 from collections.abc import Mapping
 from typing import Any

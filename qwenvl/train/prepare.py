@@ -1,4 +1,4 @@
-"""Prepare what a run reads before its model is built: configuration, processor, tower plan, attention and data."""
+"""Prepare a run before its model is built: configuration, processor, tower plan, attention and data."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class BasePlan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run knows before its model is built."""
+    """Everything that a run needs before its model is built."""
 
     base: BasePlan
     attention: Attention
@@ -41,8 +41,8 @@ class Prepared:
 def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str | None = None) -> BasePlan:
     """Load configuration and processor, plan the tower, and set the pixel limits; no weights of the model are read.
 
-    Training, `check_data` and `pack_data` count tokens with this processor. Raises `UserError` for a model that is no
-    Qwen3-VL, and for flags that fit neither the encoder nor the model.
+    Training, `check_data` and `pack_data` count tokens with this processor. Raises `UserError` for a model other
+    than Qwen3-VL, and for flags that do not fit the encoder or the model.
     """
     name, is_trusted = model_args.model_name_or_path, model_args.trust_remote_code
     config = load_config(name, cache_dir, trust_remote_code=is_trusted)
@@ -59,7 +59,7 @@ def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str
 def prepare(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Prepared:
     """Prepare a run up to its data, which are read, checked, counted and planned into batches.
 
-    Raises `UserError` for whatever is wrong with the base model, the encoder or the data.
+    Raises `UserError` for errors in the base model, the encoder or the data.
     """
     base = prepare_base(model_args, data_args, training_args.cache_dir)
     if not training_args.dry_run:

@@ -42,7 +42,7 @@ def test_an_older_checkpoint_without_a_manifest_is_loaded_if_its_files_are_valid
         load_checkpoint(own_copy, device="cpu")
 
 
-def test_a_change_made_on_purpose_is_told_how_to_keep(own_copy: Path) -> None:
+def test_a_change_made_on_purpose_is_reported_how_to_keep(own_copy: Path) -> None:
     break_file(own_copy / "processor_config.json", flipped)
 
     with pytest.raises(UserError, match=f"if it was changed on purpose, remove {MANIFEST_NAME}"):

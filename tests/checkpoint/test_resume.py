@@ -61,7 +61,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused_with_its_name(tmp_path: Path)
     now = arguments(tmp_path)
     write_checkpoint(tmp_path / "checkpoint-2", PLAIN[:-1], now)
 
-    with pytest.raises(UserError, match="checkpoint-2 lacks rng_state_1.pth, without which the run would not go on"):
+    with pytest.raises(UserError, match="checkpoint-2 lacks rng_state_1.pth, without which the run cannot be resumed"):
         find_resume_checkpoint(str(tmp_path), "auto", now)
 
 
@@ -96,7 +96,7 @@ def test_other_processes_need_no_random_state_and_fp16_needs_its_scale(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "names", "told"),
+    ("before", "now", "names", "message"),
     [
         (2, None, deepspeed(ZERO2), "DeepSpeed ZeRO stage 2, and this one has no DeepSpeed.*zero2.json"),
         (None, 2, PLAIN, "no DeepSpeed, and this one has DeepSpeed ZeRO stage 2.*leave --deepspeed out"),
@@ -106,14 +106,14 @@ def test_other_processes_need_no_random_state_and_fp16_needs_its_scale(tmp_path:
 )
 @pytest.mark.parametrize("recorded", [True, False])
 def test_another_stage_of_deepspeed_is_refused_in_one_line(
-    tmp_path: Path, before: int | None, now: int | None, names: list[str], told: str, recorded: bool
+    tmp_path: Path, before: int | None, now: int | None, names: list[str], message: str, recorded: bool
 ) -> None:
     then = arguments(tmp_path, zero_stage=before, deepspeed=None if before is None else "zero.json")
     if not recorded:  # as versions did that knew no more than the file
         del then["zero_stage"]
     write_checkpoint(tmp_path / "checkpoint-2", names, then)
 
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         find_resume_checkpoint(str(tmp_path), "auto", arguments(tmp_path, zero_stage=now))
     assert "\n" not in str(raised.value)
 
@@ -122,7 +122,7 @@ def test_auto_does_not_start_afresh_over_superseded_checkpoints(tmp_path: Path) 
     now = arguments(tmp_path)
     folder = write_checkpoint(tmp_path / "superseded" / "checkpoint-2", PLAIN, now)
 
-    with pytest.raises(UserError, match=f"but superseded ones; name the one to go on from, such as {folder}"):
+    with pytest.raises(UserError, match=f"only superseded checkpoints; name the one to resume from, such as {folder}"):
         find_resume_checkpoint(str(tmp_path), "auto", now)
     assert find_resume_checkpoint(str(tmp_path), str(folder), now) == str(folder)
 
@@ -131,5 +131,5 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path:
     now = arguments(tmp_path)
     write_checkpoint(tmp_path / "checkpoint-16", PLAIN, now)
 
-    with pytest.raises(UserError, match=r"checkpoint-4 is no checkpoint of a run .*holds checkpoint-16: name one"):
+    with pytest.raises(UserError, match=r"checkpoint-4 is not a checkpoint of a run .*holds checkpoint-16: name one"):
         find_resume_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-4"), now)

@@ -50,7 +50,7 @@ def fails(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", ["train.json", "empty"]),
         ("[]", ["train.json", "no usable record"]),
@@ -70,22 +70,22 @@ def fails(
         "no conversations",
         "more placeholders than media",
         "placeholder in an answer",
-        "missing picture",
-        "broken picture",
+        "missing image",
+        "broken image",
         "broken video",
         "too long",
     ],
 )
 def test_a_bad_file_or_record_is_named_with_its_place(
-    fails: Callable[..., str], content: str | list, told: list[str]
+    fails: Callable[..., str], content: str | list, message: list[str]
 ) -> None:
     complaint = fails(content)
 
-    assert all(words in complaint for words in told), complaint
+    assert all(words in complaint for words in message), complaint
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"dataset_use": "mimic_trian"}, ["mimic_trian", "mimic_train"]),
         ({"dataset_use": "nowhere/train.json"}, ["nowhere/train.json"]),
@@ -117,10 +117,10 @@ def test_a_bad_file_or_record_is_named_with_its_place(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_bad_flag_is_named_with_what_to_do(fails: Callable[..., str], flags: dict, told: list[str]) -> None:
+def test_a_bad_flag_is_named_with_what_to_do(fails: Callable[..., str], flags: dict, message: list[str]) -> None:
     complaint = fails(**flags)
 
-    assert all(words in complaint for words in told), complaint
+    assert all(words in complaint for words in message), complaint
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen2_vl", "bert"])
@@ -149,8 +149,8 @@ def test_a_model_that_cannot_be_trained_from_is_refused_before_the_data_is_read(
         (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
         flags |= {"vision_merger_path": folder} if mistake == "merger" else {}
 
-    told = "holds quantized weights (bitsandbytes)" if mistake == "quantized" else "holds pointers of Git LFS"
-    assert told in fails(**flags)
+    message = "holds quantized weights (bitsandbytes)" if mistake == "quantized" else "holds pointers of Git LFS"
+    assert message in fails(**flags)
 
 
 @pytest.mark.parametrize("mistake", ["no such folder", "weights that are cut short", "an unknown encoder"])
@@ -209,7 +209,7 @@ def test_under_skip_too_many_bad_samples_stop_the_run(fails: Callable[..., str])
     assert "--max_bad_samples" in fails(records, bad_sample_policy="skip", max_bad_samples=2)
 
 
-def test_a_picture_that_breaks_only_when_decoded_stops_the_run_with_its_name(
+def test_an_image_that_breaks_only_when_decoded_stops_the_run_with_its_name(
     run_training: Callable[..., Path], media: Path
 ) -> None:
     whole = (media / "wide.png").read_bytes()
@@ -220,7 +220,7 @@ def test_a_picture_that_breaks_only_when_decoded_stops_the_run_with_its_name(
         run_training(dataset_use=path)
 
 
-def test_a_picture_that_breaks_in_a_data_worker_ends_the_program_with_one_line(
+def test_an_image_that_breaks_in_a_data_worker_ends_the_program_with_one_line(
     standin: Path, media: Path, tmp_path: Path
 ) -> None:
     whole = (media / "wide.png").read_bytes()

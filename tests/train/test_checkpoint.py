@@ -20,8 +20,8 @@ Run = Callable[..., Path]
 def logits_of(model: torch.nn.Module, processor: ProcessorMixin, media: Path) -> torch.Tensor:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    with Image.open(media / "wide.png") as picture:
-        inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    with Image.open(media / "wide.png") as image:
+        inputs = processor(text=[text], images=[image], return_tensors="pt")
     with torch.no_grad():
         return model.eval()(**inputs).logits
 
@@ -105,7 +105,7 @@ def test_only_whole_checkpoints_are_in_the_output_folder(run_training: Run, tmp_
     assert state["global_step"] == 3
 
 
-def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, pictures: Path) -> None:
+def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, image_records: Path) -> None:
     folder = run_training(
         max_steps=6,
         save_strategy="steps",
@@ -113,7 +113,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, pictures: 
         save_total_limit=2,
         eval_strategy="steps",
         eval_steps=1,
-        eval_dataset_use=pictures,
+        eval_dataset_use=image_records,
         metric_for_best_model="eval_loss",
         greater_is_better=True,
         load_best_model_at_end=True,
@@ -128,10 +128,10 @@ def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, pictures: 
 
 
 @pytest.mark.parametrize(
-    ("prepare", "flags", "told"),
+    ("prepare", "flags", "message"),
     [
         (lambda run: run(), {}, "already holds another run's checkpoints"),
-        (lambda run: None, {"resume_from_checkpoint": "nowhere"}, "is no checkpoint of a run"),
+        (lambda run: None, {"resume_from_checkpoint": "nowhere"}, "is not a checkpoint of a run"),
         (lambda run: run(), {"resume_from_checkpoint": "auto"}, "holds a finished model and no checkpoint"),
         (
             lambda run: run(save_strategy="steps", save_steps=3),
@@ -146,11 +146,11 @@ def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, pictures: 
     ],
 )
 def test_a_folder_that_does_not_fit_the_run_is_refused(
-    run_training: Run, prepare: Callable, flags: dict, told: str
+    run_training: Run, prepare: Callable, flags: dict, message: str
 ) -> None:
     prepare(run_training)
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run_training(**flags)
 
 

@@ -194,9 +194,9 @@ def fail_at(call: int, evaluation_loop: Callable, seen: list) -> Callable:
 
 @pytest.mark.parametrize("schedule", [{}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
 def test_an_evaluation_that_fails_costs_no_training(
-    run_training: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, schedule: dict
+    run_training: Run, image_records: Path, monkeypatch: pytest.MonkeyPatch, schedule: dict
 ) -> None:
-    flags = BEST | {"eval_dataset_use": pictures, "greater_is_better": True} | schedule
+    flags = BEST | {"eval_dataset_use": image_records, "greater_is_better": True} | schedule
     if schedule:  # every evaluation lowers the rate
         flags |= {"lr_scheduler_kwargs": json.dumps({"patience": 0, "threshold": 9.0, "factor": 0.5})}
     whole = run_training("whole", **flags | {"max_steps": 6})
@@ -218,29 +218,29 @@ def test_an_evaluation_that_fails_costs_no_training(
     assert same_weights(failed, failed / "checkpoint-2") and same_weights(failed, whole)
 
 
-def test_an_evaluation_leaves_the_random_numbers_of_training_alone(run_training: Run, pictures: Path) -> None:
+def test_an_evaluation_leaves_the_random_numbers_of_training_alone(run_training: Run, image_records: Path) -> None:
     flags = {"lora_dropout": 0.3, "max_steps": 5, "learning_rate": 1e-2}
     alone = run_training("alone", **flags)
 
-    evaluated = run_training("evaluated", **flags, eval_dataset_use=pictures, eval_strategy="steps", eval_steps=1)
+    evaluated = run_training("evaluated", **flags, eval_dataset_use=image_records, eval_strategy="steps", eval_steps=1)
 
     assert losses(evaluated) == losses(alone)
     assert same_weights(evaluated, alone)
 
 
 def test_a_final_evaluation_that_fails_costs_no_model(
-    run_training: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_training: Run, image_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QwenVLTrainer, "evaluation_loop", fail_at(1, QwenVLTrainer.evaluation_loop, []))
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        run_training(eval_dataset_use=pictures)
+        run_training(eval_dataset_use=image_records)
 
     assert (tmp_path / "run" / "adapter_config.json").is_file()
 
 
 def test_the_last_step_of_an_epoch_is_saved_before_it_is_evaluated(
-    run_training: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_training: Run, image_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
     evaluation_loop = QwenVLTrainer.evaluation_loop
@@ -250,7 +250,7 @@ def test_the_last_step_of_an_epoch_is_saved_before_it_is_evaluated(
         return evaluation_loop(trainer, *args, **kwargs)
 
     monkeypatch.setattr(QwenVLTrainer, "evaluation_loop", watched)
-    flags = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset_use": pictures, "save_strategy": "epoch"}
+    flags = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset_use": image_records, "save_strategy": "epoch"}
     folder = run_training(**flags, per_device_train_batch_size=6, max_steps=3, metric_for_best_model="eval_loss")
 
     two, three = ["checkpoint-2"], ["checkpoint-2", "checkpoint-3"]
@@ -258,9 +258,9 @@ def test_the_last_step_of_an_epoch_is_saved_before_it_is_evaluated(
     assert [step for step, _ in evaluations(folder / "checkpoint-3")] == [1, 2, 3]
 
 
-def test_a_changed_data_file_is_refused_with_what_it_had(run_training: Run, pictures: Path) -> None:
-    records = json.loads(pictures.read_text())
-    own = pictures.with_name("changing.json")
+def test_a_changed_data_file_is_refused_with_what_it_had(run_training: Run, image_records: Path) -> None:
+    records = json.loads(image_records.read_text())
+    own = image_records.with_name("changing.json")
     own.write_text(json.dumps(records[:10]))
     run_training(**SAVED, dataset_use=own)
     own.write_text(json.dumps(records[:11]))
