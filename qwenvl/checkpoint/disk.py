@@ -21,6 +21,7 @@ from qwenvl.checkpoint.manifest import MANIFEST_NAME, folder_bytes
 from qwenvl.errors import UserError
 from qwenvl.model.components import named_component_parameters
 from qwenvl.utils.distributed import is_first_process
+from qwenvl.utils.zero3 import full_numel
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +131,10 @@ def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     parameters = [(name, parameter) for _, name, parameter in named_component_parameters(model)]
     if isinstance(model, PeftModel):
         parameters = [each for each in parameters if each[1].requires_grad or ".modules_to_save." in each[0]]
-    weights = sum(_count(parameter) * parameter.element_size() for _, parameter in parameters)
+    weights = sum(full_numel(parameter) * parameter.element_size() for _, parameter in parameters)
     if optimizer is None:
         return weights + _SMALL_FILES_BYTES
-    trained = sum(_count(parameter) for _, parameter in parameters if parameter.requires_grad)
+    trained = sum(full_numel(parameter) for _, parameter in parameters if parameter.requires_grad)
     if deepspeed:
         return 2 * weights + _DEEPSPEED_BYTES * trained + _SMALL_FILES_BYTES
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
@@ -152,10 +153,6 @@ def format_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} bytes"
-
-
-def _count(parameter: nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 keeps only a part of each in this process
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from qwenvl.model.components import component_of, plain_tower_name, set_trainabl
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
+from qwenvl.utils.zero3 import is_partitioned
 from qwenvl.vision import (
     CUSTOM_MODEL_TYPES,
     CustomVisionConfig,
@@ -200,7 +201,7 @@ def build_model(
 
 def _fit_encoder_precision(tower: nn.Module, training_args: BuildArguments, *, is_new: bool) -> None:
     """Try a custom encoder in the precision of the training, and cast one that came with the base model to it."""
-    if not isinstance(tower, CustomVisionTower) or any(hasattr(each, "ds_id") for each in tower.encoder.parameters()):
+    if not isinstance(tower, CustomVisionTower) or any(map(is_partitioned, tower.encoder.parameters())):
         return
     if training_args.deepspeed:
         tower.check_for_deepspeed(compute_dtype(training_args))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qwenvl.utils.zero3 import full_numel
+
 COMPONENTS = ("vision", "merger", "llm")
 
 _MERGERS = ("merger", "deepstack_merger_list")
@@ -55,7 +57,7 @@ def component_sizes(model: nn.Module) -> dict[str, ComponentSize]:
     total = dict.fromkeys(COMPONENTS, 0)
     trainable = dict.fromkeys(COMPONENTS, 0)
     for component, _, parameter in named_component_parameters(model):
-        count = getattr(parameter, "ds_numel", parameter.numel())
+        count = full_numel(parameter)
         total[component] += count
         trainable[component] += count if parameter.requires_grad else 0
     return {component: ComponentSize(total[component], trainable[component]) for component in COMPONENTS}

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
+from qwenvl.utils.zero3 import full_shape, gathered
 from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
 from qwenvl.vision.merger import merger_class
 from qwenvl.vision.options import MERGER_OPTIONS, OPTION_FLAGS
@@ -107,23 +107,13 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
         if component == "vision" and all(_equal(own[name], tensor) for name, tensor in tensors.items()):
             continue
         copied.add(component)
-        with _gathered(list(own.values())):
+        with gathered(own.values(), modified=True):
             for name, tensor in own.items():
                 tensor.data.copy_(tensors[name])
     if "vision" in copied and isinstance(model.config.vision_config, CustomVisionConfig):
         # The encoder no longer has its published weights: checkpoints have to hold a copy.
         model.config.vision_config.encoder_weights = model.config.vision_config.encoder_sha256 = None
     return copied
-
-
-def _gathered(tensors: list[Tensor]) -> AbstractContextManager:
-    """Bring parameters that DeepSpeed ZeRO-3 has partitioned together for a change that reaches every process."""
-    partitioned = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
-    if not partitioned:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
 
 
 def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -164,7 +154,7 @@ def _equal(own: Tensor, saved: Tensor) -> bool:
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}
+    return {name: full_shape(tensor) for name, tensor in tensors.items()}
 
 
 def _describe_tensors(tensors: dict[str, Tensor]) -> str:

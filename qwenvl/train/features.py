@@ -4,7 +4,6 @@ import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.build import compute_dtype
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.utils.distributed import barrier
+from qwenvl.utils.zero3 import gathered
 from qwenvl.vision import CUSTOM_MODEL_TYPES
 from qwenvl.vision.cache.filling import Work, fill_cache, hash_files
 from qwenvl.vision.cache.store import FeatureCache, estimate_bytes
@@ -76,7 +76,7 @@ def cache_features(
         return
     read_image = partial(load_image, max_pixels=data_args.max_image_pixels)
     work = Work(training_args.process_index, training_args.world_size, training_args.dataloader_num_workers)
-    with _whole_weights(tower):
+    with gathered(tower.parameters()):
         cache = FeatureCache(folder, tower, image_processor, autocast)
         hash_files(cache, paths, work)
         barrier()
@@ -108,16 +108,6 @@ def _autocast(training_args: TrainingArguments) -> torch.dtype | None:
     """Return the precision of the Trainer's autocast; None under DeepSpeed, which converts the model."""
     uses_autocast = training_args.half_precision and not training_args.deepspeed
     return compute_dtype(training_args) if uses_autocast else None
-
-
-def _whole_weights(tower: nn.Module) -> AbstractContextManager:
-    """Bring the tower's weights together where DeepSpeed ZeRO-3 has partitioned them over the processes."""
-    partitioned = [parameter for parameter in tower.parameters() if hasattr(parameter, "ds_id")]
-    if not partitioned:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(partitioned)
 
 
 def _log_size(count: int, needed: int, folder: str) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from qwenvl.model.components import component_sizes
+from qwenvl.utils.zero3 import full_numel
 
 _GIB = 2**30
 # The CUDA context, the kernels' workspaces and the allocator's rounding, beside the tensors.
@@ -56,7 +57,7 @@ def estimate_memory(
     sharding = sharding or Sharding()
     sizes = component_sizes(model)
     trainable = sum(size.trainable for size in sizes.values())
-    weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+    weights = sum(full_numel(p) * p.element_size() for p in model.parameters())
     if sharding.zero_stage:
         weights += trainable * 4 / sharding.processes  # the float32 copy that DeepSpeed keeps beside the model
     config = model.config

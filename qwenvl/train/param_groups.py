@@ -7,6 +7,7 @@ from torch import nn
 
 from qwenvl.errors import UserError
 from qwenvl.model.components import COMPONENTS, component_sizes, named_component_parameters
+from qwenvl.utils.zero3 import full_shape
 
 
 def build_param_groups(
@@ -30,7 +31,7 @@ def build_param_groups(
             }
     for component, _, parameter in named_component_parameters(model):
         if parameter.requires_grad:
-            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+            dimensions = len(full_shape(parameter))
             groups[component if dimensions > 1 else f"{component}_no_decay"]["params"].append(parameter)
     filled = [group for group in groups.values() if group["params"]]
     grouped = sum(len(group["params"]) for group in filled)

@@ -1,6 +1,5 @@
 """What all encoders of the Transformers library share, and the form hf:ORG/MODEL for those without a file here."""
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ import torch
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qwenvl.errors import UserError
+from qwenvl.utils.zero3 import gathered, is_partitioned
 from qwenvl.vision.encoder import EncoderSource, VisionEncoder
 from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
 from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights, read_settings
@@ -173,9 +173,9 @@ def _unpartitioned(model: PreTrainedModel) -> PreTrainedModel:
     The encoder is tried and hashed before DeepSpeed's engine exists, which then partitions it with the rest.
     """
     parameters = list(model.parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+    if not any(map(is_partitioned, parameters)):
         return model
-    with importlib.import_module("deepspeed").zero.GatheredParameters(parameters):
+    with gathered(parameters):
         state = {name: value.detach().to(torch.float32, copy=True) for name, value in model.state_dict().items()}
     whole = type(model)(model.config).to(torch.float32)
     whole.load_state_dict(state, strict=True)
