@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
+from qwenvl.data.summary import DataSummary
 from qwenvl.model.components import component_sizes
 from qwenvl.utils.zero3 import full_numel
 
@@ -83,6 +84,19 @@ def estimate_memory(
     }
     estimate = {name: num_bytes / _GIB for name, num_bytes in parts.items()} | {"overhead": _OVERHEAD_GIB}
     return estimate | {"total": sum(estimate.values())}
+
+
+def memory_table(
+    model: nn.Module, summary: DataSummary, training_args: TrainingArguments, sharding: Sharding
+) -> list[tuple[str, ...]]:
+    """Return the rows of a text table: the estimate for the largest micro-batch of a run, its sum last."""
+    memory = estimate_memory(
+        model,
+        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
+        gradient_checkpointing=bool(training_args.activation_checkpointing),
+        sharding=sharding,
+    )
+    return [("GPU memory of a process", "GiB"), *((name, f"{gib:.2f}") for name, gib in memory.items())]
 
 
 def _text_activations(config: PreTrainedConfig, tokens: int, element_size: int, checkpointed: bool) -> float:

@@ -10,7 +10,7 @@ from qwenvl.data.data_processor import DataModule
 from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
-from qwenvl.train.memory import BatchShape, Sharding, estimate_memory
+from qwenvl.train.memory import Sharding, memory_table
 from qwenvl.train.param_groups import format_table
 
 logger = logging.getLogger(__name__)
@@ -31,13 +31,7 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
         )
     padded = not (data_args.data_flatten or data_args.data_packing)
     summary = summarize(data.train_dataset, data.train_sampler, padded)
-    memory = estimate_memory(
-        model,
-        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
-        gradient_checkpointing=bool(training_args.activation_checkpointing),
-        sharding=_sharding(training_args),
-    )
-    rows = [("GPU memory of a process", "GiB")] + [(name, f"{gib:.2f}") for name, gib in memory.items()]
+    rows = memory_table(model, summary, training_args, _sharding(training_args))
     logger.info("the plan:\n%s", format_table(_plan_table(summary, data, training_args)))
     logger.info("an estimate of the memory:\n%s", format_table(rows))
 
