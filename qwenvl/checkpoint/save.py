@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import json
+import logging
 import math
 import os
 import re
@@ -27,12 +28,16 @@ from qwenvl.errors import UserError
 from qwenvl.model.build import ADAPTER_CONFIG_NAME
 from qwenvl.utils.distributed import barrier, is_first_process
 
+logger = logging.getLogger(__name__)
+
 # Checkpoints are written into this folder of the output folder, and moved out of it when complete.
 INCOMPLETE = ".incomplete"
 RUN_ARGUMENTS_NAME = "run_arguments.json"
 MODEL_CONFIG_NAMES = (ADAPTER_CONFIG_NAME, "config.json")
 # Flags that take a folder or a hub name; folders are recorded as absolute paths.
 _MODEL_FLAGS = ("model_name_or_path", "custom_vision_pretrained_path", "vision_merger_path")
+# What a folder is called while a newer one takes its place.
+_REPLACED = ".replaced"
 _SECRET = re.compile(r"_token$|password|secret", re.IGNORECASE)
 
 
@@ -111,13 +116,25 @@ def write_state(folder: Path, state: TrainerState, incomplete: Path) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a finished folder to its place, in one step; an older folder there is removed only after that."""
-    retired = source.with_name(f"{target.name}.old")
+    """Move a finished folder to its place; an older folder there is removed only after that.
+
+    A process that is killed between the two renames leaves the older one beside `source`, for `restore_replaced`.
+    """
+    retired = source.with_name(f"{target.name}{_REPLACED}")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         os.replace(target, retired)
     os.replace(source, target)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def restore_replaced(output_dir: str | Path) -> None:
+    """Put back the checkpoints that a killed run had renamed to replace them, and not replaced yet."""
+    for retired in sorted((Path(output_dir) / INCOMPLETE).glob(f"*{_REPLACED}")):
+        target = Path(output_dir) / retired.name.removesuffix(_REPLACED)
+        if not target.exists():
+            os.replace(retired, target)
+            logger.info("%s: restored, an earlier run was killed while replacing it", target)
 
 
 def remove_folder(folder: Path, incomplete: Path) -> None:
@@ -205,11 +222,13 @@ def cache_as_for_use(config: PreTrainedConfig) -> Iterator[None]:
 def prepare_output_dir(output_dir: str, resume: str | None, *, dry_run: bool = False) -> None:
     """Lock the output folder for this run, and refuse one that cannot be written or holds another run's checkpoints.
 
-    The first process creates the folder and locks it until `release_output_dirs`; a dry run does neither.
+    The first process creates the folder, locks it until `release_output_dirs`, and puts back what a killed run has
+    moved; a dry run does none of that.
     """
     try:
         if is_first_process() and not dry_run:
             lock_output_dir(output_dir, inner_folders=(INCOMPLETE,))
+            restore_replaced(output_dir)
         with tempfile.TemporaryFile(dir=existing_folder(Path(output_dir))) as probe:
             probe.write(b"writable")
     except OSError as error:

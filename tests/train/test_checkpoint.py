@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from qwenvl import load_checkpoint
-from qwenvl.errors import UserError
 from tests.train.conftest import losses
 
 Run = Callable[..., Path]
@@ -125,40 +124,3 @@ def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, image_reco
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == sorted({best.name, "checkpoint-6"})
     kept, final = (load_file(place / "adapter_model.safetensors") for place in (best, folder))
     assert all(torch.equal(kept[name], final[name]) for name in kept)
-
-
-@pytest.mark.parametrize(
-    ("prepare", "flags", "message"),
-    [
-        (lambda run: run(), {}, "already holds another run's checkpoints"),
-        (lambda run: None, {"resume_from_checkpoint": "nowhere"}, "is not a checkpoint of a run"),
-        (lambda run: run(), {"resume_from_checkpoint": "auto"}, "holds a finished model and no checkpoint"),
-        (
-            lambda run: run(save_strategy="steps", save_steps=3),
-            {"resume_from_checkpoint": "auto", "per_device_train_batch_size": 1},
-            "--per_device_train_batch_size 2, this one has 1",
-        ),
-        (
-            lambda run: run(save_strategy="steps", save_steps=3),
-            {"resume_from_checkpoint": "auto", "lora_r": 8},
-            "--lora_r 4, this one has 8",
-        ),
-    ],
-)
-def test_a_folder_that_does_not_fit_the_run_is_refused(
-    run_training: Run, prepare: Callable, flags: dict, message: str
-) -> None:
-    prepare(run_training)
-
-    with pytest.raises(UserError, match=message):
-        run_training(**flags)
-
-
-def test_a_folder_without_a_model_is_refused_with_what_it_holds(run_training: Run, tmp_path: Path) -> None:
-    folder = run_training(save_strategy="steps", save_steps=3)
-    (folder / "adapter_config.json").unlink()
-
-    with pytest.raises(UserError, match="it holds checkpoint-3: name one"):
-        load_checkpoint(folder)
-    with pytest.raises(UserError, match="check the path"):
-        load_checkpoint(tmp_path / "nothing")
