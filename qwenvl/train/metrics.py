@@ -3,7 +3,8 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ class ThroughputMeter:
 
     def __init__(self) -> None:
         self.total_samples = 0.0
+        self._paused_at: float | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -35,17 +37,24 @@ class ThroughputMeter:
             self._padding += batch.num_padding
         self._waited += waited
 
-    def pause(self) -> float:
-        """Return the time before something other than training (an evaluation, a save)."""
-        return time.perf_counter()
-
-    def resume(self, paused_at: float) -> None:
-        """Exclude the time since `pause`."""
-        self._started += time.perf_counter() - paused_at
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the time inside a `with` block, such as an evaluation or a save; blocks may be nested."""
+        if self._paused_at is not None:
+            yield
+            return
+        self._paused_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            # A summary inside the block has started the next interval there.
+            self._started += time.perf_counter() - max(self._paused_at, self._started)
+            self._paused_at = None
 
     def summary(self, device: torch.device) -> dict[str, float]:
         """Return the numbers of all processes since the last call, and reset them. Every process has to call it."""
-        seconds = max(time.perf_counter() - self._started, 1e-9)
+        until = time.perf_counter() if self._paused_at is None else self._paused_at
+        seconds = max(until - self._started, 1e-9)
         samples, tokens, padding, waited_shares, processes = sum_over_processes(
             [self._samples, self._tokens, self._padding, self._waited / seconds, 1.0], device
         )

@@ -69,6 +69,18 @@ class QwenVLTrainer(Trainer):
         self._learning_rates: dict[str, float] = {}
         self._gradient_norms: dict[str, float] = {}
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; under DeepSpeed, with the accumulation steps of DeepSpeed's configuration.
+
+        The Trainer passes 1, because it divides the loss itself, while DeepSpeed's configuration has the flag's value;
+        Accelerate warns of the difference and then takes DeepSpeed's. Can go when the Trainer passes the flag's value:
+        https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L825
+        https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py#L2216
+        """
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled:
+            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
@@ -209,15 +221,19 @@ class QwenVLTrainer(Trainer):
         https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L2270
         """
         evaluates, saves = self.control.should_evaluate, self.control.should_save
-        if evaluates and saves:
-            self.control.should_evaluate = False
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-            self.control.should_evaluate = True
-            # These schedules step at each evaluation, and the checkpoint has to hold that step.
-            self.control.should_save = self.args.lr_scheduler_type in _SCHEDULES_BY_SCORE
+        # Logged first, as training: it waits for the GPU.
+        self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if evaluates:
-            self.checkpoints.record_evaluation(self.args, self.state)
+        with self.throughput.paused():
+            if saves:
+                self.control.should_save = True
+                super()._maybe_log_save_evaluate(*args, **kwargs)
+            if evaluates:
+                self.control.should_evaluate = True
+                # These schedules step at each evaluation, and the checkpoint has to hold that step.
+                self.control.should_save = saves and self.args.lr_scheduler_type in _SCHEDULES_BY_SCORE
+                super()._maybe_log_save_evaluate(*args, **kwargs)
+                self.checkpoints.record_evaluation(self.args, self.state)
 
     def evaluate_this_step(self) -> None:
         """Evaluate the step that a run is resumed at, as its end would have done."""
@@ -234,10 +250,8 @@ class QwenVLTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as the Trainer does, excluding the time from the throughput."""
-        paused_at = self.throughput.pause()
-        metrics = super().evaluate(*args, **kwargs)
-        self.throughput.resume(paused_at)
-        return metrics
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)
 
     @torch.no_grad()
     def evaluation_loop(
@@ -284,14 +298,12 @@ class QwenVLTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model (or adapter), the processor and the run's arguments, after checking the free disk space."""
         folder = output_dir or self.args.output_dir
-        paused_at = self.throughput.pause()
         with self.disk.explain_errors(), cache_as_for_use(self.model.config):
             if self.args.should_save:
                 optimizer = self.optimizer if is_checkpoint_folder(Path(folder)) else None
                 size = checkpoint_bytes(self.model, optimizer, deepspeed=self.is_deepspeed_enabled)
                 self.disk.check_room(size)
             self._write_model(folder, _internal_call)
-        self.throughput.resume(paused_at)
 
     def _write_model(self, folder: str, internal_call: bool) -> None:
         if isinstance(self.model, PeftModel) and is_deepspeed_zero3_enabled():

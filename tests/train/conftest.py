@@ -105,6 +105,7 @@ def run_processes(standin: Path, image_records: Path, tmp_path: Path) -> Callabl
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
+        assert "accumulation steps mismatch" not in done.stderr
         return output_dir
 
     return run

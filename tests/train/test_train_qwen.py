@@ -225,7 +225,7 @@ def test_a_dry_run_warns_of_few_steps_and_of_steps_that_would_not_be_logged(
     train_here(dry_run=True, max_steps=-1, num_train_epochs=1, logging_steps=10)
 
     assert "this run has only 6 steps, and several hundred are usual: raise --num_train_epochs" in caplog.text
-    assert "--logging_steps 10 is above the run's 6: each step is logged" in caplog.text
+    assert "--logging_steps 10 exceeds the run's 6: each step is logged" in caplog.text
 
 
 @pytest.mark.parametrize("doing", ["train", "evaluate"])
