@@ -4,15 +4,27 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from qwenvl.errors import UserError
 from qwenvl.model.components import module_names, named_component_parameters, plain_tower_name
 
 _LANGUAGE_MODEL = "model.language_model"
+
+
+def check_lora_targets(config: PreTrainedConfig, target_modules: str) -> None:
+    """Raise `UserError` if a name of `--lora_target_modules` matches no layer; no weights are loaded.
+
+    `config` is the configuration of the whole model.
+    """
+    # Made by its class: `from_config` would partition the model under DeepSpeed ZeRO-3.
+    with torch.device("meta"):
+        model = MODEL_MAPPING[type(config.text_config)](config.text_config)
+    _wanted_layers(target_modules, _linear_names(model))
 
 
 def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
@@ -21,13 +33,17 @@ def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
     `target_modules` is a comma-separated list of layer names (`q_proj,v_proj`), or `all-linear`. The anchor keeps LoRA
     out of vision encoders, whose layers often have the same names. Raises `UserError` for a name that matches no layer.
     """
-    available = sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if name.startswith(f"{_LANGUAGE_MODEL}.") and isinstance(module, nn.Linear)
-        }
-    )
+    wanted = _wanted_layers(target_modules, _linear_names(model.get_submodule(_LANGUAGE_MODEL)))
+    return rf"{re.escape(_LANGUAGE_MODEL)}\..*\.({'|'.join(map(re.escape, wanted))})"
+
+
+def _linear_names(language_model: nn.Module) -> list[str]:
+    """Return the last parts of the names of all linear layers."""
+    layers = (name for name, module in language_model.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rpartition(".")[2] for name in layers})
+
+
+def _wanted_layers(target_modules: str, available: list[str]) -> list[str]:
     wanted = [name.strip() for name in target_modules.split(",") if name.strip()]
     if wanted == ["all-linear"]:
         wanted = available
@@ -37,7 +53,7 @@ def lora_target_pattern(model: nn.Module, target_modules: str) -> str:
             f"--lora_target_modules {target_modules!r}: {', '.join(unknown) or 'an empty list'} matches no linear "
             f"layer of the language model; choose from {', '.join(available)}, or all-linear"
         )
-    return rf"{re.escape(_LANGUAGE_MODEL)}\..*\.({'|'.join(map(re.escape, wanted))})"
+    return wanted
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.base_files import refuse_broken_weights, refuse_other_processor
 from qwenvl.model.build import load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
+from qwenvl.model.lora import check_lora_targets
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.features import check_feature_cache
 from qwenvl.vision import CustomVisionConfig, swap_processor
@@ -59,11 +60,13 @@ def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str
 def prepare(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Prepared:
     """Prepare a run up to its data, which are read, checked, counted and planned into batches.
 
-    Raises `UserError` for errors in the base model, the encoder or the data.
+    Raises `UserError` for errors in the base model, the encoder, the names of LoRA's layers or the data.
     """
     base = prepare_base(model_args, data_args, training_args.cache_dir)
     if not training_args.dry_run:
         refuse_broken_weights(model_args.model_name_or_path)
+    if training_args.lora_enable:
+        check_lora_targets(base.config, training_args.lora_target_modules)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     data = make_supervised_data_module(
         base.processor,

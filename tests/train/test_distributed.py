@@ -131,15 +131,12 @@ def test_a_dry_run_under_zero3_needs_no_weights(run_processes: Run, standin: Pat
     )
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize(("stage", "batch", "accumulation"), [("zero2", 1, 2), ("zero3", 2, 1)])
 def test_deepspeed_evaluates_keeps_the_best_and_goes_back_to_it_exactly(
-    run_processes: Run, reference_run: Path, image_records: Path, stage: str
+    run_processes: Run, reference_run: Path, image_records: Path, stage: str, batch: int, accumulation: int
 ) -> None:
-    flags = (
-        FLAGS
-        | EVALUATION
-        | {"eval_dataset_use": image_records, "per_device_train_batch_size": 2, "save_total_limit": 2}
-    )
+    flags = FLAGS | EVALUATION | {"eval_dataset_use": image_records, "save_total_limit": 2}
+    flags |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     flags |= {"deepspeed": REPOSITORY / f"scripts/{stage}.json", "use_cpu": False}
 
     output_dir = run_processes(2, **flags)
