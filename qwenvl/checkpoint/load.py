@@ -53,7 +53,8 @@ def load_checkpoint(
             ) from None
         model = _with_tower_of(model, folder, adapter["modules_to_save"] or [], encoder_path, trust_remote_code)
         with warnings.catch_warnings():
-            # PEFT asks Transformers by a name that it will drop.
+            # PEFT reads an attribute under its deprecated name; can go when it reads `is_activation_checkpointing`:
+            # https://github.com/huggingface/peft/blob/v0.21.2/src/peft/peft_model.py#L184
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             model = PeftModel.from_pretrained(model, str(folder))
     else:

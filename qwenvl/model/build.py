@@ -224,7 +224,8 @@ def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
 def _build_on_meta(
     config: PreTrainedConfig, dtype: torch.dtype, attention: Attention, name_or_path: str
 ) -> PreTrainedModel:
-    # DeepSpeed ZeRO-3 would partition the weights of every model built from now on, and there are none.
+    # Under DeepSpeed ZeRO-3 `from_config` allocates and partitions weights, on the meta device too. Can go when it does
+    # not: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_utils.py#L1435
     unset_hf_deepspeed_config()
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(

@@ -74,7 +74,8 @@ def module_names(model: nn.Module, component: str) -> list[str]:
     """Return the dotted names, from `visual` on, of the modules that together hold a component of the vision side.
 
     Containers that are never called (`ModuleList`) are replaced by their members, because PEFT can save only modules
-    with a forward. `component` is "merger" or "vision".
+    with a forward: https://github.com/huggingface/peft/blob/v0.21.2/src/peft/utils/other.py#L349. `component` is
+    "merger" or "vision".
     """
     tower = model.get_submodule("model.visual")
     names = []

@@ -77,7 +77,8 @@ class TrainingArguments(BuildArguments):
                 raise UserError("give --warmup_ratio or --warmup_steps, not both")
             self.warmup_steps = self.warmup_ratio
         self.report_to = _tracker_names(self.report_to)
-        # The official repository's name; Transformers 5.23 warns of each use of it. Can go when it drops the old name.
+        # The official scripts use the old name, of which Transformers warns. Can go when they use the new one:
+        # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/training_args.py#L1533
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing
         if self.activation_checkpointing_kwargs is None:
@@ -86,7 +87,9 @@ class TrainingArguments(BuildArguments):
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         self.label_names = ["labels"]
         if is_one_of_several_without_gpu():
-            # By default Accelerate connects processes by their GPUs; without any, each would train alone.
+            # Accelerate finds no backend without a GPU unless it is told to use the CPU, and each process would train
+            # alone. Can go when it tries gloo by itself:
+            # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py#L800
             if self.deepspeed:
                 join_deepspeed_processes_on_cpu()
                 self.accelerator_config = {"use_configured_state": True}
@@ -123,7 +126,9 @@ class TrainingArguments(BuildArguments):
                     f"--deepspeed {self.deepspeed} has the section `{section}`, which would override the learning "
                     "rates of the components; remove it and use --optim, --learning_rate and --lr_scheduler_type"
                 )
-        # Without a launcher's variables DeepSpeed looks for its processes by MPI, which needs an optional package.
+        # Without a launcher's variables DeepSpeed looks for its processes by MPI, which needs an optional package. Can
+        # go when it starts a single process without:
+        # https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/comm/comm.py#L890
         if "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
             raise UserError(
                 "--deepspeed needs a launcher, for one process too: python -m qwenvl.train.launch --standalone "
@@ -162,7 +167,10 @@ class FlagParser(OneLineErrors, HfArgumentParser):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *names: str, **kwargs: Any) -> Any:
-        """Add a flag; those whose type cannot be parsed from text, all of them refused, take text."""
+        """Add a flag; those whose type cannot be parsed from text, all of them refused, take text.
+
+        Can go when Transformers' parser leaves them out: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/hf_argparser.py#L170
+        """
         if names[0] in ("--liger_kernel_config", "--parallelism_config"):
             kwargs["type"] = str
         return super().add_argument(*names, **kwargs)

@@ -77,7 +77,8 @@ class StopOnSigterm(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Neither save nor evaluate again at the epoch's end when stopping."""
-        if self.stopped:  # the Trainer treats a stop as the end of the epoch
+        # The Trainer treats a stop as the end of the epoch: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L1965
+        if self.stopped:
             control.should_save = control.should_evaluate = False
 
     def on_prediction_step(

@@ -36,7 +36,8 @@ class ContinueRun(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Apply the current flags to the loaded state, and evaluate its step if that is due."""
-        # The Trainer would keep the logging, evaluation and save intervals of the run that wrote the checkpoint.
+        # The Trainer keeps the logging, evaluation and save intervals of the run that wrote the checkpoint. Can go when
+        # it computes them after loading the state: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L1697
         state.compute_steps(args, state.max_steps)
         find_best_checkpoint(state, self._folders)
         follow_flags(kwargs["optimizer"], kwargs["lr_scheduler"], self._trainer.optimizer_options)

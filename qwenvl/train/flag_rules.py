@@ -109,7 +109,8 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
     "torch_compile": ACTS,
     "torch_compile_backend": ACTS,  # turns --torch_compile on, and so does the next
     "torch_compile_mode": ACTS,
-    # liger-kernel 0.8.5 fails at import of its Qwen3-VL kernels with Transformers 5.23.
+    # The Qwen3-VL kernels of liger-kernel 0.8.5 fail at import with Transformers 5.23; can go when they load:
+    # https://github.com/linkedin/Liger-Kernel/tree/v0.8.5/src/liger_kernel/transformers/model
     "use_liger_kernel": Refused(
         "Liger's kernels for Qwen3-VL do not load with this version of Transformers; use --torch_compile True"
     ),

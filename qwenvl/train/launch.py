@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run torchrun on `argv` and return the exit code of the training process that failed first, or 0.
 
     Signals are forwarded to the training processes, and their end is awaited: torchrun itself would kill them after 30
-    seconds.
+    seconds: https://github.com/pytorch/pytorch/blob/v2.11.0/torch/distributed/elastic/multiprocessing/api.py#L864
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -132,6 +132,8 @@ def publish(trainer: QwenVLTrainer, output_dir: str) -> None:
 def end_data_workers() -> None:
     """Kill the data workers of a failed run: they ignore SIGTERM, and Python would wait for them at exit."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for each killed worker
+    # PyTorch's handler would raise an error for each killed worker:
+    # https://github.com/pytorch/pytorch/blob/v2.11.0/torch/utils/data/_utils/signal_handling.py#L54
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
