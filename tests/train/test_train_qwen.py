@@ -1,6 +1,5 @@
 import json
 import logging
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from qwenvl.bench.standin import build_standin
 from qwenvl.checkpoint.manifest import find_fault
 from qwenvl.errors import UserError
 from qwenvl.train import run as run_module
-from qwenvl.train.run import run_folder
 from qwenvl.train.train_qwen import train
 from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
@@ -210,11 +208,6 @@ def test_the_closing_speed_counts_every_sample_whether_its_step_was_logged_or_no
 
     last = json.loads((folder / "trainer_state.json").read_text())["log_history"][-1]
     assert last["train_samples_per_second"] * last["train_runtime"] == pytest.approx(8, rel=0.01)
-
-
-@pytest.mark.parametrize(("run_name", "end"), [(None, ""), ("lora 8/x-ray", "-lora_8_x-ray"), ("../up", "-.._up")])
-def test_the_folder_of_tensorboard_bears_the_name_of_the_run(run_name: str | None, end: str) -> None:
-    assert re.fullmatch(rf"\d{{8}}-\d{{6}}{re.escape(end)}", run_folder(run_name))
 
 
 def test_a_dry_run_warns_of_few_steps_and_of_steps_that_would_not_be_logged(
