@@ -85,7 +85,7 @@ def lock_output_dir(output_dir: str, *, inner_folders: tuple[str, ...] = ()) -> 
         if holder is None or holder.boot == _boot_id():
             if state == "held" or (state == "unsupported" and holder is not None and _is_alive(holder)):
                 os.close(descriptor)
-                raise _in_use(output_dir, holder)
+                raise _in_use_error(output_dir, holder)
             break
         now = time.monotonic()
         if watched_since is None:
@@ -93,7 +93,7 @@ def lock_output_dir(output_dir: str, *, inner_folders: tuple[str, ...] = ()) -> 
             logger.info("%s: its lock is held by %s; waiting for a renewal", output_dir, holder.describe())
         if renewed != seen:
             os.close(descriptor)
-            raise _in_use(output_dir, holder)
+            raise _in_use_error(output_dir, holder)
         if now - watched_since > STALE_SECONDS or time.time() - renewed > _CLOCK_SECONDS:
             logger.warning("%s: taking over the lock of a run that is dead: %s", output_dir, holder.describe())
             if state == "held":  # by a machine that is down: a new file has a new lock
@@ -144,7 +144,7 @@ def _hold(folder: Path, path: Path, descriptor: int, removed_if_empty: list[Path
         time.sleep(1.0)
         if (winner := _read_holder(descriptor)) != holder:
             os.close(descriptor)
-            raise _in_use(str(folder), winner)
+            raise _in_use_error(str(folder), winner)
     held = _Held(path, descriptor, threading.Event(), removed_if_empty)
     _held[folder] = held
     threading.Thread(target=_renew, args=(held,), name="output-folder-lock", daemon=True).start()
@@ -209,7 +209,7 @@ def _boot_id() -> str:
     return socket.gethostname()
 
 
-def _in_use(output_dir: str, holder: Holder | None) -> UserError:
+def _in_use_error(output_dir: str, holder: Holder | None) -> UserError:
     owner = "another run" if holder is None else f"a run: {holder.describe()}"
     return UserError(
         f"--output_dir {output_dir} is in use by {owner}; wait for its end or choose another folder (the lock of a run "

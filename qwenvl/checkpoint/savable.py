@@ -37,7 +37,7 @@ def check_savable(model: PreTrainedModel | PeftModel) -> None:
     if isinstance(model, PeftModel):
         return
     declared = {name for pair in model.get_expanded_tied_weights_keys(all_submodels=True).items() for name in pair}
-    for first, second in _sharing(state):
+    for first, second in _find_shared_tensors(state):
         if not {first, second} <= declared:
             raise UserError(
                 f"{first} and {second} are the same tensor (tied weights), which a whole model's checkpoint cannot "
@@ -56,7 +56,7 @@ def _is_storable(dtype: torch.dtype, layout: torch.layout) -> bool:
     return True
 
 
-def _sharing(state: dict[str, Any]) -> list[tuple[str, str]]:
+def _find_shared_tensors(state: dict[str, Any]) -> list[tuple[str, str]]:
     """Return pairs of names whose tensors share memory; without memory (meta device, ZeRO-3), identical ones."""
     spans: dict[Any, list[tuple[int, int, str]]] = defaultdict(list)
     for name, tensor in state.items():

@@ -50,7 +50,7 @@ def plan_custom_vision(
         return None
     merger_class(model_args.vision_merger)  # raises for an unknown name, before the encoder is loaded
     values = {option: getattr(model_args, flag) for flag, option in OPTION_FLAGS.items()}
-    values["input_size"] = _input_size(values["input_size"])
+    values["input_size"] = _parse_input_size(values["input_size"])
     tower = TowerOptions(
         encoder=model_args.custom_vision_encoder,
         path=model_args.custom_vision_pretrained_path,
@@ -75,7 +75,7 @@ def warn_of_slow_merger(model_args: ModelArguments, rate: float) -> None:
         )
 
 
-def _input_size(text: str | None) -> tuple[int, int] | None:
+def _parse_input_size(text: str | None) -> tuple[int, int] | None:
     """Parse "518" or "518x1036" as (height, width) in pixels."""
     if text is None:
         return None
@@ -91,7 +91,7 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
     A merger fits the encoder that it was trained with. Returns the components that were copied. Raises `UserError` if
     the folder has no merger, one of another shape, or one of another encoder.
     """
-    found = _saved_tower(Path(folder))
+    found = _read_saved_tower(Path(folder))
     if not found.get("merger"):
         raise UserError(f"--vision_merger_path {folder}: no merger in its .safetensors files; name an output folder")
     _check_same_encoder(model.config.vision_config, Path(folder), brings_encoder="vision" in found)
@@ -99,12 +99,12 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
     state = model.model.visual.state_dict(keep_vars=True)
     for component, tensors in found.items():
         own = {name: tensor for name, tensor in state.items() if component_of(f"visual.{name}") == component}
-        if _shapes(tensors) != _shapes(own):
+        if _shapes_of(tensors) != _shapes_of(own):
             raise UserError(
                 f"--vision_merger_path {folder}: its {component} is {_describe_tensors(tensors)}, this model's is "
                 f"{_describe_tensors(own)}; use the same encoder, --vision_merger and base model in both stages"
             )
-        if component == "vision" and all(_equal(own[name], tensor) for name, tensor in tensors.items()):
+        if component == "vision" and all(_has_equal_values(own[name], tensor) for name, tensor in tensors.items()):
             continue
         copied.add(component)
         with gathered(own.values(), modified=True):
@@ -116,7 +116,7 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
     return copied
 
 
-def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
+def _read_saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Read the saved tensors of merger and encoder, by component and by their names in the tower."""
     tower: dict[str, dict[str, Tensor]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -146,18 +146,18 @@ def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings
             )
 
 
-def _equal(own: Tensor, saved: Tensor) -> bool:
+def _has_equal_values(own: Tensor, saved: Tensor) -> bool:
     """Whether a tensor equals the saved one; False where its values are absent (meta) or partial (ZeRO-3)."""
     if own.is_meta or own.shape != saved.shape:
         return False
     return torch.equal(own.detach().cpu(), saved.to(own.dtype))
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: full_shape(tensor) for name, tensor in tensors.items()}
 
 
 def _describe_tensors(tensors: dict[str, Tensor]) -> str:
     """Return the names and shapes of the first tensors."""
-    named = [f"{name} {shape}" for name, shape in sorted(_shapes(tensors).items())]
+    named = [f"{name} {shape}" for name, shape in sorted(_shapes_of(tensors).items())]
     return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")

@@ -36,9 +36,9 @@ def find_structural_fault(folder: Path, *, for_resume: bool) -> str | None:
     PyTorch files that are truncated or whose checksums do not match.
     """
     return (
-        _missing(folder, (*_weights(folder), *_PROCESSOR_FILES, *(_RUN_FILES if for_resume else ())))
-        or _unreadable(folder, for_resume)
-        or _missing_by_content(folder, for_resume)
+        _find_missing(folder, (*_weights(folder), *_PROCESSOR_FILES, *(_RUN_FILES if for_resume else ())))
+        or _find_unreadable(folder, for_resume)
+        or _find_missing_references(folder, for_resume)
     )
 
 
@@ -65,14 +65,14 @@ def _weights(folder: Path) -> tuple[tuple[tuple[str, ...], ...], ...]:
     return (("config.json",),), (("model.safetensors",), (_INDEX_NAME,))
 
 
-def _missing(folder: Path, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> str | None:
+def _find_missing(folder: Path, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> str | None:
     for alternatives in groups:
         if not any(all((folder / name).is_file() for name in names) for names in alternatives):
             return f"{' or '.join(names[0] for names in alternatives)} is missing"
     return None
 
 
-def _unreadable(folder: Path, for_resume: bool) -> str | None:
+def _find_unreadable(folder: Path, for_resume: bool) -> str | None:
     """Parse each file of a known format; files of other names are the user's."""
     readers = dict.fromkeys(_JSON_FILES, _check_json)
     readers |= {"*.jinja": _check_text, "merges.txt": _check_text, "*.safetensors": _check_safetensors}
@@ -90,7 +90,7 @@ def _unreadable(folder: Path, for_resume: bool) -> str | None:
     return None
 
 
-def _missing_by_content(folder: Path, for_resume: bool) -> str | None:
+def _find_missing_references(folder: Path, for_resume: bool) -> str | None:
     """Look for the files that others refer to."""
 
     def read(name: str) -> dict:

@@ -51,7 +51,7 @@ class StopOnSigterm(TrainerCallback):
         """Install the handlers of SIGTERM, SIGHUP and SIGINT."""
         self._previous = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGINT)}
         for each in STOP_SIGNALS:
-            handle(each, self._remember)
+            handle(each, self._note_signal)
         handle(signal.SIGINT, self._interrupt)
 
     def on_train_end(
@@ -94,7 +94,7 @@ class StopOnSigterm(TrainerCallback):
         self._interrupted = True
         raise KeyboardInterrupt
 
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
+    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signalled = True
         self.signal_name = signal.Signals(signum).name
         if signum == signal.SIGHUP:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from qwenvl.checkpoint.disk import existing_folder
 from qwenvl.data.annotations import BadSample
 from qwenvl.data.data_processor import DataModule
 from qwenvl.data.media.images import load_image
@@ -41,8 +42,8 @@ def check_feature_cache(model_args: ModelArguments, base_config: PreTrainedConfi
             f"{model_args.model_name_or_path} has Qwen3-VL's own; name one by --custom_vision_encoder, or leave out "
             "--cache_vision_features"
         )
-    if not _existing(folder).is_dir():
-        raise UserError(f"--cache_vision_features {folder}: {_existing(folder)} is a file; give a folder")
+    if not existing_folder(Path(folder)).is_dir():
+        raise UserError(f"--cache_vision_features {folder}: {existing_folder(Path(folder))} is a file; give a folder")
 
 
 def cache_features(
@@ -116,7 +117,7 @@ def _log_size(count: int, needed: int, folder: str) -> None:
         count,
         needed / _GB,
         folder,
-        shutil.disk_usage(_existing(folder)).free / _GB,
+        shutil.disk_usage(existing_folder(Path(folder))).free / _GB,
     )
 
 
@@ -130,9 +131,3 @@ def _check_room(num_missing: int, count: int, needed: int, folder: Path) -> None
             f"--cache_vision_features {folder.parent}: the features take {needed / _GB:.1f} GB, but {free / _GB:.1f} "
             "GB are free; choose another disk, or train without the cache"
         )
-
-
-def _existing(folder: str) -> Path:
-    """Return the folder, or its nearest existing parent."""
-    path = Path(folder).absolute()
-    return next(each for each in (path, *path.parents) if each.exists())

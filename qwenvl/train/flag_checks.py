@@ -117,7 +117,7 @@ def _check_number(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{name} {value}: give a finite number")
     if name in RANGES and isinstance(value, int | float) and value not in RANGES[name]:
-        raise UserError(f"--{name} {shown(value)}: give {RANGES[name]}")
+        raise UserError(f"--{name} {format_value(value)}: give {RANGES[name]}")
 
 
 def _check_length(given: Flags) -> None:
@@ -133,16 +133,16 @@ def _check_rule(name: str, flags: Flags) -> None:
     if name not in FLAG_RULES and name in {each.name for each in dataclasses.fields(transformers.TrainingArguments)}:
         rule = Refused("it belongs to a newer version of Transformers than this program supports")
     if isinstance(rule, Refused):
-        value = "..." if name.endswith("_token") else shown(flags[name])
+        value = "..." if name.endswith("_token") else format_value(flags[name])
         raise UserError(f"--{name} {value} has no effect here: {rule.why}; leave it out")
     if isinstance(rule, Needs) and not rule.is_met(flags):
-        raise UserError(f"--{name} {shown(flags[name])} needs {rule.what}; set that, or leave --{name} out")
+        raise UserError(f"--{name} {format_value(flags[name])} needs {rule.what}; set that, or leave --{name} out")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a flag's value as written on a command line."""
     if isinstance(value, list):
-        return " ".join(map(shown, value))
+        return " ".join(map(format_value, value))
     if isinstance(value, float):
         return f"{value:g}"
     return str(value.value if isinstance(value, enum.Enum) else value)
@@ -177,10 +177,10 @@ def _check_best_model(flags: Flags) -> None:
         raise UserError("--save_strategy best needs --metric_for_best_model eval_loss or eval_token_accuracy")
     if save == "best" and evaluate == "no":
         raise UserError("--save_strategy best needs --eval_strategy steps or epoch")
-    if flags["load_best_model_at_end"] and save not in ("best", shown(evaluate)):
+    if flags["load_best_model_at_end"] and save not in ("best", format_value(evaluate)):
         raise UserError(
             "--load_best_model_at_end True needs a checkpoint at each evaluation; set --save_strategy "
-            f"{shown(evaluate)}, or best"
+            f"{format_value(evaluate)}, or best"
         )
 
 
