@@ -309,7 +309,7 @@ class QwenVLTrainer(Trainer):
         if isinstance(self.model, PeftModel) and is_deepspeed_zero3_enabled():
             # The Trainer gathers trained weights only, but an adapter also holds the frozen parameters of a fully saved
             # module, such as an encoder's mask token. Can go when it gathers all that PEFT saves:
-            # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L4112
+            # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L4110
             weights = self.accelerator.get_state_dict(self.model_wrapped)
             if self.args.should_save:
                 self.model.save_pretrained(folder, state_dict=weights)
