@@ -23,7 +23,7 @@ from qwenvl.check.report import (
     chosen_batches,
     draw_histogram,
     length_rows,
-    memory_table,
+    planned_memory,
     summarize_batches,
 )
 from qwenvl.check.splits import find_leaks, find_shared_subjects
@@ -306,7 +306,7 @@ def _plan_sections(check: DataCheck, split: _Split) -> Iterator[str]:
     yield format_table(batch_table(summaries, flags))
     yield f"(* what the flags choose; {flags.sharding.processes} process(es))"
     if flags.model.tune_mm_llm or flags.model.tune_mm_mlp or flags.model.tune_mm_vision:
-        yield format_table(memory_table(chosen, flags, check.vision_config))
+        yield format_table(planned_memory(chosen, flags, check.vision_config))
     else:
         yield "GPU memory: no estimate, because no --tune_mm_* flag is set"
 

@@ -19,7 +19,7 @@ from qwenvl.data.media.frames import frame_paths, is_frame_list
 from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.model.build import build_model
-from qwenvl.train.memory import BatchShape, estimate_memory
+from qwenvl.train.memory import memory_table
 from qwenvl.vision import CustomVisionConfig
 
 _PERCENTILES = (50, 95, 99)
@@ -136,18 +136,12 @@ def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tu
     return rows
 
 
-def memory_table(
+def planned_memory(
     summary: DataSummary, flags: CheckFlags, vision_config: CustomVisionConfig | None
 ) -> list[tuple[str, ...]]:
     """Return a table of the estimated GPU memory of one process, from a model without weights."""
     model = build_model(flags.model, flags.training, vision_config, without_weights=True)
-    memory = estimate_memory(
-        model,
-        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
-        gradient_checkpointing=bool(flags.training.activation_checkpointing),
-        sharding=flags.sharding,
-    )
-    return [("GPU memory of a process", "GiB"), *((name, f"{gib:.2f}") for name, gib in memory.items())]
+    return memory_table(model, summary, flags.training, flags.sharding)
 
 
 def draw_histogram(lengths: np.ndarray, limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Write the model card of a checkpoint: what was trained from what, on which data, with which scores."""
+"""Write the model card of a checkpoint: base model, training data, arguments, scores."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _TITLE = "Fine-tuned Qwen3-VL"
 
 
 def write_model_card(folder: Path, arguments: Mapping[str, Any], log_history: Sequence[Mapping[str, Any]]) -> None:
-    """Put the card into a checkpoint, in the place of PEFT's template or of an older card, in one step.
+    """Write the card into a checkpoint, replacing PEFT's template or an older card atomically.
 
     `arguments` are those of run_arguments.json, `log_history` is the Trainer's.
     """
@@ -35,7 +35,7 @@ def model_card(arguments: Mapping[str, Any], log_history: Sequence[Mapping[str, 
     """Return the card as Markdown with YAML front matter."""
     base = str(arguments.get("model_name_or_path"))
     data = ModelCardData(
-        # The hub knows no folders: a base model there is named in the text alone.
+        # The hub takes no paths: a local base model is named in the text only.
         base_model=None if Path(base).exists() else base,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
@@ -44,15 +44,15 @@ def model_card(arguments: Mapping[str, Any], log_history: Sequence[Mapping[str, 
     sections = [f"---\n{data.to_yaml()}\n---", f"# {_TITLE}", "## Model", _table(_model_rows(arguments, is_adapter))]
     sections += ["## Training", _table({name: arguments[name] for name in _MAIN_ARGUMENTS if name in arguments})]
     sections.append("All arguments, and the values that took effect, are in `run_arguments.json`.")
-    scores = _last_scores(log_history)
+    scores = _find_last_scores(log_history)
     if scores:
         sections += ["## Scores", _table(scores)]
-    sections += ["## How to load", _loading(arguments)]
+    sections += ["## How to load", _loading_example(arguments)]
     return "\n\n".join(sections) + "\n"
 
 
-def _loading(arguments: Mapping[str, Any]) -> str:
-    # An encoder in a Python file is code, which runs only where the reader trusts it.
+def _loading_example(arguments: Mapping[str, Any]) -> str:
+    # An encoder in a Python file is code, which runs only with the reader's consent.
     is_code = FILE_FORM in (arguments.get("custom_vision_encoder") or "")
     trust = ", trust_remote_code=True" if is_code else ""
     return (
@@ -76,7 +76,7 @@ def _model_rows(arguments: Mapping[str, Any], is_adapter: bool) -> dict[str, Any
     return {name: value for name, value in rows.items() if value}
 
 
-def _last_scores(log_history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _find_last_scores(log_history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the scores of the last evaluation with its step, nothing if there was none."""
     last = next((entry for entry in reversed(log_history) if "eval_loss" in entry), None)
     if last is None:

@@ -1,4 +1,4 @@
-"""Describe the samples of a run in a few words that a checkpoint keeps, to tell when they are other ones."""
+"""Describe the samples of a run for its checkpoints, to detect when they change."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Watch the disk that checkpoints go to: room before a save, one line for what fails in one, no half folder left."""
+"""Check the disk that checkpoints are written to: free space, errors in one line, no partial folders left."""
 
 import contextlib
 import errno
@@ -21,6 +21,7 @@ from qwenvl.checkpoint.manifest import MANIFEST_NAME, folder_bytes
 from qwenvl.errors import UserError
 from qwenvl.model.components import named_component_parameters
 from qwenvl.utils.distributed import is_first_process
+from qwenvl.utils.zero3 import full_numel
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
 )
-# Rust's errors, as safetensors passes them on, and those of PyTorch's writer, which does not say why a write was short:
+# Rust's errors, as raised by safetensors, and those of PyTorch's writer, which does not give the cause:
 # https://github.com/pytorch/pytorch/blob/v2.11.0/caffe2/serialize/inline_container.cc
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _SHORT_WRITE = re.compile(r"unexpected pos|PytorchStreamWriter|file write failed|inline_container")
@@ -47,16 +48,16 @@ class CheckpointDisk:
         self.needed = 0
 
     def check_room(self, needed: int) -> None:
-        """Raise `UserError` if what is to be written, of at least so many bytes, finds no room."""
+        """Raise `UserError` if the disk has less than `needed` bytes free for the next save."""
         self.needed = needed
         if self._free() < needed:
-            raise UserError(self._describe("no room for the next save"))
+            raise UserError(self._describe("too little space for the next save"))
 
     def warn_if_short(self, checkpoint: int, checkpoints: int) -> None:
-        """Warn before the first step if so many checkpoints more, of so many bytes each, will not find room."""
+        """Warn before the first step if `checkpoints` more, of `checkpoint` bytes each, do not fit."""
         if self._free() < checkpoint * checkpoints:
             logger.warning(
-                "%s: %d checkpoints of about %s are to come, the disk %s has %s free; make room, lower "
+                "%s: %d checkpoints of about %s are to come, the disk %s has %s free; free space, lower "
                 "--save_total_limit or save less often",
                 self.folder.parent,
                 checkpoints,
@@ -67,7 +68,7 @@ class CheckpointDisk:
 
     @contextlib.contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """Turn what a full, broken or read-only disk leads to into a `UserError`, and remove what is half-written."""
+        """Turn the errors of a full, broken or read-only disk into a `UserError`, and remove partial folders."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -76,7 +77,7 @@ class CheckpointDisk:
             if reason is None:
                 raise
             if not is_first_process():
-                time.sleep(2.0)  # the others write there too, and say their own word
+                time.sleep(2.0)  # the other processes write there too, and report their own error
             self.needed = max(self.needed, *(folder_bytes(path) for path in half_written), 0)
             message = self._describe(reason)
             for path in half_written:
@@ -87,31 +88,31 @@ class CheckpointDisk:
         return (
             f"--output_dir {self.folder.parent}: the checkpoint could not be written: {reason} (disk "
             f"{_mount_point(self.folder)}: {format_bytes(self.needed)} or more needed, {format_bytes(self._free())} "
-            "free); earlier checkpoints are untouched: make room or make it writable, then go on with the same command "
-            "and --resume_from_checkpoint auto"
+            "free); earlier checkpoints are untouched: free space or make it writable, then continue with the same "
+            "command and --resume_from_checkpoint auto"
         )
 
     def _free(self) -> int:
         return shutil.disk_usage(existing_folder(self.folder)).free
 
     def _disk_reason(self, error: BaseException, *, is_saving: bool) -> str | None:
-        """Return why this disk took no more, or None if the error is of another kind, or of another disk."""
+        """Return the disk's error, or None if the error is of another kind, or of another disk."""
         chain: BaseException | None = error
         while chain is not None:
             if isinstance(chain, OSError) and chain.errno in _DISK_ERRORS:
                 is_here = is_saving or str(chain.filename).startswith(str(self.folder.parent))
-                # Some writers, such as TensorBoard's, do not say to where; shared memory may be full as well.
+                # Some writers, such as TensorBoard's, do not name the file; shared memory may be full as well.
                 if is_here or (chain.filename is None and self._try_to_write() is not None):
                     return os.strerror(chain.errno)
             if is_saving and (found := _RUST_ERROR.search(str(chain))):
                 return os.strerror(int(found[1]))
             if is_saving and _SHORT_WRITE.search(str(chain)):
-                return self._try_to_write() or "the disk took a file in part only"
+                return self._try_to_write() or "a file was written only in part"
             chain = chain.__cause__ or chain.__context__
         return None
 
     def _try_to_write(self) -> str | None:
-        """Return the reason for which the disk refuses a file of 1 MiB, or None if it takes one."""
+        """Return why a file of 1 MiB cannot be written to the disk, or None if it can."""
         try:
             with tempfile.TemporaryFile(dir=existing_folder(self.folder)) as probe:
                 probe.write(bytes(1 << 20))
@@ -123,17 +124,17 @@ class CheckpointDisk:
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None, *, deepspeed: bool) -> int:
-    """Return about how many bytes a checkpoint of this model and optimizer has; without an optimizer, the model's.
+    """Return the approximate size in bytes of a checkpoint of model and optimizer; without an optimizer, the model's.
 
-    Of an optimizer that has made no step yet two moments a trained parameter are assumed.
+    Before the first step, an optimizer is assumed to keep two moments for each trained parameter.
     """
     parameters = [(name, parameter) for _, name, parameter in named_component_parameters(model)]
     if isinstance(model, PeftModel):
         parameters = [each for each in parameters if each[1].requires_grad or ".modules_to_save." in each[0]]
-    weights = sum(_count(parameter) * parameter.element_size() for _, parameter in parameters)
+    weights = sum(full_numel(parameter) * parameter.element_size() for _, parameter in parameters)
     if optimizer is None:
         return weights + _SMALL_FILES_BYTES
-    trained = sum(_count(parameter) for _, parameter in parameters if parameter.requires_grad)
+    trained = sum(full_numel(parameter) for _, parameter in parameters if parameter.requires_grad)
     if deepspeed:
         return 2 * weights + _DEEPSPEED_BYTES * trained + _SMALL_FILES_BYTES
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
@@ -142,20 +143,16 @@ def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None, 
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Whether a folder is named as one that the Trainer saves a step in."""
+    """Whether a folder has the name of a checkpoint of the Trainer."""
     return path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
 
 
 def format_bytes(count: int) -> str:
-    """Return a number of bytes as people read it: 512 bytes, 1.5 MiB, 12.0 GiB."""
+    """Return a number of bytes in readable units: 512 bytes, 1.5 MiB, 12.0 GiB."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} bytes"
-
-
-def _count(parameter: nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves a part of each here
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -163,7 +160,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def existing_folder(path: Path) -> Path:
-    """Return a path itself if it exists, else the nearest of its parents that does."""
+    """Return a path if it exists, else its nearest existing parent."""
     return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 

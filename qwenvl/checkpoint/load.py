@@ -35,9 +35,8 @@ def load_checkpoint(
     `base_model` and `encoder_path`) and for whole models. The processor pads on the left, as `generate` needs for
     prompts of several lengths.
 
-    Raises `UserError` if the folder holds neither, if one of its files is broken, and if loading it, or the base model
-    that it names, would run code that comes with it (an encoder in a Python file, `auto_map`); with
-    `trust_remote_code` such code is run.
+    Raises `UserError` if the folder holds neither, if one of its files is broken, and if loading it or its base model
+    would run code that comes with them (an encoder in a Python file, `auto_map`); `trust_remote_code` allows that.
     """
     folder = Path(folder)
     _check_model_folder(folder)
@@ -49,10 +48,13 @@ def load_checkpoint(
         try:
             model = load_pretrained(base_model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
         except UserError as error:
-            raise UserError(f"the base model of {folder}: {error}; load_checkpoint takes it as base_model") from None
+            raise UserError(
+                f"the base model of {folder}: {error}; pass its new path to load_checkpoint as base_model"
+            ) from None
         model = _with_tower_of(model, folder, adapter["modules_to_save"] or [], encoder_path, trust_remote_code)
         with warnings.catch_warnings():
-            # PEFT asks Transformers by a name that it will drop.
+            # PEFT reads an attribute under its deprecated name; can go when it reads `is_activation_checkpointing`:
+            # https://github.com/huggingface/peft/blob/v0.21.2/src/peft/peft_model.py#L184
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             model = PeftModel.from_pretrained(model, str(folder))
     else:
@@ -70,32 +72,34 @@ def _check_model_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds no trained model ({named}); {held or 'check the path'}")
     refuse_pickled_weights(folder)
     if (fault := find_fault(folder, for_resume=False)) is not None:
-        remedy = held or "copy it anew or take another checkpoint"
+        remedy = held or "copy it again or use another checkpoint"
         if (folder / MANIFEST_NAME).is_file():
-            remedy += f"; if it was changed on purpose, remove {MANIFEST_NAME}, and it is not compared any more"
+            remedy += f"; if it was changed on purpose, remove {MANIFEST_NAME} to skip this check"
         raise UserError(f"{folder}: {fault}; {remedy}")
 
 
 def _with_tower_of(
     model: PreTrainedModel, folder: Path, saved_modules: list[str], encoder_path: str | None, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """Give a base model the custom tower that an adapter was trained with, if it was and the base has it not yet."""
+    """Swap the custom tower that an adapter was trained with into a base model that lacks it."""
     if not (folder / "config.json").is_file() or model.config.model_type in CUSTOM_MODEL_TYPES:
         return model
     vision_config = AutoConfig.from_pretrained(folder).vision_config
     if "visual.encoder" in saved_modules:
-        # The adapter brings the encoder's weights: those that it was trained from are not needed.
+        # The adapter holds the encoder's weights: those that it started from are not needed.
         vision_config.encoder_weights = None
     elif encoder_path is not None:
         vision_config.encoder_weights = encoder_path
     elif vision_config.encoder_weights is None:
         raise UserError(
-            f"{folder} neither holds the weights of its encoder {vision_config.encoder} nor names a file of them; give "
-            "them to load_checkpoint as encoder_path"
+            f"{folder} neither holds the weights of its encoder {vision_config.encoder} nor names a file of them; "
+            "pass their path to load_checkpoint as encoder_path"
         )
     if trust_remote_code:
         trust_encoder_file(vision_config.encoder)
     try:
         return swap_vision_tower(model, vision_config)
     except UserError as error:
-        raise UserError(f"the encoder of {folder}: {error}; load_checkpoint takes its place as encoder_path") from None
+        raise UserError(
+            f"the encoder of {folder}: {error}; pass its new path to load_checkpoint as encoder_path"
+        ) from None

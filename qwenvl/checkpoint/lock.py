@@ -1,8 +1,8 @@
-"""Keep a second run out of an output folder: a lock file that the kernel guards and a heartbeat for other machines.
+"""Lock an output folder against a second run: by a kernel lock on a file, and a heartbeat for other machines.
 
-The first process of a run holds `<output_dir>/.lock` for the run's life. On one machine a POSIX record lock decides: it
-ends with the process, however that ends, and data workers do not inherit it. File systems between machines may not pass
-such locks on, or may keep them for a machine that is gone; there the file's time decides, which the holder renews.
+The first process of a run holds `<output_dir>/.lock` until the run ends. On one machine a POSIX record lock decides: it
+ends with the process, however that ends, and data workers do not inherit it. Network file systems may not support such
+locks, or may keep them for a machine that is down; there the file's time decides, which the holder renews.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
 HEARTBEAT_SECONDS = 10.0
-# A run on another machine that has not renewed its lock for so long is dead.
+# A run on another machine that has not renewed its lock for this long is considered dead.
 STALE_SECONDS = 60.0
 # The clocks of two machines may differ by less than this.
 _CLOCK_SECONDS = 600.0
@@ -36,7 +36,7 @@ _NO_KERNEL_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock; `boot` is the machine's, from one start of it to the next."""
+    """The process that holds a lock; `boot` identifies the machine since its last start."""
 
     host: str
     pid: int
@@ -46,7 +46,7 @@ class Holder:
     nonce: str
 
     def describe(self) -> str:
-        """Return where and since when the run is going on."""
+        """Return the process, the machine and the start time of the run."""
         return f"process {self.pid} on {self.host}, since {self.started}"
 
 
@@ -62,11 +62,11 @@ _held: dict[Path, _Held] = {}
 
 
 def lock_output_dir(output_dir: str, *, inner_folders: tuple[str, ...] = ()) -> None:
-    """Take an output folder, which is made if it is not there, for this process until `release_output_dirs`.
+    """Lock an output folder, created if missing, for this process until `release_output_dirs`.
 
-    That removes the folders that were made here, and those called `inner_folders` in it, if they are empty by then.
-    Raises `UserError` that names the run that has it. The lock of a dead run is taken over: at once on the same
-    machine, and from another one when it has not been renewed for `STALE_SECONDS`, which are waited for.
+    That removes the folders created here, and those called `inner_folders` inside, if they are empty by then. Raises
+    `UserError` that names the run that holds the lock. The lock of a dead run is taken over: at once on the same
+    machine, and from another one after waiting `STALE_SECONDS` without a renewal.
     """
     folder = Path(output_dir).resolve()
     if folder in _held:
@@ -85,18 +85,18 @@ def lock_output_dir(output_dir: str, *, inner_folders: tuple[str, ...] = ()) -> 
         if holder is None or holder.boot == _boot_id():
             if state == "held" or (state == "unsupported" and holder is not None and _is_alive(holder)):
                 os.close(descriptor)
-                raise _in_use(output_dir, holder)
+                raise _in_use_error(output_dir, holder)
             break
         now = time.monotonic()
         if watched_since is None:
             watched_since, seen = now, renewed
-            logger.info("%s: its lock is that of %s; watching it for a sign of life", output_dir, holder.describe())
+            logger.info("%s: its lock is held by %s; waiting for a renewal", output_dir, holder.describe())
         if renewed != seen:
             os.close(descriptor)
-            raise _in_use(output_dir, holder)
+            raise _in_use_error(output_dir, holder)
         if now - watched_since > STALE_SECONDS or time.time() - renewed > _CLOCK_SECONDS:
             logger.warning("%s: taking over the lock of a run that is dead: %s", output_dir, holder.describe())
-            if state == "held":  # by a machine that is gone: a new file has a new lock
+            if state == "held":  # by a machine that is down: a new file has a new lock
                 if _is_same_file(path, descriptor):
                     path.unlink()
                 os.close(descriptor)
@@ -109,7 +109,7 @@ def lock_output_dir(output_dir: str, *, inner_folders: tuple[str, ...] = ()) -> 
 
 
 def check_lock(output_dir: str) -> None:
-    """Raise `UserError` if another run has taken the folder over, as after a pause in which this one seemed dead."""
+    """Raise `UserError` if another run has taken the folder over, after a pause in which this one seemed dead."""
     held = _held.get(Path(output_dir).resolve())
     if held is not None and not _is_same_file(held.path, held.descriptor):
         raise UserError(f"--output_dir {output_dir} has been taken over by another run; this one stops without saving")
@@ -117,7 +117,7 @@ def check_lock(output_dir: str) -> None:
 
 @contextlib.contextmanager
 def release_output_dirs() -> Iterator[None]:
-    """Release at the end what `lock_output_dir` has taken meanwhile, and remove folders made for it that stay empty."""
+    """Release at the end the locks taken inside, and remove folders created for them that are still empty."""
     before = set(_held)
     try:
         yield
@@ -140,21 +140,21 @@ def _hold(folder: Path, path: Path, descriptor: int, removed_if_empty: list[Path
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text, 0)
     os.fsync(descriptor)
-    if confirm:  # without locks of the kernel two runs may have written at once: the last one has it
+    if confirm:  # without kernel locks two runs may have written at once: the last one wins
         time.sleep(1.0)
         if (winner := _read_holder(descriptor)) != holder:
             os.close(descriptor)
-            raise _in_use(str(folder), winner)
+            raise _in_use_error(str(folder), winner)
     held = _Held(path, descriptor, threading.Event(), removed_if_empty)
     _held[folder] = held
     threading.Thread(target=_renew, args=(held,), name="output-folder-lock", daemon=True).start()
 
 
 def _renew(held: _Held) -> None:
-    """Renew the lock's time until the run is over; a folder that has become unreadable shows at the next save."""
+    """Renew the lock's time until the run ends; errors are ignored here and show at the next save."""
     while not held.stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
-            # By its descriptor: the name may be another run's by now, and to open it here would give the lock away.
+            # By its descriptor: the name may be another run's by now, and opening it here would release the lock.
             os.utime(held.descriptor)
 
 
@@ -183,7 +183,7 @@ def _try_kernel_lock(descriptor: int) -> str:
 
 
 def _read_holder(descriptor: int) -> Holder | None:
-    """Return who wrote a lock file; None if that is nobody, or somebody who was killed while writing."""
+    """Return the holder written in a lock file; None if it is empty, or its writer was killed."""
     try:
         return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
     except (ValueError, TypeError):
@@ -209,10 +209,10 @@ def _boot_id() -> str:
     return socket.gethostname()
 
 
-def _in_use(output_dir: str, holder: Holder | None) -> UserError:
-    whose = "another run" if holder is None else f"a run: {holder.describe()}"
+def _in_use_error(output_dir: str, holder: Holder | None) -> UserError:
+    owner = "another run" if holder is None else f"a run: {holder.describe()}"
     return UserError(
-        f"--output_dir {output_dir} is in use by {whose}; wait for its end or choose another folder (the lock of a run "
-        f"that has died is taken over: at once on its machine, after {STALE_SECONDS:g} seconds without a sign of life "
+        f"--output_dir {output_dir} is in use by {owner}; wait for its end or choose another folder (the lock of a run "
+        f"that has died is taken over: at once on its machine, after {STALE_SECONDS:g} seconds without a renewal "
         "from another)"
     )

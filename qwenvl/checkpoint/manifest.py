@@ -1,4 +1,4 @@
-"""Write and verify manifests: the files of a checkpoint, so that a broken one is found by name before it is used."""
+"""Write and verify manifests: sizes and checksums of a checkpoint's files, to find a broken file before use."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from qwenvl.utils.json_text import read_json
 from qwenvl.utils.parallel import in_threads
 
 MANIFEST_NAME = "manifest.json"
-# One thread hashes 2 GB/s by SHA-256 and 7 GB/s by CRC-32, which finds every damage of up to 32 bits in a row and all
-# others but one in four billion. Above this size the time counts; blocks of it are read by several threads.
+# One thread hashes 2 GB/s by SHA-256 and 7 GB/s by CRC-32, which detects every damage of up to 32 bits in a row and all
+# others but one in four billion. Above this size speed matters; blocks are read by several threads.
 BLOCK_BYTES = 64 << 20
 _THREADS = 4
 # The model card is text for people, who may edit it.
 _UNVERIFIED = ("README.md",)
-# What only a run that goes on reads; `load_checkpoint` does not, and need not wait for gigabytes of optimizer state.
+# Read only to resume a run: `load_checkpoint` does not verify gigabytes of optimizer state.
 _RESUME_ONLY = (
     *("optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json"),
     *("global_step*", "latest", "zero_to_*.py"),
@@ -27,9 +27,10 @@ _RESUME_ONLY = (
 
 
 def write_manifest(folder: Path) -> None:
-    """Describe every file below a folder in its `manifest.json`, once all of them are on the disk.
+    """Describe every file below a folder in its `manifest.json`, after flushing all of them.
 
-    The files, the manifest and the folder are flushed, so that after a power cut the manifest is there only with them.
+    The files, the manifest and the folder are flushed, so that after a power cut the manifest exists only with
+    them.
     """
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [name for name in names if name != MANIFEST_NAME]
@@ -41,7 +42,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def replace_file(folder: Path, name: str, source: Path) -> None:
-    """Move a new version of one file into a finished checkpoint, whose manifest fits what is there at every moment."""
+    """Move a new version of one file into a finished checkpoint, keeping its manifest valid at every moment."""
     _flush_file(source)
     if (folder / MANIFEST_NAME).is_file():
         files = read_json(folder / MANIFEST_NAME)["files"]
@@ -64,7 +65,7 @@ def _write(folder: Path, files: dict[str, Any]) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the names of a folder's files to the disk, so that a rename outlives a power cut."""
+    """Flush the names of a folder's files to the disk, so that a rename survives a power cut."""
     _flush_file(folder)
 
 
@@ -77,10 +78,10 @@ def _flush_file(path: Path) -> None:
 
 
 def find_fault(folder: Path, *, for_resume: bool) -> str | None:
-    """Return what is wrong with a checkpoint, with the name of the file, or None if it is whole.
+    """Return what is wrong with a checkpoint, with the name of the file, or None if it is complete.
 
-    `for_resume` also looks at what only a run that goes on needs. A checkpoint without a manifest, of an earlier
-    version, is checked as far as its files say themselves what they should be.
+    `for_resume` also checks what only a resumed run needs. A checkpoint without a manifest, of an earlier version, is
+    checked as far as its files describe themselves.
     """
     if not (folder / MANIFEST_NAME).is_file():
         return find_structural_fault(folder, for_resume=for_resume)
@@ -104,7 +105,7 @@ def find_fault(folder: Path, *, for_resume: bool) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         if found not in _versions(files[name]):
-            return f"{name} is damaged (its bytes are not those that were written)"
+            return f"{name} is damaged (its content differs from what was written)"
     return None
 
 
@@ -114,7 +115,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def _versions(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what a file may be: as described, or as the version that was about to take its place."""
+    """Return the valid versions of a file: the described one, and one that was about to replace it."""
     now = {key: value for key, value in described.items() if key != "next"}
     return [now, described["next"]] if "next" in described else [now]
 
@@ -142,7 +143,7 @@ def _block_checksums(descriptor: int, size: int) -> list[str]:
         while offset < end:
             piece = os.pread(descriptor, min(1 << 20, end - offset), offset)
             if not piece:
-                break  # the file has become shorter: the checksum will not fit
+                break  # the file was truncated: the checksum will not match
             value = zlib.crc32(piece, value)
             offset += len(piece)
         return f"{value:08x}"

@@ -1,4 +1,4 @@
-"""Find the checkpoint that a run continues from, and check that it is whole and of the same run."""
+"""Find the checkpoint that a run continues from, and check that it is complete and of the same run."""
 
 import json
 import logging
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[str, Any]) -> str | None:
-    """Return the checkpoint to continue from: the newest for "auto" (none at all starts afresh), or the one named.
+    """Return the checkpoint to continue from: the newest for "auto" (None if there is none), or the one named.
 
     `arguments` are those of the run, with its "world_size" and its "zero_stage" (None without DeepSpeed). Raises
-    `UserError` for a folder that is no checkpoint, one that was interrupted or lacks a file, and one of another run.
+    `UserError` for a folder that is not a checkpoint, is incomplete, or belongs to another run.
     """
     if not resume or resume.lower() == "false":
         return None
@@ -37,17 +37,17 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
         newest = newest_whole_checkpoint(output_dir)
         if newest is None:
             _check_nothing_is_left(Path(output_dir))
-            logger.info("--resume_from_checkpoint auto: no checkpoint in %s, starting afresh", output_dir)
+            logger.info("--resume_from_checkpoint auto: no checkpoint in %s, starting a new run", output_dir)
             return None
         resume = newest
     folder = Path(resume)
     if INCOMPLETE in folder.resolve().parts:
-        raise UserError(f"--resume_from_checkpoint {resume} was interrupted while it was written; name a whole one")
+        raise UserError(f"--resume_from_checkpoint {resume} was interrupted while it was written; name a complete one")
     if not (folder / TRAINER_STATE_NAME).is_file() and not (folder / MANIFEST_NAME).is_file():
         there = [Path(path).name for path in sort_checkpoints(output_dir)]
         held = f"{output_dir} holds {', '.join(there)}" if there else f"a folder {PREFIX_CHECKPOINT_DIR}-STEP is one"
         raise UserError(
-            f"--resume_from_checkpoint {resume} is no checkpoint of a run (expected {TRAINER_STATE_NAME}); {held}: "
+            f"--resume_from_checkpoint {resume} is not a checkpoint of a run (expected {TRAINER_STATE_NAME}); {held}: "
             "name one, or auto"
         )
     if is_named:
@@ -59,29 +59,29 @@ def find_resume_checkpoint(output_dir: str, resume: str | None, arguments: dict[
     missing = missing_files(folder, before, arguments)
     if missing:
         raise UserError(
-            f"--resume_from_checkpoint {folder} lacks {', '.join(missing)}, without which the run would not go on as "
-            f"it was; put it back, or name another {PREFIX_CHECKPOINT_DIR}-STEP"
+            f"--resume_from_checkpoint {folder} lacks {', '.join(missing)}, without which the run cannot be resumed "
+            f"exactly; restore it, or name another {PREFIX_CHECKPOINT_DIR}-STEP"
         )
     check_same_run(folder, before, arguments)
     return str(folder)
 
 
 def check_encoder(folder: str, model: PreTrainedModel) -> None:
-    """Raise `UserError` if a run is to be continued with other weights of its frozen encoder than it had."""
+    """Raise `UserError` if the weights of a frozen encoder are not those of the continued run."""
     config = Path(folder) / "config.json"
     noted = read_json(config)["vision_config"] if config.is_file() else {}
     before, now = noted.get("encoder_sha256"), getattr(model.config.vision_config, "encoder_sha256", None)
     if before != now:
         raise UserError(
             f"--resume_from_checkpoint {folder}: the encoder's weights at {model.config.vision_config.encoder_weights} "
-            f"are not those of that run (SHA-256 {now}, expected {before}); put the original ones there"
+            f"are not those of that run (SHA-256 {now}, expected {before}); restore the original weights there"
         )
 
 
 def check_same_data(folder: str, arguments: dict[str, Any]) -> None:
-    """Raise `UserError` if the samples are not those of the run to be continued; tell if those of evaluation are not.
+    """Raise `UserError` if the samples are not those of the continued run; log if those of evaluation are not.
 
-    `arguments` has what `describe_data` says of both as "data" and "eval_data".
+    `arguments` holds the results of `describe_data` for both, as "data" and "eval_data".
     """
     before = _recorded_arguments(Path(folder))
     arguments = as_recorded(arguments)
@@ -90,7 +90,7 @@ def check_same_data(folder: str, arguments: dict[str, Any]) -> None:
         raise UserError(
             f"--resume_from_checkpoint {folder}: the samples of --dataset_use {arguments['dataset_use']} are not those "
             f"of that run ({then['records']} records of {then['tokens']} tokens then, {now['records']} of "
-            f"{now['tokens']} now); put the data back, or start a new run in another folder"
+            f"{now['tokens']} now); restore the data, or start a new run in another folder"
         )
     then, now = before.get("eval_data"), arguments["eval_data"]
     if then is not None and now is not None and then != now:
@@ -103,13 +103,15 @@ def check_same_data(folder: str, arguments: dict[str, Any]) -> None:
 
 
 def missing_files(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the files that a run needs to go on exactly and that its checkpoint lacks.
+    """Return the files that an exact resume needs and that the checkpoint lacks.
 
     `before` are the arguments of the run that wrote it, `now` those of the run that continues it.
     """
     processes = now["world_size"]
     needed = [SCHEDULER_NAME, _weights_name(folder)]
-    if before.get("world_size", processes) == processes:  # else nothing random is drawn: `check_same_run`
+    if (
+        before.get("world_size", processes) == processes
+    ):  # else `check_same_run` has refused whatever draws random numbers
         several = [f"rng_state_{index}.pth" for index in range(processes)]
         needed += several if processes > 1 else ["rng_state.pth"]
     if now["zero_stage"] is not None:
@@ -139,22 +141,22 @@ def _deepspeed_files(folder: Path, processes: int, stage: int) -> list[str]:
 
 
 def _check_nothing_is_left(output_dir: Path) -> None:
-    """Raise `UserError` if a folder without a checkpoint holds what a run started afresh would cover up."""
+    """Raise `UserError` if a folder without a checkpoint holds something that a new run would overwrite."""
     if any((output_dir / name).is_file() for name in MODEL_CONFIG_NAMES):
         raise UserError(
-            f"--resume_from_checkpoint auto: {output_dir} holds a finished model and no checkpoint to go on "
+            f"--resume_from_checkpoint auto: {output_dir} holds a finished model and no checkpoint to resume "
             "from; choose another --output_dir"
         )
     superseded = sort_checkpoints(str(output_dir / SUPERSEDED))
     if superseded:
         raise UserError(
-            f"--resume_from_checkpoint auto: {output_dir} holds no checkpoint but superseded ones; name the one to go "
-            f"on from, such as {superseded[-1]}"
+            f"--resume_from_checkpoint auto: {output_dir} holds only superseded checkpoints; name the one to "
+            f"resume from, such as {superseded[-1]}"
         )
 
 
 def as_recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments as run_arguments.json would give them back."""
+    """Return arguments as they would be read back from run_arguments.json."""
     return json.loads(json.dumps(arguments, default=str))
 
 
@@ -162,16 +164,16 @@ def _recorded_arguments(folder: Path) -> dict[str, Any]:
     recorded = folder / RUN_ARGUMENTS_NAME
     if not recorded.is_file():
         raise UserError(
-            f"--resume_from_checkpoint {folder} lacks {RUN_ARGUMENTS_NAME}, which says what run it is of; put it back, "
+            f"--resume_from_checkpoint {folder} lacks {RUN_ARGUMENTS_NAME}, which describes its run; restore it, "
             f"or name another {PREFIX_CHECKPOINT_DIR}-STEP"
         )
     return read_json(recorded)
 
 
 def _check_deepspeed(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with, without or with another stage of DeepSpeed: each cuts the optimizer in its own way."""
+    """Refuse to add, remove or change the stage of DeepSpeed: each partitions the optimizer in its own way."""
     stage_before, stage_now = before.get("zero_stage"), now["zero_stage"]
-    if "zero_stage" not in before and before.get("deepspeed"):  # of a version that did not record the stage
+    if "zero_stage" not in before and before.get("deepspeed"):  # written by a version that did not record the stage
         stage_before = 3 if any(folder.glob("global_step*/zero_pp_rank_*_model_states.pt")) else 2
     if stage_before == stage_now:
         return
@@ -181,5 +183,5 @@ def _check_deepspeed(folder: Path, before: Mapping[str, Any], now: Mapping[str, 
     remedy = "leave --deepspeed out" if stage_before is None else f"give --deepspeed scripts/zero{stage_before}.json"
     raise UserError(
         f"--resume_from_checkpoint {folder} is of a run with {then}, and this one has {this}: the optimizer cannot be "
-        f"carried over; {remedy}, or start a new run in another folder"
+        f"converted; {remedy}, or start a new run in another folder"
     )

@@ -1,4 +1,4 @@
-"""Go back to an earlier checkpoint: what a run wrote after it is set aside, never deleted and never continued."""
+"""Go back to an earlier checkpoint: later ones are set aside, never deleted and never continued."""
 
 import logging
 import os
@@ -9,15 +9,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 logger = logging.getLogger(__name__)
 
-# The folder of the output folder that keeps the checkpoints of branches that were given up.
+# The folder inside the output folder for the checkpoints of abandoned branches.
 SUPERSEDED = "superseded"
 
 
 def set_later_checkpoints_aside(output_dir: str, resume_from: str, step: int) -> None:
-    """Move the checkpoints after `step`, at which a run goes on, into `superseded/`, and tell it in one line.
+    """Move the checkpoints after `step`, where a run continues, into `superseded/`, and log it in one line.
 
-    Left where they are, they would be the newest: a save limit would delete the new ones before them, and `auto` would
-    continue the old branch. To go on from a checkpoint of another folder sets all aside that are here.
+    If they stayed, they would be the newest: a save limit would delete the new ones before them, and `auto` would
+    continue the old branch. Continuing from a checkpoint of another folder sets all checkpoints of this one aside.
     """
     first = step + 1 if Path(resume_from).resolve().parent == Path(output_dir).resolve() else 0
     later = [Path(each) for each in sort_checkpoints(output_dir) if _step_of(Path(each)) >= first]
@@ -28,7 +28,7 @@ def set_later_checkpoints_aside(output_dir: str, resume_from: str, step: int) ->
     for checkpoint in later:
         os.replace(checkpoint, _free_name(aside / checkpoint.name))
     names = ", ".join(checkpoint.name for checkpoint in later)
-    logger.info("going on from %s: %s moved to %s", resume_from, names, aside)
+    logger.info("continuing from %s: %s moved to %s", resume_from, names, aside)
 
 
 def _step_of(folder: Path) -> int:

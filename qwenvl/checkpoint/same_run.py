@@ -1,4 +1,4 @@
-"""Compare a run with the one that wrote a checkpoint: which flags may differ, and which are refused."""
+"""Compare a run's flags with those of the run that wrote a checkpoint: which may differ, which are refused."""
 
 import enum
 import logging
@@ -17,17 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 class Rule(enum.Enum):
-    """What a flag may do when a run is continued."""
+    """How a flag may change when a run is continued."""
 
     EQUAL = "must be as it was"
     EQUAL_ONCE_SET = "must be as it was, unless it was not set"
     STEP = "may change if a step still takes the same samples"
-    RATE = "takes effect and is told, where the schedule is a function of the step"
-    TOLD = "takes effect and is told"
+    RATE = "takes effect and is logged, where the schedule is a function of the step"
+    LOGGED = "takes effect and is logged"
     FREE = "does not change what is learned"
 
 
-# Every flag has its rule. A run is the same only with the same model, trainable parts, samples and their order.
+# Every flag has its rule. It is the same run only with equal model, trainable parts, samples and order.
 _FLAGS: dict[Rule, tuple[str, ...]] = {
     Rule.EQUAL: (
         "model_name_or_path",
@@ -46,7 +46,7 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         *("learning_rate", "mm_projector_lr", "vision_tower_lr"),
         *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     ),
-    Rule.TOLD: (
+    Rule.LOGGED: (
         *("max_steps", "num_train_epochs", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
         *("max_grad_norm", "lora_dropout", "neftune_noise_alpha", "ignore_data_skip"),
         *("attn_implementation", "tf32", "full_determinism", "use_liger_kernel", "liger_kernel_config"),
@@ -59,8 +59,8 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         *("output_dir", "cache_dir", "media_cache_dir", "cache_vision_features", "save_total_limit"),
         *("resume_from_checkpoint", "dry_run", "do_train", "do_eval", "do_predict", "max_bad_samples"),
         "warmup_ratio",  # becomes warmup_steps
-        *("thinking_turns", "trust_remote_code"),  # the samples that it makes decide; what a name may run
-        # What is told, and to whom.
+        *("thinking_turns", "trust_remote_code"),  # compared by the samples themselves; permits code, changes no result
+        # What is logged, and to which tracker.
         *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
         *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "debug"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
@@ -91,16 +91,16 @@ _STEP_SIZE = ("per_device_train_batch_size", "gradient_accumulation_steps", "wor
 
 
 def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `UserError` if the flags of a run are not those of the checkpoint's, and tell which new ones take effect.
+    """Raise `UserError` if the flags of a run do not fit those of the checkpoint, and log changes that take effect.
 
-    `before` is what the checkpoint's run_arguments.json says, `now` are this run's. Flags that the older program did
-    not know are not compared.
+    `before` are the arguments in the checkpoint's run_arguments.json, `now` are this run's. Flags that are recorded on
+    one side only are not compared.
     """
-    # Without the values that took effect: they follow from the flags and the machine.
+    # Not the values that took effect: they follow from the flags and the machine.
     compared = (before.keys() & now.keys()) - {"effective"}
     changed = {name for name in compared if not _are_equal(before[name], now[name])}
     if "data" in before:
-        changed.discard("dataset_use")  # what is in the files decides, wherever they lie: `check_same_data`
+        changed.discard("dataset_use")  # `check_same_data` compares the contents, wherever the files are
     for name, rule in RULES.items():
         if name in changed and (rule is Rule.EQUAL or (rule is Rule.EQUAL_ONCE_SET and before[name] is not None)):
             raise _refusal(folder, name, before, now)
@@ -108,14 +108,14 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         if name in changed and rule is Rule.RATE and own_rates:
             raise _refusal(folder, name, before, now)
     _check_step(folder, before, now, changed)
-    told = [name for name, rule in RULES.items() if rule in (Rule.STEP, Rule.RATE, Rule.TOLD) and name in changed]
-    if told:
-        changes = ", ".join(f"--{name} {before[name]} -> {now[name]}" for name in told)
+    logged = [name for name, rule in RULES.items() if rule in (Rule.STEP, Rule.RATE, Rule.LOGGED) and name in changed]
+    if logged:
+        changes = ", ".join(f"--{name} {before[name]} -> {now[name]}" for name in logged)
         logger.info("continued with other flags, which take effect from here on: %s", changes)
 
 
 def _are_equal(before: Any, now: Any) -> bool:
-    """Whether two values of a flag are the same, also as two names of one folder or of one encoder in a file."""
+    """Whether two values of a flag are equal; two paths of one folder, or of one encoder file, are."""
     if before == now or not (isinstance(before, str) and isinstance(now, str)):
         return bool(before == now)
     if FILE_FORM in before and FILE_FORM in now:
@@ -133,10 +133,10 @@ def _refusal(folder: Path, name: str, before: Mapping[str, Any], now: Mapping[st
 
 
 def _check_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], changed: set[str]) -> None:
-    """Refuse another division of a step into batches and processes, unless it is the same step.
+    """Refuse another division of a step into batches and processes, unless the step stays the same.
 
-    Packs are planned for all processes together, so a step that is divided otherwise still takes the same packs: its
-    sum is the same but for the order of its terms. That holds while nothing random happens in a process of its own.
+    Packs are planned for all processes together, so a step that is divided differently still takes the same packs and
+    only adds them up in another order. That holds as long as no process draws its own random numbers.
     """
     names = [name for name in _STEP_SIZE if name in changed]
     if not names:
@@ -150,19 +150,19 @@ def _check_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any],
         )
         raise _refusal(folder, names[0], before, now, why)
     obstacles = {
-        "DeepSpeed's checkpoints are cut for one number of processes": "world_size" in changed
+        "DeepSpeed's checkpoints are partitioned for one number of processes": "world_size" in changed
         and now.get("zero_stage") is not None,
         "--lora_dropout is drawn in each process": now["lora_dropout"] or before.get("lora_dropout"),
         "--neftune_noise_alpha is drawn in each process": now["neftune_noise_alpha"] is not None,
         "--average_tokens_across_devices is False": not now["average_tokens_across_devices"],
-        "an own encoder in training may draw random numbers": now["tune_mm_vision"] and _has_custom_encoder(folder),
+        "a trained custom encoder may draw random numbers": now["tune_mm_vision"] and _has_custom_encoder(folder),
     }
     for obstacle, applies in obstacles.items():
         if applies:
             raise _refusal(folder, names[0], before, now, f", and {obstacle}")
     if "world_size" in changed:
         logger.info(
-            "continued on %d processes, %d before: a step takes the same samples and adds them up in another order",
+            "continued on %d processes, %d before: a step takes the same samples, summed in another order",
             now["world_size"],
             before["world_size"],
         )

@@ -1,4 +1,4 @@
-"""Find before the first step what a checkpoint could not hold: a dry save of names and shapes."""
+"""Check before the first step that a checkpoint can hold the model, from names, types and shapes."""
 
 from collections import defaultdict
 from itertools import pairwise
@@ -13,10 +13,10 @@ from qwenvl.errors import UserError
 
 
 def check_savable(model: PreTrainedModel | PeftModel) -> None:
-    """Raise `UserError` if the model's state dict cannot be written as safetensors, and read back as it was.
+    """Raise `UserError` if the model's state dict cannot be written as safetensors and read back unchanged.
 
-    That is: an entry that is no tensor, one of a kind that safetensors does not know, and, in a whole model, tensors
-    that share memory without the model's class saying so; PEFT writes a copy of each.
+    Refused are entries that are not tensors, types and layouts that safetensors does not support, and, in a whole
+    model, tensors that share memory without being declared as tied by its class (PEFT writes a copy of each).
     """
     try:
         model.config.to_json_string()
@@ -26,8 +26,8 @@ def check_savable(model: PreTrainedModel | PeftModel) -> None:
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise UserError(
-                f"{name} is a {type(value).__name__} in the model's state dict, which a checkpoint cannot hold; keep "
-                "it out of `get_extra_state`, or make it a tensor"
+                f"{name} is a {type(value).__name__} in the model's state dict, which a checkpoint cannot hold; do "
+                "not return it from `get_extra_state`, or make it a tensor"
             )
         if not _is_storable(value.dtype, value.layout):
             raise UserError(
@@ -37,12 +37,12 @@ def check_savable(model: PreTrainedModel | PeftModel) -> None:
     if isinstance(model, PeftModel):
         return
     declared = {name for pair in model.get_expanded_tied_weights_keys(all_submodels=True).items() for name in pair}
-    for first, second in _sharing(state):
+    for first, second in _find_shared_tensors(state):
         if not {first, second} <= declared:
             raise UserError(
-                f"{first} and {second} are one tensor (tied weights), which a whole model's checkpoint cannot hold; "
-                "train with --lora_enable True, whose adapter holds a copy of each, or give the encoder one parameter "
-                "and use it twice in forward"
+                f"{first} and {second} are the same tensor (tied weights), which a whole model's checkpoint cannot "
+                "hold; train with --lora_enable True, whose adapter holds a copy of each, or give the encoder one "
+                "parameter and use it twice in forward"
             )
 
 
@@ -51,13 +51,13 @@ def _is_storable(dtype: torch.dtype, layout: torch.layout) -> bool:
         return False
     try:
         safetensors.torch.save({"one": torch.zeros(1, dtype=dtype, device="cpu")})
-    except Exception:  # a KeyError, a ValueError or Rust's own, by version and type
+    except Exception:  # KeyError, ValueError or safetensors' own, depending on version and type
         return False
     return True
 
 
-def _sharing(state: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return pairs of names whose tensors share memory; without memory (meta device, ZeRO-3), those that are one."""
+def _find_shared_tensors(state: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return pairs of names whose tensors share memory; without memory (meta device, ZeRO-3), identical ones."""
     spans: dict[Any, list[tuple[int, int, str]]] = defaultdict(list)
     for name, tensor in state.items():
         if tensor.is_meta or tensor.numel() == 0:

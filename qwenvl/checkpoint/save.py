@@ -1,9 +1,10 @@
-"""Write checkpoints whole: in a folder beside the finished ones, renamed when nothing is missing."""
+"""Write checkpoints completely or not at all: into a folder beside the finished ones, renamed when complete."""
 
 import contextlib
 import dataclasses
 import enum
 import json
+import logging
 import math
 import os
 import re
@@ -28,20 +29,24 @@ from qwenvl.model.build import ADAPTER_CONFIG_NAME
 from qwenvl.utils.distributed import barrier, is_first_process
 from qwenvl.utils.json_text import read_json
 
-# Checkpoints are written in this folder of the output folder and moved out of it when they are whole.
+logger = logging.getLogger(__name__)
+
+# Checkpoints are written into this folder of the output folder, and moved out of it when complete.
 INCOMPLETE = ".incomplete"
 RUN_ARGUMENTS_NAME = "run_arguments.json"
 MODEL_CONFIG_NAMES = (ADAPTER_CONFIG_NAME, "config.json")
-# Flags that take a folder or the name of a model on the hub; a folder is to be found from any other one.
+# Flags that take a folder or a hub name; folders are recorded as absolute paths.
 _MODEL_FLAGS = ("model_name_or_path", "custom_vision_pretrained_path", "vision_merger_path")
+# What a folder is called while a newer one takes its place.
+_REPLACED = ".replaced"
 _SECRET = re.compile(r"_token$|password|secret", re.IGNORECASE)
 
 
 class CommitCheckpoints(TrainerCallback):
-    """Move each checkpoint that the Trainer has written into the output folder, where it appears whole at once.
+    """Move each checkpoint that the Trainer has written into the output folder, in one atomic step.
 
-    The Trainer's own output folder is `<output_dir>/.incomplete`; a rename is atomic, so what is killed half-way stays
-    there and is never taken for a checkpoint.
+    The Trainer's own output folder is `<output_dir>/.incomplete`; a rename is atomic, so an interrupted save stays
+    there and is never mistaken for a checkpoint.
     """
 
     def __init__(self, output_dir: str) -> None:
@@ -56,17 +61,17 @@ class CommitCheckpoints(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Warn of a disk that is too small for the checkpoints to come."""
+        """Warn if the disk is too small for the checkpoints to come."""
         if state.is_local_process_zero and (count := _checkpoints_to_come(args, state)):
             size = checkpoint_bytes(model, optimizer, deepspeed=bool(args.deepspeed))
             there = len(sort_checkpoints(str(self.output_dir)))
             if args.save_total_limit:
-                # One more than stay, because the new one is whole before an old one goes.
+                # One more than the limit, because an old one is removed after the new one is complete.
                 count = min(count, max(args.save_total_limit + 1 - there, 1))
             CheckpointDisk(args.output_dir).warn_if_short(size, count)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the checkpoint that was written into the output folder."""
+        """Move the written checkpoint into the output folder, and remove those beyond the limit."""
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(self.output_dir / name)
@@ -77,7 +82,7 @@ class CommitCheckpoints(TrainerCallback):
             state.save_to_json(str(written / TRAINER_STATE_NAME))
             self._commit(written, args.save_total_limit, state.best_model_checkpoint)
         barrier()
-        if state.is_local_process_zero and written.is_dir():  # another machine with a disk of its own
+        if state.is_local_process_zero and written.is_dir():  # another machine with its own disk
             self._commit(written, args.save_total_limit, state.best_model_checkpoint)
 
     def _commit(self, written: Path, limit: int | None, best: str | None) -> None:
@@ -87,7 +92,7 @@ class CommitCheckpoints(TrainerCallback):
         self._rotate(written.parent, limit, best)
 
     def record_evaluation(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Add what the evaluation of this step has found to the checkpoint that was saved before it, if one was."""
+        """Add the scores of this step to the checkpoint that was saved before its evaluation, if one was."""
         folder = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if not folder.is_dir():
             return
@@ -103,7 +108,7 @@ class CommitCheckpoints(TrainerCallback):
 
 
 def write_state(folder: Path, state: TrainerState, incomplete: Path) -> None:
-    """Put the state of a run into a finished folder that has an older one; `incomplete` is a folder beside it."""
+    """Replace the run state in a finished folder; `incomplete` is a folder beside it for the unfinished file."""
     unfinished = incomplete / TRAINER_STATE_NAME
     state.save_to_json(str(unfinished))
     replace_file(folder, TRAINER_STATE_NAME, unfinished)
@@ -112,8 +117,11 @@ def write_state(folder: Path, state: TrainerState, incomplete: Path) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a finished folder to its place, in one step; an older folder there is removed only after that."""
-    retired = source.with_name(f"{target.name}.old")
+    """Move a finished folder to its place; an older folder there is removed only after that.
+
+    A process that is killed between the two renames leaves the older one beside `source`, for `restore_replaced`.
+    """
+    retired = source.with_name(f"{target.name}{_REPLACED}")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         os.replace(target, retired)
@@ -121,8 +129,17 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def restore_replaced(output_dir: str | Path) -> None:
+    """Put back the checkpoints that a killed run had renamed to replace them, and not replaced yet."""
+    for retired in sorted((Path(output_dir) / INCOMPLETE).glob(f"*{_REPLACED}")):
+        target = Path(output_dir) / retired.name.removesuffix(_REPLACED)
+        if not target.exists():
+            os.replace(retired, target)
+            logger.info("%s: restored, an earlier run was killed while replacing it", target)
+
+
 def remove_folder(folder: Path, incomplete: Path) -> None:
-    """Remove a checkpoint: first its name, in one step, then its files, which takes time in which a run may end."""
+    """Remove a checkpoint: rename it first, atomically, then delete its files, which may be interrupted."""
     retired = incomplete / f"{folder.name}.old"
     shutil.rmtree(retired, ignore_errors=True)
     os.replace(folder, retired)
@@ -130,7 +147,7 @@ def remove_folder(folder: Path, incomplete: Path) -> None:
 
 
 def superfluous_checkpoints(output_dir: Path, limit: int | None, best: str | None) -> list[Path]:
-    """Return the oldest checkpoints beyond `--save_total_limit`, never the newest nor the best one."""
+    """Return the oldest checkpoints beyond `--save_total_limit`, never the newest or the best one."""
     folders = [Path(folder) for folder in sort_checkpoints(str(output_dir))]
     if not limit or limit < 0 or not folders:
         return []
@@ -165,7 +182,7 @@ def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
 
 
 def run_arguments(*groups: Any) -> dict[str, Any]:
-    """Return all arguments of a run as plain JSON values, without what looks like a password; folders absolute.
+    """Return all arguments of a run as plain JSON values: without secrets, and with absolute folders.
 
     The groups are dataclasses with a field for each flag.
     """
@@ -191,7 +208,7 @@ def write_run_arguments(folder: str, arguments: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def cache_as_for_use(config: PreTrainedConfig) -> Iterator[None]:
-    """Write the configuration meanwhile with the key-value cache on: only training turns it off."""
+    """Turn the key-value cache of a configuration on while it is written: only training turns it off."""
     parts = [part for part in (config, config.text_config) if hasattr(part, "use_cache")]
     before = [part.use_cache for part in parts]
     for part in parts:
@@ -204,13 +221,15 @@ def cache_as_for_use(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def prepare_output_dir(output_dir: str, resume: str | None, *, dry_run: bool = False) -> None:
-    """Take the output folder for this run, and refuse one that cannot be written or holds another run's checkpoints.
+    """Lock the output folder for this run, and refuse one that cannot be written or holds another run's checkpoints.
 
-    The first process makes the folder and locks it until `release_output_dirs`; a dry run makes and locks nothing.
+    The first process creates the folder, locks it until `release_output_dirs`, and puts back what a killed run has
+    moved; a dry run does none of that.
     """
     try:
         if is_first_process() and not dry_run:
             lock_output_dir(output_dir, inner_folders=(INCOMPLETE,))
+            restore_replaced(output_dir)
         with tempfile.TemporaryFile(dir=existing_folder(Path(output_dir))) as probe:
             probe.write(b"writable")
     except OSError as error:
@@ -226,6 +245,6 @@ def prepare_output_dir(output_dir: str, resume: str | None, *, dry_run: bool = F
 
 
 def clear_incomplete(output_dir: str) -> None:
-    """Remove what an interrupted run left half-written."""
+    """Remove the unfinished files of an interrupted run."""
     shutil.rmtree(Path(output_dir) / INCOMPLETE, ignore_errors=True)
     (Path(output_dir) / INCOMPLETE).mkdir(parents=True, exist_ok=True)

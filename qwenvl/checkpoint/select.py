@@ -1,4 +1,4 @@
-"""Choose the checkpoint that a run goes on from: the one that is named, or the newest that is whole."""
+"""Choose the checkpoint to resume from: the named one, or the newest complete one."""
 
 import logging
 from pathlib import Path
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def newest_whole_checkpoint(output_dir: str) -> str | None:
-    """Return the newest whole checkpoint of an output folder, None if it holds no checkpoint at all.
+    """Return the newest complete checkpoint of an output folder, None if it holds no checkpoint at all.
 
-    Newer ones that are broken are told, each with its file. Raises `UserError` if there are checkpoints and none is
-    whole. The first process looks, and the others take its answer.
+    Logs newer ones that are broken, each with its file. Raises `UserError` if there are checkpoints and all are
+    broken. The first process looks, and the others receive its result.
     """
     return broadcast_from_first(_newest_whole(output_dir) if is_first_process() else None)
 
@@ -27,7 +27,7 @@ def check_whole(folder: Path) -> None:
     fault = find_fault(folder, for_resume=True) if is_first_process() else None
     if fault is not None:
         raise UserError(
-            f"--resume_from_checkpoint {folder}: {fault}; name another checkpoint, or auto for the newest whole one"
+            f"--resume_from_checkpoint {folder}: {fault}; name another checkpoint, or auto for the newest complete one"
         )
 
 
@@ -35,11 +35,11 @@ def check_start_folders(model_args: ModelArguments) -> None:
     """Raise `UserError` if a folder that a run starts from, one of an earlier run, has a broken file."""
     for flag in ("model_name_or_path", "vision_merger_path"):
         folder = getattr(model_args, flag)
-        # Models from elsewhere have no manifest, and their loaders say what is missing.
+        # Other models have no manifest; their loaders report what is missing.
         if folder is not None and (Path(folder) / MANIFEST_NAME).is_file() and is_first_process():
             fault = find_fault(Path(folder), for_resume=False)
             if fault is not None:
-                raise UserError(f"--{flag} {folder}: {fault}; copy it anew, or name one of its checkpoints")
+                raise UserError(f"--{flag} {folder}: {fault}; copy it again, or name one of its checkpoints")
 
 
 def _newest_whole(output_dir: str) -> str | None:
@@ -50,13 +50,15 @@ def _newest_whole(output_dir: str) -> str | None:
             for broken, why in faults.items():
                 logger.warning("%s is broken: %s", broken, why)
             if faults:
-                logger.warning("--resume_from_checkpoint auto: going on from the newest whole checkpoint, %s", folder)
+                logger.warning(
+                    "--resume_from_checkpoint auto: continuing from the newest complete checkpoint, %s", folder
+                )
             return folder
         faults[folder] = fault
     if faults:
-        told = "; ".join(f"{Path(folder).name}: {fault}" for folder, fault in faults.items())
+        listed = "; ".join(f"{Path(folder).name}: {fault}" for folder, fault in faults.items())
         raise UserError(
-            f"--resume_from_checkpoint auto: no checkpoint in {output_dir} is whole ({told}); put the files back, or "
-            "start anew in another --output_dir"
+            f"--resume_from_checkpoint auto: no checkpoint in {output_dir} is complete ({listed}); restore the files, "
+            "or start a new run in another --output_dir"
         )
     return None

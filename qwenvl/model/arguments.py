@@ -1,4 +1,4 @@
-"""Flags of the model: which one is trained, which of its parts, with which adapter and which vision encoder."""
+"""Flags of the model: its name, the trained parts, the adapter and the vision encoder."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.attention import BACKENDS
 from qwenvl.vision.options import OPTION_FLAGS, InputMode, MergerName, ResizePolicy, option_flag
 
-# Flags that act on a custom encoder alone, and that a continued run must repeat.
+# Flags that only affect a custom encoder, and that a continued run must repeat.
 CUSTOM_VISION_FLAGS = ("custom_vision_pretrained_path", *OPTION_FLAGS, "save_encoder")
 
 
@@ -23,20 +23,20 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False,
         metadata={
-            "help": "Let the encoder file run that the configuration of --model_name_or_path names (file.py:Class); "
-            "without it such a model is refused. The file of --custom_vision_encoder needs no leave."
+            "help": "Allow the configuration of --model_name_or_path to run an encoder file (file.py:Class); "
+            "without it such a model is refused. The file of --custom_vision_encoder needs no permission."
         },
     )
     tune_mm_llm: bool = field(
         default=False,
-        metadata={"help": "Train the language model: by LoRA with --lora_enable True, wholly without it."},
+        metadata={"help": "Train the language model: by LoRA with --lora_enable True, else all of it."},
     )
     tune_mm_mlp: bool = field(default=False, metadata={"help": "Train the merger and all DeepStack mergers."})
     tune_mm_vision: bool = field(default=False, metadata={"help": "Train the vision encoder."})
     attn_implementation: str = field(
         default="auto",
         metadata={
-            "help": f"Attention backend: {', '.join(BACKENDS)}. auto takes flash-attn if installed, else PyTorch's "
+            "help": f"Attention backend: {', '.join(BACKENDS)}. auto uses flash-attn if installed, else PyTorch's "
             "variable-length kernel on a GPU, else sdpa."
         },
     )
@@ -48,7 +48,8 @@ class ModelArguments:
         },
     )
     custom_vision_pretrained_path: str | None = field(
-        default=None, metadata={"help": "Folder, hub name or file with the encoder's weights (default: its published)."}
+        default=None,
+        metadata={"help": "Folder, hub name or file with the encoder's weights (default: the published ones)."},
     )
     custom_vision_input: InputMode = option_flag("input_mode")
     vision_layer: int = option_flag("layer")
@@ -62,10 +63,11 @@ class ModelArguments:
     )
     cache_vision_features: str | None = field(
         default=None,
-        metadata={"help": "Folder that keeps a frozen encoder's features, computed once a picture."},
+        metadata={"help": "Folder that keeps a frozen encoder's features, computed once per image."},
     )
     save_encoder: bool = field(
-        default=False, metadata={"help": "Copy a frozen encoder into every checkpoint; otherwise it is named there."}
+        default=False,
+        metadata={"help": "Copy a frozen encoder into every checkpoint; otherwise only its name is recorded."},
     )
 
     def __post_init__(self) -> None:

@@ -16,14 +16,14 @@ BACKENDS = ("auto", "flash_attention_2", "varlen", "sdpa", "eager")
 
 
 class Attention(NamedTuple):
-    """A backend and the reason why it was taken."""
+    """A backend and why it was chosen."""
 
     backend: str
     reason: str
 
     @property
     def per_subconfig(self) -> dict[str, str]:
-        """What `from_pretrained(attn_implementation=...)` wants.
+        """The backend of each sub-configuration, for `from_pretrained(attn_implementation=...)`.
 
         The variable-length kernel serves the language model; the vision tower, whose images never share a row, keeps
         PyTorch's own attention.
@@ -33,7 +33,7 @@ class Attention(NamedTuple):
 
 
 def resolve_attention(name: str, half_precision: bool = True) -> Attention:
-    """Choose the attention backend: what was asked for, or for "auto" the fastest that runs on this machine.
+    """Choose the attention backend: the requested one, or for "auto" the fastest that runs on this machine.
 
     `half_precision` says whether the model computes in bf16 or fp16, which both fast kernels need. Raises `UserError`
     for an unknown name and for a backend that cannot run here.
@@ -58,7 +58,7 @@ def resolve_attention(name: str, half_precision: bool = True) -> Attention:
     if name in ("varlen", "flash_attention_2") and not (on_gpu and half_precision):
         missing = "a CUDA device" if not on_gpu else "--bf16 True (or --fp16 True)"
         raise UserError(f"--attn_implementation {name} needs {missing}; use auto or sdpa")
-    return Attention(name, "asked for")
+    return Attention(name, "requested")
 
 
 def sample_boundaries(position_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -97,7 +97,7 @@ def varlen_attention(
     if text_cu_seqlens is None:
         text_cu_seqlens, text_max_seqlen = sample_boundaries(position_ids)
     output = varlen_attn(
-        # Norms trained in float32 make float32 queries and keys; the values keep the precision of the products.
+        # Norms trained in float32 return float32 queries and keys; the values keep the compute precision.
         *(states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)),
         text_cu_seqlens,
         text_cu_seqlens,
@@ -110,7 +110,7 @@ def varlen_attention(
 
 
 def varlen_mask(*, q_length: int, kv_length: int, batch_size: int, attention_mask: Any = None, **kwargs: Any) -> Any:
-    """Build no mask for a flattened row, whose boundaries the kernel knows, and PyTorch's ordinary one for all else."""
+    """Return no mask for a flattened row, whose boundaries the kernel knows, and PyTorch's ordinary one otherwise."""
     if attention_mask is None and batch_size == 1 and q_length == kv_length:
         return None
     return sdpa_mask(

@@ -1,4 +1,4 @@
-"""Check that a base model's files can be trained from: whole files, and weights that are not quantized."""
+"""Check that a base model's files can be trained from: complete files, and weights that are not quantized."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ _POINTER_START = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
 # What quantization is called in config.json: by Transformers, by older compressed-tensors, and by MLX.
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
-# Files of their own, beside a config.json that says nothing: ModelOpt's, AutoGPTQ's and AutoAWQ's.
+# Separate files, where config.json does not mention it: ModelOpt's, AutoGPTQ's and AutoAWQ's.
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
@@ -35,24 +35,24 @@ def refuse_pointers(name_or_path: str | Path) -> None:
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether a file is a pointer of Git LFS, which names what should be in its place."""
+    """Whether a file is a pointer of Git LFS instead of the file itself."""
     try:
         if not file.is_file() or file.stat().st_size >= _POINTER_BYTES:
             return False
         return file.read_bytes().startswith(_POINTER_START)
     except OSError:
-        return False  # whoever needs the file says what is wrong with it
+        return False  # the loader that needs the file reports the error
 
 
 def refuse_broken_weights(name_or_path: str | Path) -> None:
-    """Raise `UserError` if weights in a folder are cut short or missing, as a broken download leaves them."""
+    """Raise `UserError` if weights in a folder are truncated or missing, as after a broken download."""
     fault = find_broken_weights(Path(name_or_path)) if Path(name_or_path).is_dir() else None
     if fault is not None:
-        raise UserError(f"{name_or_path}: {fault}; copy or download it anew")
+        raise UserError(f"{name_or_path}: {fault}; copy or download it again")
 
 
 def refuse_other_weights(name_or_path: str, loading_info: Mapping[str, Any]) -> None:
-    """Raise `UserError` if a model was loaded with parts that its files do not have, or have in another shape.
+    """Raise `UserError` if parts of a loaded model are missing from its files, or have another shape there.
 
     `loading_info` is what `from_pretrained(output_loading_info=True)` returns; such parts have random weights.
     """
@@ -71,7 +71,7 @@ def refuse_other_weights(name_or_path: str, loading_info: Mapping[str, Any]) -> 
 
 
 def refuse_other_processor(name_or_path: str, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
-    """Raise `UserError` if a processor cuts images into other patches than a native Qwen3-VL takes."""
+    """Raise `UserError` if a processor's patch sizes are not those of a native Qwen3-VL."""
     vision = config.vision_config
     if hasattr(vision, "encoder"):
         return  # a custom tower, whose processor is planned with it
@@ -86,7 +86,7 @@ def refuse_other_processor(name_or_path: str, config: PreTrainedConfig, processo
         ):
             if getattr(part, name) != asked:
                 raise UserError(
-                    f"{name_or_path}: {file} says {name} {getattr(part, name)}, its config.json {asked}; get the files "
+                    f"{name_or_path}: {file} has {name} {getattr(part, name)}, its config.json {asked}; get the files "
                     "of one model"
                 )
 
@@ -105,14 +105,14 @@ def refuse_quantized(name_or_path: str, config: PreTrainedConfig) -> None:
     if method is None:
         return
     raise UserError(
-        f"{name_or_path} holds quantized weights ({method}), which this training cannot use; take the model that they "
+        f"{name_or_path} holds quantized weights ({method}), which this training cannot use; use the model that they "
         "were made from, for example Qwen/Qwen3-VL-4B-Instruct (--gradient_checkpointing True and --deepspeed "
         "scripts/zero3.json save memory)"
     )
 
 
 def _quantization_settings(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """Return the settings of quantization in a configuration or in that of a part, or None if there are none."""
+    """Return the settings of quantization in a configuration or in one of its parts, None if there are none."""
     parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
     for part in parts:
         for key in _QUANTIZATION_KEYS:

@@ -32,6 +32,7 @@ from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.utils.json_text import read_json
+from qwenvl.utils.zero3 import is_partitioned
 from qwenvl.vision import (
     CUSTOM_MODEL_TYPES,
     CustomVisionConfig,
@@ -50,17 +51,17 @@ SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", *CUSTOM_MODEL_TYPES)
 def load_config(
     name_or_path: str, cache_dir: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedConfig:
-    """Load a model's configuration and make sure that it is a Qwen3-VL.
+    """Load a model's configuration and check that it is a Qwen3-VL.
 
     Raises `UserError` if there is none at `name_or_path`, if it is another kind of model, an adapter, quantized, or
-    pointers of Git LFS, and, unless `trust_remote_code`, if it names code of its own.
+    pointers of Git LFS, and, unless `trust_remote_code`, if it refers to code.
     """
     refuse_pointers(name_or_path)
     if (adapter_config := Path(name_or_path) / ADAPTER_CONFIG_NAME).is_file():
         base = read_json(adapter_config).get("base_model_name_or_path")
         raise UserError(
             f"{name_or_path} holds an adapter ({ADAPTER_CONFIG_NAME}), not a whole model; give its base model, {base}, "
-            f"with --resume_from_checkpoint to go on with that run, or --vision_merger_path {name_or_path} to start a "
+            f"with --resume_from_checkpoint to continue that run, or --vision_merger_path {name_or_path} to start a "
             "new one from its merger"
         )
     if not Path(name_or_path).exists() and name_or_path.count("/") != 1:
@@ -71,7 +72,7 @@ def load_config(
     refuse_foreign_code(name_or_path, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    except Exception as error:  # values of another type than expected may lead to anything
+    except Exception as error:  # values of unexpected types may raise anything
         raise UserError(f"{name_or_path}: {_why_not_loaded(name_or_path, error)}") from None
     if not trust_remote_code:
         refuse_code_in_config(name_or_path, "config.json", config.to_dict())
@@ -106,7 +107,7 @@ def load_processor(
         processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
     except UserError:
         raise
-    except Exception as error:  # damaged files and templates may lead to anything
+    except Exception as error:  # damaged files and templates may raise anything
         raise UserError(
             f"{name_or_path}: no processor could be loaded: {type(error).__name__}: {_first_line(error)}; copy its "
             "tokenizer, preprocessor and chat template files again"
@@ -122,9 +123,9 @@ def load_pretrained(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a Qwen3-VL, dense or MoE as its configuration says, ready for training or use."""
+    """Load a Qwen3-VL, dense or MoE by its configuration, for training or inference."""
     if Path(name_or_path).is_dir():
-        # Adapters name their base model: it is to be found from any folder.
+        # Adapters record the path of their base model, which has to work from any folder.
         name_or_path = str(Path(name_or_path).absolute())
     load_config(name_or_path, cache_dir, trust_remote_code=trust_remote_code)
     refuse_broken_weights(name_or_path)
@@ -155,8 +156,8 @@ def build_model(
     """Build the model to train: loaded, its encoder swapped if asked, frozen where asked, with LoRA if asked.
 
     `vision_config` is that of a custom tower. `without_weights` builds on the meta device, where the model takes no
-    memory. Trainable parameters are float32, because steps of a small learning rate vanish in bf16's eight bits;
-    DeepSpeed keeps such a copy itself.
+    memory. Trainable parameters are float32, because small updates are rounded away in bf16's eight bits; DeepSpeed
+    keeps such a copy itself.
     """
     warn_of_slow_merger(model_args, training_args.merger_learning_rate)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
@@ -185,7 +186,7 @@ def build_model(
         saved.add("vision")
     if model_args.vision_merger_path is not None:
         saved |= load_trained_tower(model, model_args.vision_merger_path)
-    # A key-value cache hides the borders between packed samples and costs time; it has no use in training.
+    # A key-value cache hides the boundaries between packed samples and costs time; training does not use it.
     model.config.use_cache = False
     model.config.text_config.use_cache = False
     model = _make_trainable(model, model_args, training_args, saved)
@@ -199,8 +200,8 @@ def build_model(
 
 
 def _fit_encoder_precision(tower: nn.Module, training_args: BuildArguments, *, is_new: bool) -> None:
-    """Try a custom encoder in the precision of the training, and hold one that came with the base model in it."""
-    if not isinstance(tower, CustomVisionTower) or any(hasattr(each, "ds_id") for each in tower.encoder.parameters()):
+    """Try a custom encoder in the precision of the training, and cast one that came with the base model to it."""
+    if not isinstance(tower, CustomVisionTower) or any(map(is_partitioned, tower.encoder.parameters())):
         return
     if training_args.deepspeed:
         tower.check_for_deepspeed(compute_dtype(training_args))
@@ -209,10 +210,10 @@ def _fit_encoder_precision(tower: nn.Module, training_args: BuildArguments, *, i
 
 
 def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
-    """Compile each layer of the language model and of a custom encoder by itself, in place, at its first call.
+    """Compile each layer of the language model and of a custom encoder separately, in place, at its first call.
 
     Layers of one kind share their code, so this takes a minute once. The whole model, and the official encoder's
-    layers, would be compiled again for each number of images.
+    layers, would be recompiled for each number of images.
     """
     has_custom_tower = model.config.model_type in CUSTOM_MODEL_TYPES
     for name, module in model.named_modules():
@@ -223,7 +224,8 @@ def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
 def _build_on_meta(
     config: PreTrainedConfig, dtype: torch.dtype, attention: Attention, name_or_path: str
 ) -> PreTrainedModel:
-    # DeepSpeed ZeRO-3 would partition the weights of every model built from now on, and there are none.
+    # Under DeepSpeed ZeRO-3 `from_config` allocates and partitions weights, on the meta device too. Can go when it does
+    # not: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_utils.py#L1435
     unset_hf_deepspeed_config()
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
@@ -243,7 +245,7 @@ def compute_dtype(training_args: BuildArguments) -> torch.dtype:
 def _make_trainable(
     model: PreTrainedModel, model_args: ModelArguments, training_args: BuildArguments, saved: set[str]
 ) -> PreTrainedModel | PeftModel:
-    """Freeze what is not to be trained, and add the adapter, which also holds the components of `saved`."""
+    """Freeze what is not trained, and add the adapter, which also holds the components of `saved`."""
     tower = model.model.visual
     unreachable: list[str] = []
     if isinstance(tower, CustomVisionTower) and model_args.tune_mm_vision:
@@ -280,7 +282,7 @@ def _first_line(error: Exception) -> str:
 def _why_not_loaded(name_or_path: str, error: Exception) -> str:
     folder = Path(name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        return "the folder has no config.json, so it is no Transformers model; give the folder of a Qwen3-VL"
+        return "the folder has no config.json, so it is not a Transformers model; give the folder of a Qwen3-VL"
     reason = " ".join(str(error).split())[:300]
     return (
         f"the model configuration could not be loaded ({reason}); give the folder of a Qwen3-VL, or "

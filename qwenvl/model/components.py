@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qwenvl.utils.zero3 import full_numel
+
 COMPONENTS = ("vision", "merger", "llm")
 
 _MERGERS = ("merger", "deepstack_merger_list")
-# PEFT keeps the untrained weights of a module it saves whole beside the trained copy.
+# PEFT keeps the untrained weights of a fully trained module beside the trained copy.
 _PEFT_ORIGINAL = ".original_module."
 
 
@@ -23,8 +25,9 @@ class ComponentSize:
 def component_of(parameter_name: str) -> str:
     """Return the component ("vision", "merger" or "llm") that owns a parameter, from its dotted name.
 
-    The merger is `visual.merger` with all of `visual.deepstack_merger_list`; vision is the rest of `visual`; llm is all
-    else: the language model, its embeddings and its head. Names may carry the prefixes that PEFT and DDP add.
+    The merger is `visual.merger` with all of `visual.deepstack_merger_list`; vision is the rest of `visual`; llm is
+    everything else: the language model, its embeddings and its head. Names may carry the prefixes of PEFT
+    and DDP.
     """
     name = plain_tower_name(parameter_name)
     if not name:
@@ -35,8 +38,8 @@ def component_of(parameter_name: str) -> str:
 def plain_tower_name(parameter_name: str) -> str:
     """Return the name of a parameter as the tower itself has it (`merger.proj.weight`), or "" if it is not the tower's.
 
-    Wrappers put words before the tower's `visual.`, the first of the name; PEFT also puts some between a module that it
-    trains whole and its parameters.
+    Wrappers add prefixes before the first `visual.` of a name; PEFT also inserts one between a fully trained module and
+    its parameters.
     """
     _, tower, name = f".{parameter_name}".partition(".visual.")
     return name.replace(".modules_to_save.default", "", 1) if tower else ""
@@ -54,14 +57,14 @@ def component_sizes(model: nn.Module) -> dict[str, ComponentSize]:
     total = dict.fromkeys(COMPONENTS, 0)
     trainable = dict.fromkeys(COMPONENTS, 0)
     for component, _, parameter in named_component_parameters(model):
-        count = getattr(parameter, "ds_numel", parameter.numel())
+        count = full_numel(parameter)
         total[component] += count
         trainable[component] += count if parameter.requires_grad else 0
     return {component: ComponentSize(total[component], trainable[component]) for component in COMPONENTS}
 
 
 def set_trainable(model: nn.Module, components: Collection[str]) -> None:
-    """Make exactly the parameters of the named components trainable and freeze all others, and those of integers."""
+    """Make the floating-point parameters of the named components trainable, and freeze all others."""
     for component, _, parameter in named_component_parameters(model):
         can_train = parameter.is_floating_point() or parameter.is_complex()
         parameter.requires_grad_(can_train and component in components)
@@ -70,8 +73,9 @@ def set_trainable(model: nn.Module, components: Collection[str]) -> None:
 def module_names(model: nn.Module, component: str) -> list[str]:
     """Return the dotted names, from `visual` on, of the modules that together hold a component of the vision side.
 
-    Containers that are never called (`ModuleList`) are replaced by their members, because PEFT can save whole only what
-    has a forward of its own. `component` is "merger" or "vision".
+    Containers that are never called (`ModuleList`) are replaced by their members, because PEFT can save only modules
+    with a forward: https://github.com/huggingface/peft/blob/v0.21.2/src/peft/utils/other.py#L349. `component` is
+    "merger" or "vision".
     """
     tower = model.get_submodule("model.visual")
     names = []

@@ -1,7 +1,6 @@
-"""Swap the encoder in a run: from the flags of a custom encoder to its tower, and a merger's way from run to run."""
+"""Plan the swapped encoder of a run from its flags, and load a merger that another run has trained."""
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.base_files import refuse_pointers
 from qwenvl.model.components import component_of, plain_tower_name
 from qwenvl.utils.json_text import read_json
+from qwenvl.utils.zero3 import full_shape, gathered
 from qwenvl.vision import CustomVisionConfig, EncoderOptions, TowerOptions, plan_vision_config
 from qwenvl.vision.merger import merger_class
 from qwenvl.vision.options import MERGER_OPTIONS, OPTION_FLAGS
@@ -21,7 +21,7 @@ from qwenvl.vision.trust import refuse_untrusted_file, trust_encoder_file
 
 logger = logging.getLogger(__name__)
 
-# Adam moves a weight by about its rate a step: at this one a thousand steps change a fresh merger by a third at most.
+# Adam moves a weight by about its rate a step: here a thousand steps change a fresh merger by at most a third.
 SLOW_FOR_A_FRESH_MERGER = 1e-5
 
 
@@ -48,9 +48,9 @@ def plan_custom_vision(
         raise UserError(f"--vision_merger_path {path}: no .safetensors files; name an output folder")
     if model_args.custom_vision_encoder is None:
         return None
-    merger_class(model_args.vision_merger)  # raises for an unknown name, before the encoder is read
+    merger_class(model_args.vision_merger)  # raises for an unknown name, before the encoder is loaded
     values = {option: getattr(model_args, flag) for flag, option in OPTION_FLAGS.items()}
-    values["input_size"] = _input_size(values["input_size"])
+    values["input_size"] = _parse_input_size(values["input_size"])
     tower = TowerOptions(
         encoder=model_args.custom_vision_encoder,
         path=model_args.custom_vision_pretrained_path,
@@ -62,7 +62,7 @@ def plan_custom_vision(
 
 
 def warn_of_slow_merger(model_args: ModelArguments, rate: float) -> None:
-    """Tell that a learning rate leaves the merger of a swapped encoder, which starts at random, where it began."""
+    """Warn if the learning rate is too low for the merger of a swapped encoder, which starts at random."""
     fresh = model_args.custom_vision_encoder is not None and model_args.vision_merger_path is None
     if fresh and model_args.tune_mm_mlp and rate <= SLOW_FOR_A_FRESH_MERGER:
         better = 2e-5 if model_args.tune_mm_llm else 1e-3
@@ -75,8 +75,8 @@ def warn_of_slow_merger(model_args: ModelArguments, rate: float) -> None:
         )
 
 
-def _input_size(text: str | None) -> tuple[int, int] | None:
-    """Read "518" or "518x1036" as (height, width) in pixels."""
+def _parse_input_size(text: str | None) -> tuple[int, int] | None:
+    """Parse "518" or "518x1036" as (height, width) in pixels."""
     if text is None:
         return None
     sides = text.lower().split("x")
@@ -91,7 +91,7 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
     A merger fits the encoder that it was trained with. Returns the components that were copied. Raises `UserError` if
     the folder has no merger, one of another shape, or one of another encoder.
     """
-    found = _saved_tower(Path(folder))
+    found = _read_saved_tower(Path(folder))
     if not found.get("merger"):
         raise UserError(f"--vision_merger_path {folder}: no merger in its .safetensors files; name an output folder")
     _check_same_encoder(model.config.vision_config, Path(folder), brings_encoder="vision" in found)
@@ -99,35 +99,25 @@ def load_trained_tower(model: PreTrainedModel, folder: str) -> set[str]:
     state = model.model.visual.state_dict(keep_vars=True)
     for component, tensors in found.items():
         own = {name: tensor for name, tensor in state.items() if component_of(f"visual.{name}") == component}
-        if _shapes(tensors) != _shapes(own):
+        if _shapes_of(tensors) != _shapes_of(own):
             raise UserError(
                 f"--vision_merger_path {folder}: its {component} is {_describe_tensors(tensors)}, this model's is "
                 f"{_describe_tensors(own)}; use the same encoder, --vision_merger and base model in both stages"
             )
-        if component == "vision" and all(_equal(own[name], tensor) for name, tensor in tensors.items()):
+        if component == "vision" and all(_has_equal_values(own[name], tensor) for name, tensor in tensors.items()):
             continue
         copied.add(component)
-        with _gathered(list(own.values())):
+        with gathered(own.values(), modified=True):
             for name, tensor in own.items():
                 tensor.data.copy_(tensors[name])
     if "vision" in copied and isinstance(model.config.vision_config, CustomVisionConfig):
-        # The encoder is no longer the one of that name: from here on it goes with the checkpoints.
+        # The encoder no longer has its published weights: checkpoints have to hold a copy.
         model.config.vision_config.encoder_weights = model.config.vision_config.encoder_sha256 = None
     return copied
 
 
-def _gathered(tensors: list[Tensor]) -> AbstractContextManager:
-    """Bring parameters that DeepSpeed ZeRO-3 has partitioned together for a change that reaches every process."""
-    partitioned = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
-    if not partitioned:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
-
-
-def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the tensors of merger and encoder, those that are there, by component and by their names in the tower."""
+def _read_saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Read the saved tensors of merger and encoder, by component and by their names in the tower."""
     tower: dict[str, dict[str, Tensor]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -140,7 +130,7 @@ def _saved_tower(folder: Path) -> dict[str, dict[str, Tensor]]:
 def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings_encoder: bool) -> None:
     """Raise `UserError` if a merger was trained with another encoder, or another layer, norm or prefix of it.
 
-    Another input size or way to it is allowed: stage 2 may look closer.
+    Another input size or resize policy is allowed: stage 2 may use a higher resolution.
     """
     if not isinstance(vision_config, CustomVisionConfig) or not (folder / "config.json").is_file():
         return
@@ -156,18 +146,18 @@ def _check_same_encoder(vision_config: PreTrainedConfig, folder: Path, *, brings
             )
 
 
-def _equal(own: Tensor, saved: Tensor) -> bool:
-    """Whether a tensor has the saved one's numbers; not where it has none, or not all of them (ZeRO-3)."""
+def _has_equal_values(own: Tensor, saved: Tensor) -> bool:
+    """Whether a tensor equals the saved one; False where its values are absent (meta) or partial (ZeRO-3)."""
     if own.is_meta or own.shape != saved.shape:
         return False
     return torch.equal(own.detach().cpu(), saved.to(own.dtype))
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}
+def _shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: full_shape(tensor) for name, tensor in tensors.items()}
 
 
 def _describe_tensors(tensors: dict[str, Tensor]) -> str:
-    """Name the first few tensors and their shapes."""
-    named = [f"{name} {shape}" for name, shape in sorted(_shapes(tensors).items())]
+    """Return the names and shapes of the first tensors."""
+    named = [f"{name} {shape}" for name, shape in sorted(_shapes_of(tensors).items())]
     return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")

@@ -1,4 +1,4 @@
-"""Check a checkpoint that has no manifest: by what its files say themselves of how they should be."""
+"""Check the files of a checkpoint without a manifest, as far as they describe themselves."""
 
 import json
 import zipfile
@@ -32,20 +32,20 @@ _INDEX_NAME = "model.safetensors.index.json"
 
 
 def find_structural_fault(folder: Path, *, for_resume: bool) -> str | None:
-    """Return what is wrong with a checkpoint's files as far as it shows without a manifest, or None.
+    """Return what is wrong with a checkpoint's files as far as it can be found without a manifest, or None.
 
-    Missing files of the model, the processor and, `for_resume`, the run; JSON and text that is none; safetensors and
-    PyTorch files that are cut short or whose checksums do not fit.
+    Finds missing files of the model, the processor and, `for_resume`, the run; invalid JSON and text; safetensors and
+    PyTorch files that are truncated or whose checksums do not match.
     """
     return (
-        _missing(folder, (*_weights(folder), *_PROCESSOR_FILES, *(_RUN_FILES if for_resume else ())))
-        or _unreadable(folder, for_resume)
-        or _missing_by_content(folder, for_resume)
+        _find_missing(folder, (*_weights(folder), *_PROCESSOR_FILES, *(_RUN_FILES if for_resume else ())))
+        or _find_unreadable(folder, for_resume)
+        or _find_missing_references(folder, for_resume)
     )
 
 
 def find_broken_weights(folder: Path) -> str | None:
-    """Return which of a model's safetensors files is cut short or missing, as its header or the index says, or None."""
+    """Return which of a model's safetensors files is truncated or missing, by its header or the index, or None."""
     if (folder / _INDEX_NAME).is_file():
         try:
             shards = set(read_json(folder / _INDEX_NAME)["weight_map"].values())
@@ -67,15 +67,15 @@ def _weights(folder: Path) -> tuple[tuple[tuple[str, ...], ...], ...]:
     return (("config.json",),), (("model.safetensors",), (_INDEX_NAME,))
 
 
-def _missing(folder: Path, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> str | None:
+def _find_missing(folder: Path, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> str | None:
     for alternatives in groups:
         if not any(all((folder / name).is_file() for name in names) for names in alternatives):
             return f"{' or '.join(names[0] for names in alternatives)} is missing"
     return None
 
 
-def _unreadable(folder: Path, for_resume: bool) -> str | None:
-    """Look into each file that has a form of its own; files of other names are the user's."""
+def _find_unreadable(folder: Path, for_resume: bool) -> str | None:
+    """Parse each file of a known format; files of other names are the user's."""
     readers = dict.fromkeys(_JSON_FILES, _check_json)
     readers |= {"*.jinja": _check_text, "merges.txt": _check_text, "*.safetensors": _check_safetensors}
     if for_resume:
@@ -92,8 +92,8 @@ def _unreadable(folder: Path, for_resume: bool) -> str | None:
     return None
 
 
-def _missing_by_content(folder: Path, for_resume: bool) -> str | None:
-    """Look for the files that others speak of."""
+def _find_missing_references(folder: Path, for_resume: bool) -> str | None:
+    """Look for the files that others refer to."""
 
     def read(name: str) -> dict:
         return read_json(folder / name) if (folder / name).is_file() else {}
@@ -115,19 +115,19 @@ def _missing_by_content(folder: Path, for_resume: bool) -> str | None:
         named = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
         states = list((folder / named).glob("*_optim_states.pt")) if named.isprintable() and named else []
         if len(states) < int(arguments.get("world_size", 1)):
-            return f"{len(states)} of the {arguments.get('world_size', 1)} files *_optim_states.pt that `latest` means"
+            return f"{len(states)} of the {arguments.get('world_size', 1)} files *_optim_states.pt that `latest` names"
     return None
 
 
 def _check_json(path: Path) -> None:
     if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
 
 
 def _check_text(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if not text.strip() or "\0" in text:
-        raise ValueError("no text")
+        raise ValueError("not text")
 
 
 def _check_safetensors(path: Path) -> None:
@@ -136,7 +136,7 @@ def _check_safetensors(path: Path) -> None:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise ValueError("no safetensors file")
+            raise ValueError("not a safetensors file")
         header = json.loads(stream.read(length))
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if 8 + length + max(ends, default=0) != size:
@@ -147,4 +147,4 @@ def _check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
-        raise ValueError(f"{damaged} in it does not fit its checksum")
+        raise ValueError(f"{damaged} in it does not match its checksum")

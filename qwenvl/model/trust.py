@@ -1,4 +1,4 @@
-"""Refuse what would run somebody else's code: encoders in Python files, `auto_map`, pickles."""
+"""Refuse files that would run foreign code: encoders in Python files, `auto_map`, pickles."""
 
 import contextlib
 import importlib
@@ -13,8 +13,8 @@ from qwenvl.errors import UserError
 from qwenvl.utils.json_text import read_json
 from qwenvl.vision.trust import FILE_FORM
 
-_REMEDY = "if you trust it, load_checkpoint(..., trust_remote_code=True) or --trust_remote_code True runs it"
-# The configurations of which Transformers and PEFT make classes.
+_REMEDY = "if you trust it, load_checkpoint(..., trust_remote_code=True) or --trust_remote_code True allows it"
+# The configurations from which Transformers and PEFT build objects.
 _CONFIG_NAMES = (
     "config.json",
     "adapter_config.json",
@@ -25,8 +25,8 @@ _CONFIG_NAMES = (
     "generation_config.json",
 )
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin")
-# The classes beside PyTorch's own that DeepSpeed pickles into its checkpoints, and NumPy's into random states. They
-# hold numbers and names; none does anything when it is made.
+# The classes beside PyTorch's own that DeepSpeed pickles into its checkpoints, and NumPy's in random states. They hold
+# numbers and names; none has an effect when it is created.
 _PLAIN_CLASSES = (
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
     ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
@@ -42,9 +42,9 @@ _PLAIN_CLASSES = (
 def refuse_foreign_code(folder: str | Path, trust_remote_code: bool = False) -> None:
     """Raise `UserError` if loading the model, adapter or processor of a folder would run code that comes with it.
 
-    To be called before anything of it is loaded; a hub name passes, what is downloaded then goes through
+    Call it before anything of the folder is loaded; a hub name passes, its downloaded configuration is checked by
     `refuse_code_in_config`. Code is an encoder of the form `file.py:Class`, an `auto_map` and, in an adapter, a module
-    to import. Weights that are pickles alone are refused in any case: nothing here reads them.
+    to import. Pickled weights without safetensors are refused in any case: nothing here reads them.
     """
     folder = Path(folder)
     refuse_pickled_weights(folder)
@@ -73,7 +73,7 @@ def refuse_code_in_config(name_or_path: str, name: str, config: dict[str, Any]) 
 
 
 def refuse_pickled_weights(folder: Path) -> None:
-    """Raise `UserError` for a model or adapter whose weights are a pickle alone: nothing here reads one."""
+    """Raise `UserError` for a model or adapter whose only weights are a pickle: nothing here reads one."""
     pickled = [path.name for pattern in _PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))]
     if pickled and not list(folder.glob("*.safetensors")):
         raise UserError(
@@ -86,8 +86,8 @@ def refuse_foreign_pickles(folder: Path, trust_remote_code: bool = False) -> Non
     """Raise `UserError` for the first pickle of a checkpoint to resume from that holds more than numbers and names.
 
     DeepSpeed and the Trainer unpickle the optimizer's, schedule's and random states. Each is first read by PyTorch's
-    restricted unpickler, which makes no object and calls no function but those that it knows and `_PLAIN_CLASSES`; the
-    tensors stay on the disk.
+    restricted unpickler, which creates objects only of the classes that it allows and of `_PLAIN_CLASSES`; the tensors
+    stay on the disk.
     """
     if trust_remote_code:
         return
@@ -95,20 +95,20 @@ def refuse_foreign_pickles(folder: Path, trust_remote_code: bool = False) -> Non
         named = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
         if Path(named).name != named:
             raise UserError(f"{folder / 'latest'} names {named!r}, expected a folder beside it such as global_step100")
-    # By depth, because `**` passes over links to folders, which are followed when the files are loaded.
+    # By depth, because `**` skips links to folders, which loading would follow.
     patterns = ["*/" * depth + f"*{suffix}" for depth in range(5) for suffix in (".pt", ".pth")]
     paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
     by_deepspeed = any(path.parent != folder for path in paths)
     with torch.serialization.safe_globals(list(_iterate_plain_classes(by_deepspeed))), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols: what is not understood is refused
+        warnings.simplefilter("ignore")  # about pickle protocols: unsupported ones are refused below
         for path in paths:
             try:
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # whatever a hostile or broken pickle leads to
+            except Exception as error:  # a hostile or broken pickle may raise anything
                 reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "it cannot be read")
                 raise UserError(
-                    f"{path}: a pickle of more than numbers and names ({' '.join(reason.split())}), which may run code "
-                    "when it is loaded; resume from a checkpoint of your own, or, if you trust it, add "
+                    f"{path}: a pickle that holds more than numbers and names ({' '.join(reason.split())}), which may "
+                    "run code when it is loaded; resume from a checkpoint of your own, or, if you trust it, add "
                     "--trust_remote_code True"
                 ) from None
 
@@ -121,7 +121,7 @@ def _holds_key(value: Any, key: str) -> bool:
 
 
 def _iterate_plain_classes(by_deepspeed: bool) -> Iterator[Any]:
-    """Yield the classes of `_PLAIN_CLASSES`, DeepSpeed's where it has written: its import takes seconds."""
+    """Yield the classes of `_PLAIN_CLASSES`, DeepSpeed's only if it wrote the checkpoint: its import takes seconds."""
     for module, name in _PLAIN_CLASSES:
         if by_deepspeed or not module.startswith("deepspeed."):
             with contextlib.suppress(ImportError, AttributeError):

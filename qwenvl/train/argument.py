@@ -36,10 +36,10 @@ __all__ = [
 class TrainingArguments(BuildArguments):
     """Transformers' training arguments, with the official repository's and ours beside them."""
 
-    output_dir: str = field(default="", metadata={"help": "Folder that gets the checkpoints and the trained model."})
+    output_dir: str = field(default="", metadata={"help": "Folder for the checkpoints and the trained model."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, one of Transformers' names."})
     model_max_length: int = field(
-        default=512, metadata={"help": "Most tokens in a sample, and the size of a pack with --data_packing."}
+        default=512, metadata={"help": "Maximum tokens of a sample, and the size of a pack with --data_packing."}
     )
     vision_tower_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision encoder (default: --learning_rate)."}
@@ -49,25 +49,25 @@ class TrainingArguments(BuildArguments):
         metadata={"help": "Compile each layer: after a minute, steps are much faster on a GPU."},
     )
     warmup_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the steps over which the learning rate rises."}
+        default=None, metadata={"help": "Fraction of the steps over which the learning rate warms up."}
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Read the data, build the model without weights, print what a run would do, and end."},
+        metadata={"help": "Read the data, build the model without weights, print the plan of the run, and exit."},
     )
     report_to: list[str] = field(
         default_factory=lambda: ["tensorboard"],
-        metadata={"help": "Where metrics go, with commas between several: tensorboard,wandb; or all, or none."},
+        metadata={"help": "Trackers for metrics, comma-separated: tensorboard,wandb; or all, or none."},
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many steps."})
-    # Transformers' defaults of these are not what is done here, and a flag that is not obeyed is refused.
+    # The defaults describe what this program does: it refuses a flag that it would ignore.
     do_train: bool = field(default=True, metadata={"help": "Train, as this program always does."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide losses that are not finite, as this program never does."}
+        default=False, metadata={"help": "Hide non-finite losses, which this program never does."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Not of use here: samples have no columns."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used here: samples have no columns."})
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for parameters without a gradient: every batch reaches all of them."}
+        default=False, metadata={"help": "Look for parameters without a gradient: every batch uses all of them."}
     )
 
     def __post_init__(self) -> None:
@@ -77,7 +77,8 @@ class TrainingArguments(BuildArguments):
                 raise UserError("give --warmup_ratio or --warmup_steps, not both")
             self.warmup_steps = self.warmup_ratio
         self.report_to = _tracker_names(self.report_to)
-        # The official repository's name; Transformers 5.23 warns of each use of it. Can go when it drops the old name.
+        # The official scripts use the old name, of which Transformers warns. Can go when they use the new one:
+        # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/training_args.py#L1533
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing
         if self.activation_checkpointing_kwargs is None:
@@ -86,7 +87,9 @@ class TrainingArguments(BuildArguments):
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         self.label_names = ["labels"]
         if is_one_of_several_without_gpu():
-            # Left to itself, Accelerate joins processes by their GPUs, and without any they would all train alone.
+            # Accelerate finds no backend without a GPU unless it is told to use the CPU, and each process would train
+            # alone. Can go when it tries gloo by itself:
+            # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py#L800
             if self.deepspeed:
                 join_deepspeed_processes_on_cpu()
                 self.accelerator_config = {"use_configured_state": True}
@@ -118,10 +121,12 @@ class TrainingArguments(BuildArguments):
         for section in ("optimizer", "scheduler"):
             if section in config:
                 raise UserError(
-                    f"--deepspeed {self.deepspeed} has the section `{section}`, which would pass over the learning "
-                    "rates of the components; take it out and use --optim, --learning_rate and --lr_scheduler_type"
+                    f"--deepspeed {self.deepspeed} has the section `{section}`, which would override the learning "
+                    "rates of the components; remove it and use --optim, --learning_rate and --lr_scheduler_type"
                 )
-        # Without a launcher's variables DeepSpeed asks MPI for its processes, by a package that is not needed else.
+        # Without a launcher's variables DeepSpeed looks for its processes by MPI, which needs an optional package. Can
+        # go when it starts a single process without:
+        # https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/comm/comm.py#L890
         if "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
             raise UserError(
                 "--deepspeed needs a launcher, for one process too: python -m qwenvl.train.launch --standalone "
@@ -146,27 +151,30 @@ def _tracker_names(report_to: str | list[str] | None) -> list[str]:
             near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK) or sorted(INTEGRATION_TO_CALLBACK)
             raise UserError(f"--report_to {name} is unknown; choose from {', '.join(near)}, all or none")
         if name in ("all", "none") and len(names) > 1:
-            raise UserError(f"--report_to {','.join(names)}: {name} stands alone")
+            raise UserError(f"--report_to {','.join(names)}: {name} cannot be combined with others")
     return names
 
 
 class FlagParser(OneLineErrors, HfArgumentParser):
-    """Transformers' parser of command lines, which says in one line what is wrong with one.
+    """Transformers' parser of command lines, with errors of one line.
 
-    No flag can be shortened: what a shortened one means would change with every flag that is added.
+    Flags cannot be abbreviated: the meaning of an abbreviation would change with every flag that is added.
     """
 
     def __init__(self, dataclass_types: Any, **kwargs: Any) -> None:
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *names: str, **kwargs: Any) -> Any:
-        """Add a flag; text is taken for those whose type no text can be turned into, all of them refused."""
+        """Add a flag; those whose type cannot be parsed from text, all of them refused, take text.
+
+        Can go when Transformers' parser leaves them out: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/hf_argparser.py#L170
+        """
         if names[0] in ("--liger_kernel_config", "--parallelism_config"):
             kwargs["type"] = str
         return super().add_argument(*names, **kwargs)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Read a command line; raises `UserError` for flags that there are not, or that would have no effect."""
+        """Parse a command line; raises `UserError` for unknown flags and for those that would have no effect."""
         given, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self._refuse(unknown[0].partition("=")[0])
@@ -178,23 +186,23 @@ class FlagParser(OneLineErrors, HfArgumentParser):
         name = "--" + flag.lstrip("-").replace("-", "_")
         nearest = [each for each in known if each.startswith(name)][:6] or difflib.get_close_matches(name, known)
         remedy = f"did you mean {' or '.join(nearest)}?" if nearest else "--help lists all flags"
-        raise UserError(f"{flag} is no flag of this program; {remedy}")
+        raise UserError(f"{flag} is not a flag of this program; {remedy}")
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Read the command line, `argv` or that of the process.
+    """Parse the command line, `argv` or that of the process.
 
-    Raises `UserError` for what it does not understand, and for flags that would have no effect.
+    Raises `UserError` for unknown flags, invalid values, and flags that would have no effect.
     """
     return FlagParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Raise `UserError` where flags contradict each other or this machine, beyond what a command line alone tells."""
+    """Raise `UserError` where flags contradict each other or this machine, beyond what parsing alone can check."""
     if not data_args.dataset_use:
-        raise UserError("--dataset_use is missing: name a registered data set or the path of a .json/.jsonl file")
+        raise UserError("--dataset_use is missing: name a registered dataset or the path of a .json/.jsonl file")
     if not training_args.output_dir:
-        raise UserError("--output_dir is missing: name the folder that gets the checkpoints")
+        raise UserError("--output_dir is missing: name the folder for the checkpoints")
     check_machine(training_args)
     warn_of_worst_model(training_args)
     if not (model_args.tune_mm_llm or model_args.tune_mm_mlp or model_args.tune_mm_vision):

@@ -1,4 +1,4 @@
-"""Continue a run from a checkpoint: as its flags say now, with nothing evaluated twice or left out."""
+"""Continue a run from a checkpoint: with its current flags, and no evaluation repeated or left out."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from qwenvl.utils.json_text import read_json
 
 logger = logging.getLogger(__name__)
 
-# What an optimizer reads from its groups at each step, beside the rate.
+# What an optimizer reads from its groups at each step, besides the learning rate.
 _OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
 
 
 class ContinueRun(TrainerCallback):
-    """Bring what a checkpoint remembers of the flags up to date once the Trainer has loaded it."""
+    """Apply the current flags to the state of a checkpoint after the Trainer has loaded it."""
 
     def __init__(self, trainer: QwenVLTrainer, output_dir: str, resume_from: str) -> None:
         self._trainer = trainer
@@ -35,8 +35,9 @@ class ContinueRun(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Bring the loaded state up to date with the flags, and evaluate the step if that is due."""
-        # The Trainer would go on logging, evaluating and saving as often as the run did that wrote the checkpoint.
+        """Apply the current flags to the loaded state, and evaluate its step if that is due."""
+        # The Trainer keeps the logging, evaluation and save intervals of the run that wrote the checkpoint. Can go when
+        # it computes them after loading the state: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L1697
         state.compute_steps(args, state.max_steps)
         find_best_checkpoint(state, self._folders)
         follow_flags(kwargs["optimizer"], kwargs["lr_scheduler"], self._trainer.optimizer_options)
@@ -46,7 +47,7 @@ class ContinueRun(TrainerCallback):
 
 
 def prepare_continuation(trainer: QwenVLTrainer, output_dir: str, resume_from: str) -> None:
-    """Make a trainer continue from a checkpoint: tell where its schedule ends now, and set later checkpoints aside.
+    """Make a trainer continue from a checkpoint: log the new end of its schedule, and set later checkpoints aside.
 
     Raises `UserError` if the checkpoint lies beyond the end.
     """
@@ -60,20 +61,20 @@ def prepare_continuation(trainer: QwenVLTrainer, output_dir: str, resume_from: s
     if last != state.max_steps:
         logger.info("the schedule now ends at step %s (%s before)", f"{last:,}", f"{state.max_steps:,}")
     if state.global_step == last:
-        logger.info("step %s was the last one: nothing is left to train, whatever flags have changed", f"{last:,}")
-        # The model is published anew, and its record says how it was trained.
+        logger.info("step %s was the last one: nothing is left to train, even if flags have changed", f"{last:,}")
+        # The model is published again, with the arguments that it was trained with.
         trainer.run_arguments = read_json(Path(resume_from) / RUN_ARGUMENTS_NAME)
     for is_in_charge in (trainer.is_world_process_zero(), trainer.is_local_process_zero()):
-        # First the main process, then one of each other machine that has a disk of its own.
+        # First the main process, then one process of each machine with its own disk.
         if is_in_charge:
             set_later_checkpoints_aside(output_dir, resume_from, state.global_step)
         barrier()
-    trainer.args.eval_on_start = False  # that was the start
+    trainer.args.eval_on_start = False  # it was done when the run started
     trainer.add_callback(ContinueRun(trainer, output_dir, resume_from))
 
 
 def evaluation_is_due(args: TrainingArguments, state: TrainerState) -> bool:
-    """Whether the step at which a run goes on should have been evaluated, and was not: checkpoints are saved before."""
+    """Whether the step to continue from should have been evaluated and was not: checkpoints are saved before."""
     if any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history):
         return False
     control, flow = TrainerControl(), DefaultFlowCallback()
@@ -84,7 +85,7 @@ def evaluation_is_due(args: TrainingArguments, state: TrainerState) -> bool:
 
 
 def find_best_checkpoint(state: TrainerState, folders: Sequence[Path]) -> None:
-    """Look for the best checkpoint so far in the folders if it is not where it was; forget its score if it is gone."""
+    """Look for a moved best checkpoint in the folders; drop its score if it no longer exists."""
     if state.best_global_step is None or state.best_model_checkpoint is not None:
         return
     name = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
@@ -92,17 +93,17 @@ def find_best_checkpoint(state: TrainerState, folders: Sequence[Path]) -> None:
     if found is not None:
         state.best_model_checkpoint = str(found)
         return
-    logger.info("the best checkpoint so far, %s, is gone: the best of those to come counts", name)
+    logger.info("the best checkpoint so far, %s, no longer exists: the best of the later ones counts", name)
     state.best_metric = state.best_global_step = None
 
 
 def follow_flags(
     optimizer: torch.optim.Optimizer, scheduler: LRScheduler, options: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Give the optimizer's groups their `options` and the rates of the schedule, whatever a checkpoint had.
+    """Set the optimizer's groups to their `options` and the rates of the schedule, in place of the checkpoint's.
 
-    `options` are those with which the groups were created. Where nothing was changed, nothing is. A schedule that is
-    no function of the step keeps its rates: other flags have been refused.
+    `options` are those that the groups were created with; unchanged flags change nothing. A schedule that is not a
+    function of the step keeps its rates: changed flags have been refused.
     """
     for group, fresh in zip(optimizer.param_groups, options, strict=True):
         group.update({name: fresh[name] for name in _OPTIMIZER_OPTIONS if name in fresh})

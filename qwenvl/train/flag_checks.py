@@ -1,4 +1,4 @@
-"""Check the flags of a command line as they were given: their numbers, and whether each of them would act."""
+"""Check the flags of a command line as given: the ranges of their numbers, and whether each takes effect."""
 
 import dataclasses
 import enum
@@ -38,7 +38,7 @@ _CHECKPOINTING_KEYS = (
 
 
 class Range(NamedTuple):
-    """The numbers that a flag takes: from `least` (or above it, if `is_open`) to below `below`."""
+    """The range of a flag's numbers: from `least` (or above it, if `is_open`) to below `below`."""
 
     least: float
     is_open: bool = False
@@ -94,9 +94,9 @@ RANGES = {
 
 
 def check_flags(flags: Flags, default_of: Callable[[str], Any]) -> None:
-    """Raise `UserError` for the first flag that would do nothing, or whose value cannot be; defaults always pass.
+    """Raise `UserError` for the first flag with an invalid value or without effect; defaults always pass.
 
-    `flags` are the values as they were given, `default_of` returns a flag's default.
+    `flags` are the values as given, `default_of` returns a flag's default.
     """
     given = {name: value for name, value in flags.items() if value != default_of(name)}
     for name, value in given.items():
@@ -117,7 +117,7 @@ def _check_number(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{name} {value}: give a finite number")
     if name in RANGES and isinstance(value, int | float) and value not in RANGES[name]:
-        raise UserError(f"--{name} {shown(value)}: give {RANGES[name]}")
+        raise UserError(f"--{name} {format_value(value)}: give {RANGES[name]}")
 
 
 def _check_length(given: Flags) -> None:
@@ -131,18 +131,18 @@ def _check_length(given: Flags) -> None:
 def _check_rule(name: str, flags: Flags) -> None:
     rule = FLAG_RULES.get(name, ACTS)
     if name not in FLAG_RULES and name in {each.name for each in dataclasses.fields(transformers.TrainingArguments)}:
-        rule = Refused("it came with a newer version of Transformers than this program knows")
+        rule = Refused("it belongs to a newer version of Transformers than this program supports")
     if isinstance(rule, Refused):
-        value = "..." if name.endswith("_token") else shown(flags[name])
+        value = "..." if name.endswith("_token") else format_value(flags[name])
         raise UserError(f"--{name} {value} has no effect here: {rule.why}; leave it out")
     if isinstance(rule, Needs) and not rule.is_met(flags):
-        raise UserError(f"--{name} {shown(flags[name])} needs {rule.what}; set that, or leave --{name} out")
+        raise UserError(f"--{name} {format_value(flags[name])} needs {rule.what}; set that, or leave --{name} out")
 
 
-def shown(value: Any) -> str:
-    """Return a flag's value as it is written on a command line."""
+def format_value(value: Any) -> str:
+    """Return a flag's value as written on a command line."""
     if isinstance(value, list):
-        return " ".join(map(shown, value))
+        return " ".join(map(format_value, value))
     if isinstance(value, float):
         return f"{value:g}"
     return str(value.value if isinstance(value, enum.Enum) else value)
@@ -157,14 +157,14 @@ def _check_json(name: str, text: Any, example: str) -> None:
         raise UserError(f"--{name} {text}: expected a JSON object, such as '{example}'")
     unknown = [key for key in settings if key not in _CHECKPOINTING_KEYS]
     if name != "lr_scheduler_kwargs" and unknown:
-        raise UserError(f"--{name}: {unknown[0]!r} is none of its settings: {', '.join(_CHECKPOINTING_KEYS)}")
+        raise UserError(f"--{name}: unknown setting {unknown[0]!r}; choose from {', '.join(_CHECKPOINTING_KEYS)}")
 
 
 def _check_checkpointing(flags: Flags) -> None:
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
         if flags.get(old) is not None and flags.get(new) is not None and flags[old] != flags[new]:
-            raise UserError(f"--{old} {flags[old]} and --{new} {flags[new]} are one setting; give one of them")
+            raise UserError(f"--{old} {flags[old]} and --{new} {flags[new]} are the same setting; give one of them")
 
 
 def _check_best_model(flags: Flags) -> None:
@@ -177,19 +177,21 @@ def _check_best_model(flags: Flags) -> None:
         raise UserError("--save_strategy best needs --metric_for_best_model eval_loss or eval_token_accuracy")
     if save == "best" and evaluate == "no":
         raise UserError("--save_strategy best needs --eval_strategy steps or epoch")
-    if flags["load_best_model_at_end"] and save not in ("best", shown(evaluate)):
+    if flags["load_best_model_at_end"] and save not in ("best", format_value(evaluate)):
         raise UserError(
             "--load_best_model_at_end True needs a checkpoint at each evaluation; set --save_strategy "
-            f"{shown(evaluate)}, or best"
+            f"{format_value(evaluate)}, or best"
         )
 
 
 def check_machine(training_args: transformers.TrainingArguments) -> None:
-    """Raise `UserError` for what this machine, or what is installed on it, cannot do."""
+    """Raise `UserError` for flags that this machine, or its installed packages, cannot support."""
     installed = get_available_reporting_integrations()
     for tracker in training_args.report_to:
         package = importlib.util.find_spec(tracker)
-        if tracker not in installed and (package is None or package.origin is None):  # a folder of that name has none
+        if tracker not in installed and (
+            package is None or package.origin is None
+        ):  # a namespace package, a plain folder of that name, has no origin
             raise UserError(f"--report_to {tracker}: it is not installed; pip install {tracker}, or use tensorboard")
     if training_args.n_gpu > 1:
         raise UserError(
@@ -203,7 +205,7 @@ def check_machine(training_args: transformers.TrainingArguments) -> None:
 
 
 def warn_of_worst_model(training_args: transformers.TrainingArguments) -> None:
-    """Log a warning if the checkpoint that is kept as the best one would be the worst."""
+    """Log a warning if `--greater_is_better` would keep the worst checkpoint as the best."""
     metric = training_args.metric_for_best_model
     if metric is not None and training_args.greater_is_better != metric.endswith("accuracy"):
         logger.warning(

@@ -1,4 +1,4 @@
-"""Say for every field of `TrainingArguments` whether it acts here, is refused, or needs another flag."""
+"""Rules for every field of `TrainingArguments`: whether it takes effect, is refused, or needs another flag."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ Flags = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Acts:
-    """A flag that does what its help says, whatever the others are."""
+    """A flag that always takes effect, whatever the others are."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A flag that cannot do here what its help says, and why."""
+    """A flag that has no effect here, and why."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Needs:
-    """A flag that acts together with another one alone: in words, and as a test of all flags."""
+    """A flag that takes effect only with another one, described in text and as a predicate over all flags."""
 
     what: str
     is_met: Callable[[Flags], bool]
@@ -35,9 +35,9 @@ ACTS = Acts()
 
 
 def split_names(value: str | list[str] | None) -> list[str]:
-    """Return the names of a flag that takes several, with commas or spaces between them."""
-    words = [value] if isinstance(value, str) else value or []
-    return [name.strip() for word in words for name in word.split(",") if name.strip()]
+    """Return the names of a flag that takes several, separated by commas or spaces."""
+    items = [value] if isinstance(value, str) else value or []
+    return [name.strip() for item in items for name in item.split(",") if name.strip()]
 
 
 def _checkpoints_activations(flags: Flags) -> bool:
@@ -58,8 +58,8 @@ _WARMUP = Needs(
         flags["lr_scheduler_type"] not in WITHOUT_WARMUP or not (flags["warmup_steps"] or flags["warmup_ratio"])
     ),
 )
-_BETAS = Needs("an optimizer of the Adam kind as --optim", lambda flags: flags["optim"] not in WITHOUT_BETAS)
-_HUB = Refused("nothing is pushed to the hub; upload the output folder with `hf upload` when the run is over")
+_BETAS = Needs("an Adam-like optimizer as --optim", lambda flags: flags["optim"] not in WITHOUT_BETAS)
+_HUB = Refused("nothing is pushed to the hub; upload the output folder with `hf upload` after the run")
 _EVAL_LOOP = Refused("the evaluation measures loss and token accuracy in the training's precision, and keeps no logits")
 _COLUMNS = Refused("samples have no columns: they are read by this program")
 _PLANNED = Refused("batches are planned by --data_packing, --data_flatten and --per_device_train_batch_size")
@@ -89,10 +89,10 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
     "adam_beta1": _BETAS,
     "adam_beta2": _BETAS,
     "adam_epsilon": Needs(
-        "an optimizer of the Adam kind as --optim",
+        "an Adam-like optimizer as --optim",
         lambda flags: flags["optim"] not in WITHOUT_BETAS and "lion" not in flags["optim"],
     ),
-    "optim_target_modules": Refused("the optimizers that read it are refused; what is trained, --tune_mm_* say"),
+    "optim_target_modules": Refused("the optimizers that read it are refused; --tune_mm_* choose what is trained"),
     "gradient_accumulation_steps": ACTS,
     "average_tokens_across_devices": ACTS,
     "max_grad_norm": ACTS,
@@ -107,14 +107,15 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
     "gradient_checkpointing": ACTS,
     "gradient_checkpointing_kwargs": _CHECKPOINTING,
     "torch_compile": ACTS,
-    "torch_compile_backend": ACTS,  # switches --torch_compile on, and so does the next
+    "torch_compile_backend": ACTS,  # turns --torch_compile on, and so does the next
     "torch_compile_mode": ACTS,
-    # liger-kernel 0.8.5 fails at import of its Qwen3-VL kernels with Transformers 5.23.
+    # The Qwen3-VL kernels of liger-kernel 0.8.5 fail at import with Transformers 5.23; can go when they load:
+    # https://github.com/linkedin/Liger-Kernel/tree/v0.8.5/src/liger_kernel/transformers/model
     "use_liger_kernel": Refused(
         "Liger's kernels for Qwen3-VL do not load with this version of Transformers; use --torch_compile True"
     ),
     "liger_kernel_config": Refused("Liger's kernels are not used"),
-    "use_cache": Refused("a key-value cache has no use in training, and would hide the borders of packed samples"),
+    "use_cache": Refused("a key-value cache is not used in training, and would hide the boundaries of packed samples"),
     "neftune_noise_alpha": ACTS,
     "torch_empty_cache_steps": ACTS,
     "auto_find_batch_size": Refused("batches are planned before the first step; --dry_run True estimates their memory"),
@@ -150,7 +151,7 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
     "save_only_model": Refused("a checkpoint without the optimizer cannot be resumed exactly; use --save_total_limit"),
     "save_strategy": ACTS,
     "save_steps": Needs("--save_strategy steps", lambda flags: flags["save_strategy"] == "steps"),
-    "save_on_each_node": Refused("each machine keeps what it needs to go on"),
+    "save_on_each_node": Refused("each machine keeps what it needs to resume"),
     "save_total_limit": ACTS,  # also with --save_strategy no: SIGTERM saves
     "enable_jit_checkpoint": Refused("SIGTERM saves a checkpoint and ends the run already"),
     "push_to_hub": _HUB,
@@ -164,14 +165,14 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
     "metric_for_best_model": _EVALUATION,
     "greater_is_better": _EVALUATION,
     "ignore_data_skip": ACTS,
-    "restore_callback_states_from_checkpoint": Refused("nothing beside the steps has a state to restore"),
+    "restore_callback_states_from_checkpoint": Refused("no callback has a state to restore"),
     "full_determinism": ACTS,
     "seed": ACTS,
     "data_seed": ACTS,
     "use_cpu": ACTS,
     "accelerator_config": _PLANNED,
     "parallelism_config": _SHARDING,
-    "dataloader_drop_last": Refused("no sample is dropped, the last step is a smaller one"),
+    "dataloader_drop_last": Refused("no sample is dropped, the last step is smaller"),
     "dataloader_num_workers": ACTS,
     "dataloader_pin_memory": ACTS,
     "dataloader_persistent_workers": _WORKERS,
@@ -199,11 +200,11 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
         lambda flags: all(option == "underflow_overflow" for option in flags["debug"]),
     ),
     "skip_memory_metrics": ACTS,
-    "do_train": Refused("this program trains; --dry_run True ends before it does"),
+    "do_train": Refused("this program always trains; --dry_run True ends before training"),
     "do_eval": _EVAL_DATA,
-    "do_predict": Refused("this program trains; it predicts nothing"),
+    "do_predict": Refused("this program only trains"),
     "resume_from_checkpoint": ACTS,
-    "local_rank": ACTS,  # launchers give it, and the environment says the same
+    "local_rank": ACTS,  # launchers pass it, and the environment holds the same value
     # Ours.
     "cache_dir": ACTS,
     "model_max_length": ACTS,

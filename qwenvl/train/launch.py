@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qwenvl.errors import LAUNCHER_VARIABLE, exit_on_user_error
 from qwenvl.train.signals import SIGNAL_EXIT_CODE, STOP_SIGNALS, handle, leave_dead_terminal
 
-if TYPE_CHECKING:  # PyTorch takes seconds: a Ctrl-C in them is met by main
+if TYPE_CHECKING:  # importing PyTorch takes seconds; main handles a Ctrl-C in that time
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ _PASSED_ON = (*STOP_SIGNALS, signal.SIGINT)
 def main(argv: list[str] | None = None) -> int:
     """Run torchrun on `argv` and return the exit code of the training process that failed first, or 0.
 
-    Signals go on to the training processes, which are waited for: torchrun itself kills them after 30 seconds.
+    Signals are forwarded to the training processes, and their end is awaited: torchrun itself would kill them after 30
+    seconds: https://github.com/pytorch/pytorch/blob/v2.11.0/torch/distributed/elastic/multiprocessing/api.py#L864
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -36,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_args(argv)
     names = {each.name for each in _PASSED_ON}
     signals = [name for name in arguments.signals_to_handle.split(",") if name.strip() not in names]
-    arguments.signals_to_handle = ",".join(signals) or "SIGQUIT"  # torchrun wants one
-    # The training process explains its own end; torchrun's view of it would bury that under a table and a traceback.
+    arguments.signals_to_handle = ",".join(signals) or "SIGQUIT"  # torchrun needs at least one
+    # The training process reports its own failure; torchrun would bury that under a table and a traceback.
     for module in ("multiprocessing", "agent.server"):
         logging.getLogger(f"torch.distributed.elastic.{module}.api").setLevel(logging.CRITICAL)
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
@@ -49,16 +50,16 @@ def main(argv: list[str] | None = None) -> int:
         code = _report(error)
     except SignalException as error:
         code = SIGNAL_EXIT_CODE + error.sigval
-    for each in STOP_SIGNALS:  # the training is over, and has said how: a signal has nothing to end any more
+    for each in STOP_SIGNALS:  # the training is over and has reported its result: nothing is left to stop
         signal.signal(each, signal.SIG_IGN)
     return SIGNAL_EXIT_CODE + signal.SIGINT if passing.interrupted and code else code
 
 
 class _SignalsPassedOn:
-    """Sends signals on to the direct children only: data loading workers must live until their trainer is done."""
+    """Forwards signals to the direct children only: data loading workers have to outlive their trainer."""
 
     def __init__(self) -> None:
-        import psutil  # not in the handler: the next signal could meet it half imported
+        import psutil  # not in the handler: the next signal could interrupt the import
 
         self._psutil = psutil
         self.interrupted = False
@@ -71,7 +72,7 @@ class _SignalsPassedOn:
         children = self._psutil.Process().children()
         if not children:
             if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
-                return  # they were there and are done: the exit code is theirs
+                return  # they have ended already, and their exit code counts
             raise SystemExit(SIGNAL_EXIT_CODE + signum)
         is_second = signum == signal.SIGINT and self.interrupted
         self.interrupted |= signum == signal.SIGINT
@@ -81,12 +82,12 @@ class _SignalsPassedOn:
 
 
 def _report(error: "ChildFailedError") -> int:
-    """Return the exit code for the root failure and, unless it was a user's mistake, log which process it was."""
+    """Return the exit code for the root failure and, unless it was a user's mistake, log the process."""
     rank, failure = _root_failure(error)
     code = failure.exitcode if failure.exitcode > 0 else SIGNAL_EXIT_CODE - failure.exitcode
     if failure.exitcode < 0:
         logger.error(
-            "training process of rank %d was ended by %s%s",
+            "training process of rank %d was killed by %s%s",
             rank,
             signal.Signals(-failure.exitcode).name,
             " (often: out of memory)" if failure.exitcode == -signal.SIGKILL else "",
@@ -97,7 +98,7 @@ def _report(error: "ChildFailedError") -> int:
 
 
 def _root_failure(error: "ChildFailedError") -> tuple[int, "ProcessFailure"]:
-    """Return (rank, failure) of the first process to fail, passing over those ended because another failed."""
+    """Return (rank, failure) of the first process to fail, ignoring those terminated because another failed."""
     failures = sorted(error.failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].timestamp))
     return failures[0]
 
@@ -106,5 +107,5 @@ if __name__ == "__main__":
     with exit_on_user_error():
         try:
             sys.exit(main())
-        except KeyboardInterrupt:  # before there was a training process
+        except KeyboardInterrupt:  # before a training process was started
             sys.exit(SIGNAL_EXIT_CODE + signal.SIGINT)

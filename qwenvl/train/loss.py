@@ -1,4 +1,4 @@
-"""Compute the loss: from the logits of the supervised positions to the mean over the global batch."""
+"""Compute the loss from the logits of the supervised positions, as the mean over the global batch."""
 
 import torch
 from torch.nn import functional as F
@@ -7,7 +7,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from qwenvl.data.labels import IGNORE_INDEX
 
-# Rows of logits turned into probabilities at a time: bounds the float32 copy, (512, 151936) is 0.3 GiB.
+# Rows of logits per chunk of the softmax, which bounds the float32 copy: (512, 151936) is 0.3 GiB.
 _ROWS_AT_A_TIME = 512
 
 

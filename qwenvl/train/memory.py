@@ -1,19 +1,21 @@
-"""Estimate the GPU memory that a run will take, from shapes alone."""
+"""Estimate the GPU memory of a run from shapes alone."""
 
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
+from qwenvl.data.summary import DataSummary
 from qwenvl.model.components import component_sizes
+from qwenvl.utils.zero3 import full_numel
 
 _GIB = 2**30
-# What the CUDA context, the kernels' workspaces and the allocator's rounding take beside tensors.
+# The CUDA context, the kernels' workspaces and the allocator's rounding, beside the tensors.
 _OVERHEAD_GIB = 1.5
-# Per supervised token and word: logits and their gradient, both float32 as Accelerate hands them on. DeepSpeed leaves
-# them in the model's precision.
+# Per supervised token and vocabulary entry: logits and their gradient, both float32 as Accelerate returns them.
+# DeepSpeed keeps them in the model's precision.
 _LOGIT_BYTES = 4 + 4
-# Under ZeRO-3: weights that are whole at a time, DeepSpeed's default of stage3_max_live_parameters.
+# Under ZeRO-3: parameters that are gathered at a time, DeepSpeed's default of stage3_max_live_parameters.
 _LIVE_WEIGHTS = 10**9
 _USUAL_EXPANSION, _USUAL_DEPTH = 4, 12
 
@@ -35,7 +37,7 @@ class Sharding:
     zero_stage: int = 0
 
     def share(self, num_bytes: float, from_stage: int) -> float:
-        """Return one process's part of what is divided from the given ZeRO stage on."""
+        """Return one process's share of what is partitioned from the given ZeRO stage on."""
         return num_bytes / self.processes if self.zero_stage >= from_stage else num_bytes
 
 
@@ -46,17 +48,17 @@ def estimate_memory(
     gradient_checkpointing: bool,
     sharding: Sharding | None = None,
 ) -> dict[str, float]:
-    """Estimate the peak GPU memory of one process, in GiB, by what takes it, with their sum under "total".
+    """Estimate the peak GPU memory of one process, in GiB: its parts by name, and their sum under "total".
 
     AdamW keeps two float32 moments, and a trainable weight and its gradient are float32 too. Activations are counted
     per layer: all that the backward pass of one layer reads, times the layers that keep it; with gradient
-    checkpointing every layer keeps its input alone. The constants were fitted to some of the runs in
-    `docs/benchmarks.md`, which tells to which.
+    checkpointing every layer keeps only its input. The constants were fitted to the runs that `docs/benchmarks.md`
+    names.
     """
     sharding = sharding or Sharding()
     sizes = component_sizes(model)
     trainable = sum(size.trainable for size in sizes.values())
-    weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+    weights = sum(full_numel(p) * p.element_size() for p in model.parameters())
     if sharding.zero_stage:
         weights += trainable * 4 / sharding.processes  # the float32 copy that DeepSpeed keeps beside the model
     config = model.config
@@ -76,7 +78,7 @@ def estimate_memory(
         "weights": weights,
         "gradients": sharding.share(trainable * 4, 2),
         "optimizer": sharding.share(trainable * 8, 1),
-        # The encoder's working memory is free again when the language model's peak comes.
+        # The encoder's working memory is free again at the language model's peak.
         "activations": max(text, vision),
         "logits": batch.supervised * config.text_config.vocab_size * logit_bytes,
     }
@@ -84,12 +86,25 @@ def estimate_memory(
     return estimate | {"total": sum(estimate.values())}
 
 
+def memory_table(
+    model: nn.Module, summary: DataSummary, training_args: TrainingArguments, sharding: Sharding
+) -> list[tuple[str, ...]]:
+    """Return the rows of a text table: the estimate for the largest micro-batch of a run, its sum last."""
+    memory = estimate_memory(
+        model,
+        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
+        gradient_checkpointing=bool(training_args.activation_checkpointing),
+        sharding=sharding,
+    )
+    return [("GPU memory of a process", "GiB"), *((name, f"{gib:.2f}") for name, gib in memory.items())]
+
+
 def _text_activations(config: PreTrainedConfig, tokens: int, element_size: int, checkpointed: bool) -> float:
     hidden = config.hidden_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     # Inputs of the two norms and their outputs; queries and keys before and after norm and rotation; values; what
-    # attention gives; gate, up, their activation and product.
+    # attention returns; gate, up, their activation and product.
     one_layer = 4 * hidden + 3 * (queries + keys) + keys + 2 * queries + 4 * config.intermediate_size
     kept = config.num_hidden_layers * (hidden if checkpointed else one_layer) + (one_layer if checkpointed else 0)
     return tokens * kept * element_size
@@ -97,6 +112,6 @@ def _text_activations(config: PreTrainedConfig, tokens: int, element_size: int, 
 
 def _vision_activations(config: PreTrainedConfig, patches: int, element_size: int, keeps_layers: bool) -> float:
     hidden = config.hidden_size
-    # A custom encoder does not say its depth and inner width in one way: the usual ones are taken.
+    # Custom encoders have no common name for depth and inner width: the usual ones are assumed.
     one_layer = 10 * hidden + 2 * getattr(config, "intermediate_size", _USUAL_EXPANSION * hidden)
     return patches * one_layer * element_size * (getattr(config, "depth", _USUAL_DEPTH) if keeps_layers else 1)

@@ -3,7 +3,8 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -16,10 +17,11 @@ _GIB = 2**30
 
 
 class ThroughputMeter:
-    """Counts samples, tokens, padding and waiting between two entries in the log."""
+    """Counts samples, tokens, padding and data waiting time between two log entries."""
 
     def __init__(self) -> None:
         self.total_samples = 0.0
+        self._paused_at: float | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -28,24 +30,31 @@ class ThroughputMeter:
         self._waited = 0.0
 
     def count(self, batches: Iterable[BatchMeta], waited: float) -> None:
-        """Add batches that were just read, and the seconds that reading them took."""
+        """Add batches that were just read, and the seconds spent on reading them."""
         for batch in batches:
             self._samples += batch.num_samples
             self._tokens += batch.num_tokens
             self._padding += batch.num_padding
         self._waited += waited
 
-    def pause(self) -> float:
-        """Return the clock before something that is no training (an evaluation, a save)."""
-        return time.perf_counter()
-
-    def resume(self, paused_at: float) -> None:
-        """Leave out the time since `pause`."""
-        self._started += time.perf_counter() - paused_at
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the time inside a `with` block, such as an evaluation or a save; blocks may be nested."""
+        if self._paused_at is not None:
+            yield
+            return
+        self._paused_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            # A summary inside the block has started the next interval there.
+            self._started += time.perf_counter() - max(self._paused_at, self._started)
+            self._paused_at = None
 
     def summary(self, device: torch.device) -> dict[str, float]:
-        """Return the numbers of all processes since the last call, and start anew. To be called by every process."""
-        seconds = max(time.perf_counter() - self._started, 1e-9)
+        """Return the numbers of all processes since the last call, and reset them. Every process has to call it."""
+        until = time.perf_counter() if self._paused_at is None else self._paused_at
+        seconds = max(until - self._started, 1e-9)
         samples, tokens, padding, waited_shares, processes = sum_over_processes(
             [self._samples, self._tokens, self._padding, self._waited / seconds, 1.0], device
         )
@@ -61,7 +70,7 @@ class ThroughputMeter:
 
 
 def peak_memory_gib() -> float:
-    """Return the most memory this process has held: on the GPU if it has one, else in RAM."""
+    """Return the peak memory of this process: on the GPU if it has one, else in RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / _GIB
     # Linux counts in KiB, macOS in bytes.

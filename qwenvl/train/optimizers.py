@@ -1,4 +1,4 @@
-"""Check the optimizer and the schedule of a run, by name and by trying them, before there is a model."""
+"""Check the optimizer and the schedule of a run, by name and by building them, before the model exists."""
 
 import difflib
 import inspect
@@ -12,11 +12,11 @@ from transformers.training_args import OptimizerNames
 
 from qwenvl.errors import UserError
 
-# Schedules that go by the evaluation, and those without a warmup or without settings of their own.
+# Schedules that depend on the evaluation, and those without a warmup or without settings.
 MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 WITHOUT_WARMUP = ("constant", *MEASURED_SCHEDULES)
 WITHOUT_SETTINGS = ("linear", "constant", "constant_with_warmup")
-# Optimizers that take --optim_args, and the names they take. A weight decay there would be overruled by --weight_decay.
+# Optimizers that take --optim_args, and the names they take; --weight_decay would override a weight decay there.
 _ADEMAMIX = ("beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3")
 _ANYPRECISION = ("use_kahan_summation", "momentum_dtype", "variance_dtype", "compensation_buffer_dtype")
 OPTIM_ARGS = {
@@ -54,7 +54,7 @@ def check_optimizer_name(name: str) -> None:
     if name not in names:
         usual = ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
         nearest = [each for each in usual if each.startswith(name)] or difflib.get_close_matches(name, names) or usual
-        raise UserError(f"--optim {name} is no optimizer of Transformers; choose for example {', '.join(nearest)}")
+        raise UserError(f"--optim {name} is not an optimizer of Transformers; choose for example {', '.join(nearest)}")
     for start, why in _REFUSED_OPTIMIZERS.items():
         if name.startswith(start):
             raise UserError(f"--optim {name} cannot be used here: {why}; use adamw_torch")
@@ -63,8 +63,8 @@ def check_optimizer_name(name: str) -> None:
 def check_optimizer(training_args: TrainingArguments, learning_rates: Mapping[str, float]) -> None:
     """Build the optimizer and the schedule over one parameter, as the trainer will over the model's.
 
-    `learning_rates` are those of the components.
-    Raises `UserError` if a package is missing, or for settings that do not fit.
+    `learning_rates` are those of the components. Raises `UserError` if a package is missing, or for settings that do
+    not fit.
     """
     from transformers import Trainer  # takes a second, which `--help` need not wait for
 
@@ -75,7 +75,7 @@ def check_optimizer(training_args: TrainingArguments, learning_rates: Mapping[st
     try:
         optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(training_args)
         optimizer = optimizer_class([group], **settings)
-    except Exception as error:  # many libraries, each of which complains in its own way
+    except Exception as error:  # from many libraries, each with its own exceptions
         raise UserError(f"--optim {name} cannot be used: {_one_line(error)}") from error
     _check_schedule(training_args, optimizer)
     if training_args.lr_scheduler_type.value in MEASURED_SCHEDULES:
@@ -96,18 +96,18 @@ def _check_schedule(training_args: TrainingArguments, optimizer: torch.optim.Opt
     from transformers import get_scheduler
 
     name, settings = training_args.lr_scheduler_type.value, training_args.lr_scheduler_kwargs or {}
-    told = f"--lr_scheduler_type {name} with --lr_scheduler_kwargs {settings or 'left out'}"
+    given = f"--lr_scheduler_type {name} with --lr_scheduler_kwargs {settings or 'left out'}"
     steps = training_args.max_steps if training_args.max_steps > 0 else 1000  # the data has not been read yet
     try:
         scheduler = get_scheduler(name, optimizer, training_args.get_warmup_steps(steps), steps, settings)
         factors = {}
         if isinstance(scheduler, LambdaLR):
             factors = {step: scheduler.lr_lambdas[0](step) for step in range(0, steps, max(steps // 50, 1))}
-    except Exception as error:  # the settings go to the schedule as they are, and it may fail over any of them
-        raise UserError(f"{told}: {_one_line(error)}; its settings are {', '.join(_settings_of(name))}") from error
+    except Exception as error:  # the schedule gets the settings as given, and may fail on any of them
+        raise UserError(f"{given}: {_one_line(error)}; its settings are {', '.join(_settings_of(name))}") from error
     for step, factor in factors.items():
         if isinstance(factor, complex) or not (math.isfinite(factor) and 0 <= factor <= 1 + 1e-6):
-            raise UserError(f"{told} makes the learning rate {factor:g} times what was given at step {step} of {steps}")
+            raise UserError(f"{given} multiplies the learning rate by {factor:g} at step {step} of {steps}")
 
 
 def _settings_of(name: str) -> list[str]:
@@ -125,10 +125,10 @@ def _check_measured_schedule(training_args: TrainingArguments, lowest: float) ->
     mode = "max" if training_args.metric_for_best_model.endswith("accuracy") else "min"
     if settings.get("mode", "min") != mode:
         raise UserError(
-            f"--lr_scheduler_type {name} would take a better {training_args.metric_for_best_model} for a worse one; "
+            f"--lr_scheduler_type {name} would treat a better {training_args.metric_for_best_model} as a worse one; "
             f"""give --lr_scheduler_kwargs '{{"mode": "{mode}"}}'"""
         )
-    # The schedule's own floor would lift a usual learning rate of fine-tuning fiftyfold.
+    # The schedule's default floor is fifty times a usual learning rate of fine-tuning.
     floor = settings.get("min_lr", 1e-3 if name == "greedy" else 0.0)
     if isinstance(floor, int | float) and floor > lowest:
         raise UserError(

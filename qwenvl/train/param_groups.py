@@ -1,4 +1,4 @@
-"""Build the optimizer's parameter groups: component x decay, each with its own learning rate."""
+"""Build the optimizer's parameter groups: component x decay, with the component's learning rate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from torch import nn
 from qwenvl.errors import UserError
 from qwenvl.model.components import COMPONENTS, component_sizes, named_component_parameters
 from qwenvl.utils.tables import format_table
+from qwenvl.utils.zero3 import full_shape
 
 
 def build_param_groups(
@@ -31,7 +32,7 @@ def build_param_groups(
             }
     for component, _, parameter in named_component_parameters(model):
         if parameter.requires_grad:
-            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+            dimensions = len(full_shape(parameter))
             groups[component if dimensions > 1 else f"{component}_no_decay"]["params"].append(parameter)
     filled = [group for group in groups.values() if group["params"]]
     grouped = sum(len(group["params"]) for group in filled)

@@ -1,4 +1,4 @@
-"""Plan a run: log what a training command will do before it does it."""
+"""Log the plan of a run before it starts: samples, steps and estimated memory."""
 
 import logging
 import math
@@ -10,17 +10,17 @@ from qwenvl.data.data_processor import DataModule
 from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
-from qwenvl.train.memory import BatchShape, Sharding, estimate_memory
+from qwenvl.train.memory import Sharding, memory_table
 from qwenvl.utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
-# Below so many steps a schedule with a warmup hardly leaves its start.
+# With fewer steps a schedule with a warmup hardly gets beyond it.
 FEW_STEPS = 100
 
 
 def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Log what a run will do: samples, batches, steps, tokens a step, and the GPU memory it will take."""
+    """Log samples, batches, steps and tokens per step of a run, and its estimated GPU memory."""
     if data_args.data_packing and data_args.data_flatten:
         logger.info("--data_packing and --data_flatten: samples are packed, which makes flat rows as well")
     if training_args.max_steps > 0 and training_args.num_train_epochs != TrainingArguments.num_train_epochs:
@@ -31,19 +31,13 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
         )
     padded = not (data_args.data_flatten or data_args.data_packing)
     summary = summarize(data.train_dataset, data.train_sampler, padded)
-    memory = estimate_memory(
-        model,
-        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
-        gradient_checkpointing=bool(training_args.activation_checkpointing),
-        sharding=_sharding(training_args),
-    )
-    rows = [("GPU memory of a process", "GiB")] + [(name, f"{gib:.2f}") for name, gib in memory.items()]
+    rows = memory_table(model, summary, training_args, _sharding(training_args))
     logger.info("the plan:\n%s", format_table(_plan_table(summary, data, training_args)))
     logger.info("an estimate of the memory:\n%s", format_table(rows))
 
 
 def count_steps(micro_batches: int, training_args: TrainingArguments) -> tuple[int, int]:
-    """Return the steps of an epoch and those of the run, if an epoch has so many micro-batches."""
+    """Return the steps of an epoch and of the run, from the number of micro-batches of an epoch."""
     steps_per_epoch = math.ceil(micro_batches / training_args.gradient_accumulation_steps)
     if training_args.max_steps > 0:
         return steps_per_epoch, training_args.max_steps
@@ -51,9 +45,9 @@ def count_steps(micro_batches: int, training_args: TrainingArguments) -> tuple[i
 
 
 def adapt_to_few_steps(micro_batches: int, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Warn of a run that has few steps without having been asked for, and log each step of one that would log none.
+    """Warn if a run has few steps without `--max_steps`, and log each step of a run that would log none.
 
-    `micro_batches` are those of an epoch. Lowers `training_args.logging_steps` where it is above the number of steps.
+    `micro_batches` are those of an epoch. Lowers `training_args.logging_steps` if it exceeds the number of steps.
     Raises `UserError` if the best model is to be kept, and the run ends before its first evaluation or checkpoint.
     """
     steps_per_epoch, steps = count_steps(micro_batches, training_args)
@@ -63,11 +57,11 @@ def adapt_to_few_steps(micro_batches: int, data_args: DataArguments, training_ar
     if training_args.max_steps <= 0 and steps < FEW_STEPS and is_first:
         number = "1 step" if steps == 1 else f"{steps} steps"
         remedies = ", or ".join(_ways_to_more_steps(data_args, training_args))
-        logger.warning("this run has only %s, and some hundred are usual: %s", number, remedies)
+        logger.warning("this run has only %s, and several hundred are usual: %s", number, remedies)
     if training_args.logging_strategy == IntervalStrategy.STEPS and training_args.logging_steps > steps:
         if is_first:
             logger.info(
-                "--logging_steps %g is above the run's %d: each step is logged", training_args.logging_steps, steps
+                "--logging_steps %g exceeds the run's %d: each step is logged", training_args.logging_steps, steps
             )
         training_args.logging_steps = 1
 
@@ -81,8 +75,8 @@ def _check_best_model_is_found(steps: int, epochs: float, training_args: Trainin
     for flag, (end, unit) in ends.items():
         if getattr(training_args, flag) > end:
             raise UserError(
-                f"--{flag} {getattr(training_args, flag):g} is above the run's {end:g} {unit}, so no best model would "
-                "be found; lower it, or leave --load_best_model_at_end and --save_strategy best out"
+                f"--{flag} {getattr(training_args, flag):g} exceeds the run's {end:g} {unit}, so no best model would "
+                "be found; lower it, or leave out --load_best_model_at_end and --save_strategy best"
             )
 
 

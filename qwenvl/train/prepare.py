@@ -1,4 +1,4 @@
-"""Prepare what a run reads before its model is built: configuration, processor, tower plan, attention and data."""
+"""Prepare a run before its model is built: configuration, processor, tower plan, attention and data."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.base_files import refuse_broken_weights, refuse_other_processor
 from qwenvl.model.build import load_config, load_processor
 from qwenvl.model.custom_vision import plan_custom_vision
+from qwenvl.model.lora import check_lora_targets
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.features import check_feature_cache
 from qwenvl.vision import CustomVisionConfig, swap_processor
@@ -31,7 +32,7 @@ class BasePlan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run knows before its model is built."""
+    """Everything that a run needs before its model is built."""
 
     base: BasePlan
     attention: Attention
@@ -41,8 +42,8 @@ class Prepared:
 def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str | None = None) -> BasePlan:
     """Load configuration and processor, plan the tower, and set the pixel limits; no weights of the model are read.
 
-    Training, `check_data` and `pack_data` count tokens with this processor. Raises `UserError` for a model that is no
-    Qwen3-VL, and for flags that fit neither the encoder nor the model.
+    Training, `check_data` and `pack_data` count tokens with this processor. Raises `UserError` for a model other
+    than Qwen3-VL, and for flags that do not fit the encoder or the model.
     """
     name, is_trusted = model_args.model_name_or_path, model_args.trust_remote_code
     config = load_config(name, cache_dir, trust_remote_code=is_trusted)
@@ -59,11 +60,13 @@ def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str
 def prepare(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Prepared:
     """Prepare a run up to its data, which are read, checked, counted and planned into batches.
 
-    Raises `UserError` for whatever is wrong with the base model, the encoder or the data.
+    Raises `UserError` for errors in the base model, the encoder, the names of LoRA's layers or the data.
     """
     base = prepare_base(model_args, data_args, training_args.cache_dir)
     if not training_args.dry_run:
         refuse_broken_weights(model_args.model_name_or_path)
+    if training_args.lora_enable:
+        check_lora_targets(base.config, training_args.lora_target_modules)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
     data = make_supervised_data_module(
         base.processor,

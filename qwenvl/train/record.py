@@ -29,7 +29,7 @@ def describe_samples(data: DataModule) -> dict[str, Any]:
 
 
 def describe_effect(prepared: Prepared, training_args: TrainingArguments) -> dict[str, Any]:
-    """Return the values that took effect in a run, under one key that the resume check does not compare."""
+    """Return the values that took effect in a run, under a key that the resume check ignores."""
     processor, video = prepared.base.processor, prepared.base.processor.video_processor
     return {
         "effective": {
@@ -54,7 +54,7 @@ def _size_of(media_processor: Any) -> dict[str, int]:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # this package, run from its checkout
+    except PackageNotFoundError:  # this package, not installed but run from its checkout
         return None
 
 
@@ -66,5 +66,5 @@ def find_git_commit(folder: Path) -> str | None:
         head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # A package installed below somebody else's checkout is not tracked there.
+    # A package installed inside another project's checkout is not tracked there.
     return head.stdout.strip() if head.returncode == 0 and tracked.stdout else None

@@ -40,7 +40,7 @@ def build_trainer(
     training_args: TrainingArguments,
     arguments: dict,
 ) -> QwenVLTrainer:
-    """Wire model, data and callbacks together; the Trainer writes beside the output folder's finished checkpoints."""
+    """Connect model, data and callbacks; the Trainer writes into `.incomplete`, beside the finished checkpoints."""
     output_dir = training_args.output_dir
     callbacks = [EvaluateAfterSaving()]
     trainer_args = copy.copy(training_args)
@@ -75,13 +75,13 @@ def build_trainer(
 
 
 def run_folder(run_name: str | None) -> str:
-    """Return a new name for a run's folder of TensorBoard: its time, and what `--run_name` says."""
+    """Return a name for a run's TensorBoard folder: its start time and `--run_name`."""
     started = time.strftime("%Y%m%d-%H%M%S")
     return started if not run_name else "-".join([started, re.sub(r"[^\w.-]", "_", run_name)])
 
 
 def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> None:
-    """Train, put the model into the output folder, and evaluate what the last step made."""
+    """Train, publish the model into the output folder, and evaluate its last step."""
     with StopOnSigterm() as stop:
         trainer.add_callback(stop)
         if resume_from is not None:
@@ -94,7 +94,7 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
             raise
         if stop.stopped:
             logger.info(
-                "stopped by %s after step %d; the checkpoint is saved: go on with the same command and "
+                "stopped by %s after step %d; the checkpoint is saved: continue with the same command and "
                 "--resume_from_checkpoint auto",
                 stop.signal_name,
                 trainer.state.global_step,
@@ -109,7 +109,7 @@ def run(trainer: QwenVLTrainer, output_dir: str, resume_from: str | None) -> Non
 
 
 def evaluate_last_step(trainer: QwenVLTrainer, output_dir: str) -> None:
-    """Evaluate the trained model, unless its last step has been evaluated, and record what is found."""
+    """Evaluate the trained model unless its last step has been evaluated, and record the scores."""
     last_evaluated = max((entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry), default=-1)
     if trainer.eval_dataset is None or last_evaluated == trainer.state.global_step:
         return
@@ -131,8 +131,10 @@ def publish(trainer: QwenVLTrainer, output_dir: str) -> None:
 
 
 def end_data_workers() -> None:
-    """Let a run that fails end: Python waits at its exit for the data workers, which outlive a SIGTERM."""
+    """Kill the data workers of a failed run: they ignore SIGTERM, and Python would wait for them at exit."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with PyTorch's handler, each worker's end would be another error
+    # PyTorch's handler would raise an error for each killed worker:
+    # https://github.com/pytorch/pytorch/blob/v2.11.0/torch/utils/data/_utils/signal_handling.py#L54
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()

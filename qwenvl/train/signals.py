@@ -1,4 +1,4 @@
-"""Tell processes of a run about the end of others: of their launcher, and of the terminal that shows their words."""
+"""Handle signals in the processes of a run: watch their launcher, and survive a closed terminal."""
 
 import contextlib
 import os
@@ -11,24 +11,24 @@ from types import FrameType
 
 from qwenvl.errors import LAUNCHER_VARIABLE
 
-# What asks a run to end, by a cluster or by a terminal that is closed: the run saves first.
+# Sent by a cluster or a closing terminal to end a run: the run saves first.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-SIGNAL_EXIT_CODE = 128  # a shell's exit code for a process that a signal ended is 128 + the signal's number
+SIGNAL_EXIT_CODE = 128  # a shell's exit code for a process killed by a signal is 128 + its number
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 Handler = Callable[[int, FrameType | None], None]
 
 
 def handle(signum: signal.Signals, handler: Handler | signal.Handlers) -> None:
-    """Install a handler for a signal, but leave one alone that is ignored, as nohup does to SIGHUP."""
+    """Install a handler for a signal, unless the signal is ignored, as SIGHUP is under nohup."""
     if signal.getsignal(signum) is not signal.SIG_IGN:
         signal.signal(signum, handler)
 
 
 def watch_launcher() -> None:
-    """Send this process SIGTERM when torchrun or our launcher, which started it, is gone: it saves and ends.
+    """Send this process SIGTERM when the launcher that started it, torchrun or ours, has ended: it saves and exits.
 
-    Does nothing in a process that neither has started.
+    Does nothing in a process that was started by neither.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -37,26 +37,26 @@ def watch_launcher() -> None:
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        with contextlib.suppress(OSError):  # a launcher that was killed has perhaps taken the terminal along
-            sys.stderr.write("the launcher of this run is gone: saving and ending, as on SIGTERM\n")
+        with contextlib.suppress(OSError):  # the terminal may have been closed with the launcher
+            sys.stderr.write("the launcher of this run has ended: saving and exiting, as on SIGTERM\n")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
 def leave_dead_terminal() -> None:
-    """Send the output to /dev/null if it went to a terminal that is gone, where each write would be an error."""
+    """Redirect the output to /dev/null if its terminal has been closed, where each write would fail."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             descriptor = stream.fileno()
             if _was_terminal(descriptor) and not os.isatty(descriptor):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, descriptor)
+                os.close(devnull)
 
 
 def _was_terminal(descriptor: int) -> bool:
-    """Whether a descriptor was opened on a terminal, which may have been closed since."""
+    """Whether a descriptor was opened on a terminal, even if that has been closed since."""
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{descriptor}").startswith(("/dev/pts/", "/dev/tty"))
     return False

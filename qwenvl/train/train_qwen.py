@@ -13,11 +13,13 @@ if not __package__:  # run by path, as torchrun does: Python has put this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from qwenvl.errors import UserError, exit_on_user_error, exit_unless_installed
+from qwenvl.utils.startup import answer_help_without_collection
 
-if __name__ == "__main__":  # PyTorch takes seconds: until main can say more, Ctrl-C ends the program without a word
+if __name__ == "__main__":  # importing PyTorch takes seconds: until main runs, Ctrl-C ends the program silently
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     exit_unless_installed("torch", "transformers", "peft")
+    answer_help_without_collection()
     if {"-h", "--help"} & set(sys.argv):  # needs the flags alone, and the imports below take seconds
         from qwenvl.train.argument import parse_arguments
 
@@ -57,7 +59,7 @@ SECONDS_FOR_THE_LAUNCHER = 10
 
 @release_output_dirs()
 def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
-    """Train a model as the command line says, and return its trainer (None after a dry run)."""
+    """Train a model by the flags of the command line, and return its trainer (None after a dry run)."""
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
     check_run(model_args, data_args, training_args)
@@ -94,20 +96,20 @@ def configure_logging(training_args: TrainingArguments) -> None:
 
 
 def log_own_warnings() -> None:
-    """Let every process log its warnings from here on: what all of them found in the data, the first has logged."""
+    """Let every process log its warnings from here on; those about the data, which all share, are logged by now."""
     package = logging.getLogger("qwenvl")
     package.setLevel(min(package.level, logging.WARNING))
 
 
 def check_run(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Raise `UserError` for flags that contradict each other, this machine, or the folders that the run starts from."""
+    """Raise `UserError` for flags that contradict each other, this machine, or the folders to start from."""
     check_arguments(model_args, data_args, training_args)
     check_optimizer(training_args, training_args.component_learning_rates)
     check_start_folders(model_args)
 
 
 def claim_output_dir(training_args: TrainingArguments, arguments: dict[str, Any]) -> str | None:
-    """Take the output folder for this run; return the checkpoint that it continues from, None for a new run."""
+    """Lock the output folder for this run; return the checkpoint to continue from, None for a new run."""
     output_dir, resume = training_args.output_dir, training_args.resume_from_checkpoint
     prepare_output_dir(output_dir, resume, dry_run=training_args.dry_run)
     return find_resume_checkpoint(output_dir, resume, arguments)
@@ -119,7 +121,7 @@ def check_data(
     resume_from: str | None,
     model_args: ModelArguments,
 ) -> None:
-    """Raise `UserError` for samples of another run than the one continued, or without media for a trained part."""
+    """Raise `UserError` if the samples are not those of the continued run, or lack media for a trained part."""
     if resume_from is not None:
         check_same_data(resume_from, arguments)
     check_media(model_args, data)
@@ -128,7 +130,7 @@ def check_data(
 def build_checked_model(
     model_args: ModelArguments, training_args: TrainingArguments, base: BasePlan, resume_from: str | None
 ) -> torch.nn.Module:
-    """Build the model, make sure that it can be saved and is the one to continue with, and log what is trained."""
+    """Build the model, check that it can be saved and matches the checkpoint, and log what is trained."""
     model = build_model(model_args, training_args, base.vision_config, without_weights=training_args.dry_run)
     check_savable(model)
     if resume_from is not None and not training_args.dry_run:
@@ -139,7 +141,7 @@ def build_checked_model(
 
 
 def check_media(model_args: ModelArguments, data: DataModule) -> None:
-    """Raise `UserError` if parts that only images and videos reach are to be trained on text alone."""
+    """Raise `UserError` if parts that only process images and videos are to be trained on text alone."""
     for switch in ("tune_mm_mlp", "tune_mm_vision"):
         if getattr(model_args, switch) and not data.train_dataset.media_kinds():
             raise UserError(
@@ -149,33 +151,33 @@ def check_media(model_args: ModelArguments, data: DataModule) -> None:
 
 
 def main() -> None:
-    """Run as a program: a user's mistake ends in one line and exit code 2, Ctrl-C in one line and 130."""
+    """Run the program: a user's mistake ends in one line and exit code 2, Ctrl-C in one line and 130."""
     handle(signal.SIGINT, signal.default_int_handler)
     watch_launcher()
     atexit.register(exit_at_once_after_leaving)
     with exit_on_user_error():
         try:
             train()
-            for each in STOP_SIGNALS:  # all is done and written: a signal has nothing to end any more
+            for each in STOP_SIGNALS:  # everything is written: nothing is left to stop
                 signal.signal(each, signal.SIG_IGN)
             leave_together()
         except KeyboardInterrupt:
             end_data_workers()
-            handle(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait for what Python does at its exit
+            handle(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait for Python's exit handlers
             if os.environ.get("RANK", "0") == "0":
                 sys.stderr.write(
-                    "stopped by Ctrl-C: what came after the last checkpoint is lost; SIGTERM saves first\n"
+                    "stopped by Ctrl-C: the steps after the last checkpoint are lost; SIGTERM saves first\n"
                 )
             raise SystemExit(SIGNAL_EXIT_CODE + signal.SIGINT) from None
         except BaseException as error:
             end_data_workers()
             if is_loss_of_another_process(error):
-                time.sleep(SECONDS_FOR_THE_LAUNCHER)  # it ends this process, too; the other one has told why
+                time.sleep(SECONDS_FOR_THE_LAUNCHER)  # it terminates this process; the other one has reported the cause
             raise
 
 
 def is_loss_of_another_process(error: BaseException) -> bool:
-    """Whether an error only says that another process of the run has gone away in the middle of an exchange."""
+    """Whether an error only reports that another process of the run ended during a collective."""
     text = str(error)
     return isinstance(error, RuntimeError) and "gloo" in text and ("closed by peer" in text or "reset by peer" in text)
 

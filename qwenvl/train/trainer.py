@@ -35,10 +35,10 @@ _SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 class EpochDataLoader(DataLoader):
-    """A DataLoader whose batches are drawn by a `PackSampler`, which it tells the epoch."""
+    """A DataLoader whose batches are drawn by a `PackSampler`; it passes the epoch on to the sampler."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Order the packs as this epoch wants them."""
+        """Set the epoch, which determines the order of the packs."""
         self.batch_sampler.set_epoch(epoch)
 
 
@@ -72,16 +72,28 @@ class QwenVLTrainer(Trainer):
         self._learning_rates: dict[str, float] = {}
         self._gradient_norms: dict[str, float] = {}
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; under DeepSpeed, with the accumulation steps of DeepSpeed's configuration.
+
+        The Trainer passes 1, because it divides the loss itself, while DeepSpeed's configuration has the flag's value;
+        Accelerate warns of the difference and then takes DeepSpeed's. Can go when the Trainer passes the flag's value:
+        https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L825
+        https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py#L2216
+        """
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled:
+            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return this process's batches; the sampler has already dealt them to the processes."""
+        """Return this process's batches; the sampler has already assigned them to the processes."""
         return self._planned_dataloader(self.train_dataset, self.train_sampler)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return this process's share of the evaluation samples."""
-        # A loader draws the seed of its workers. Drawn from the training's random numbers, a run that resumes after an
-        # evaluation would train with other dropout than one that goes on after it.
+        # A loader draws the seed of its workers. If that came from the training's random state, a run resumed after an
+        # evaluation would train with other dropout than an uninterrupted one.
         generator = torch.Generator().manual_seed(self.args.seed)
         return self._planned_dataloader(self.eval_dataset, self.eval_sampler, generator)
 
@@ -105,7 +117,7 @@ class QwenVLTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """Read the batches of one optimizer step, and keep what they say of themselves away from the model."""
+        """Read the batches of one optimizer step, and split off their metadata, which the model does not take."""
         started = time.perf_counter()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         metas = [batch.pop("meta") for batch in batches]
@@ -125,7 +137,7 @@ class QwenVLTrainer(Trainer):
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = build_param_groups(self.model, self.args.component_learning_rates, self.args.weight_decay)
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
-            # As the flags say: what a checkpoint remembers will be loaded over it.
+            # The values of the flags, before a checkpoint's are loaded over them.
             self.optimizer_options = [
                 {name: value for name, value in group.items() if name != "params"}
                 for group in self.optimizer.param_groups
@@ -140,7 +152,7 @@ class QwenVLTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Run one micro-batch forward and backward; stop the run if its optimizer step would not be finite."""
+        """Run one micro-batch forward and backward; raise `UserError` if the optimizer step would not be finite."""
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except UserError as error:
@@ -151,7 +163,7 @@ class QwenVLTrainer(Trainer):
             self._learning_rates = dict(zip(components, self.lr_scheduler.get_last_lr(), strict=True))
             self._gradient_norms = {name: norm.item() for name, norm in gradient_norms(self.model).items()}
             if self.is_deepspeed_enabled and (norm := self.model_wrapped.get_global_grad_norm()) is not None:
-                self._gradient_norms = {"all": float(norm)}  # DeepSpeed has let go of the parameters' gradients by now
+                self._gradient_norms = {"all": float(norm)}  # DeepSpeed has freed the parameters' gradients by now
             self._check_finite()
         return loss
 
@@ -179,19 +191,19 @@ class QwenVLTrainer(Trainer):
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norms {norms}"
         towers = [module for module in self.model.modules() if isinstance(module, CustomVisionTower)]
         of_encoder = [tower.config.encoder for tower in towers if not tower.gave_finite_features]
-        cause = f"; the encoder {of_encoder[0]} gave features that are no finite numbers" if of_encoder else ""
-        remedy = "look at its code and weights, and at them" if of_encoder else "look at them"
+        cause = f"; the encoder {of_encoder[0]} returned non-finite features" if of_encoder else ""
+        remedy = "check its code and weights, and the samples" if of_encoder else "check them"
         raise UserError(
             f"step {self.state.global_step + 1}: {what} is not finite{cause}; samples of this step: "
             f"{self._step_indices} ({self._describe_samples()}); {remedy}, or lower the learning rates"
         )
 
-    def _describe_samples(self, most: int = 4) -> str:
-        places = [self.train_dataset.records[index].where for index in self._step_indices[:most]]
-        return ", ".join(places) + (", ..." if len(self._step_indices) > most else "")
+    def _describe_samples(self, limit: int = 4) -> str:
+        locations = [self.train_dataset.records[index].where for index in self._step_indices[:limit]]
+        return ", ".join(locations) + (", ..." if len(self._step_indices) > limit else "")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each component's learning rate and gradient norm, throughput, waiting and memory to a training entry."""
+        """Add learning rate and gradient norm of each component, throughput and memory to a training entry."""
         if "loss" in logs:
             logs |= {f"learning_rate_{component}": rate for component, rate in self._learning_rates.items()}
             logs |= {f"grad_norm_{component}": norm for component, norm in self._gradient_norms.items()}
@@ -200,13 +212,14 @@ class QwenVLTrainer(Trainer):
             # The Trainer counts rows, and a row may be a pack of many samples. The last steps may not be logged yet.
             self.throughput.summary(self.args.device)
             if not self.throughput.total_samples:
-                return  # resumed after its last step: this would be the loss of nothing
+                return  # resumed after its last step: there is no loss to average
             logs["train_samples_per_second"] = self.throughput.total_samples / max(logs["train_runtime"], 1e-9)
         super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Train an epoch, unless nothing is left: the Trainer asks for the last step only after it has trained one.
+        """Train an epoch, unless no step is left: the Trainer checks for the last step only after training one.
 
+        Can go when it checks before the first batch as well:
         https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L1873
         """
         if self.state.global_step >= self.state.max_steps:
@@ -217,24 +230,28 @@ class QwenVLTrainer(Trainer):
     # Evaluation
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Save before evaluating where both are due, so that an evaluation that fails costs no training.
+        """Save before evaluating where both are due, so that a failing evaluation loses no training.
 
-        What the evaluation finds is added to the checkpoint afterwards. The Trainer does it the other way round:
+        The scores are added to the checkpoint afterwards. The Trainer evaluates first; can go when it saves first:
         https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L2270
         """
         evaluates, saves = self.control.should_evaluate, self.control.should_save
-        if evaluates and saves:
-            self.control.should_evaluate = False
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-            self.control.should_evaluate = True
-            # These schedules take a step at each evaluation, which has to be in the checkpoint.
-            self.control.should_save = self.args.lr_scheduler_type in _SCHEDULES_BY_SCORE
+        # Logged first, as training: it waits for the GPU.
+        self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if evaluates:
-            self.checkpoints.record_evaluation(self.args, self.state)
+        with self.throughput.paused():
+            if saves:
+                self.control.should_save = True
+                super()._maybe_log_save_evaluate(*args, **kwargs)
+            if evaluates:
+                self.control.should_evaluate = True
+                # These schedules step at each evaluation, and the checkpoint has to hold that step.
+                self.control.should_save = saves and self.args.lr_scheduler_type in _SCHEDULES_BY_SCORE
+                super()._maybe_log_save_evaluate(*args, **kwargs)
+                self.checkpoints.record_evaluation(self.args, self.state)
 
     def evaluate_this_step(self) -> None:
-        """Evaluate the step at which a run is resumed, as the step's own end would have done."""
+        """Evaluate the step that a run is resumed at, as its end would have done."""
         self.control.should_evaluate = True
         self._maybe_log_save_evaluate(
             tr_loss=torch.zeros((), device=self.args.device),
@@ -247,11 +264,9 @@ class QwenVLTrainer(Trainer):
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as the Trainer does, without counting the time as training."""
-        paused_at = self.throughput.pause()
-        metrics = super().evaluate(*args, **kwargs)
-        self.throughput.resume(paused_at)
-        return metrics
+        """Evaluate as the Trainer does, excluding the time from the throughput."""
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)
 
     @torch.no_grad()
     def evaluation_loop(
@@ -262,9 +277,9 @@ class QwenVLTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Return the loss and the token accuracy over all supervised tokens of all processes, never holding logits.
+        """Return the loss and the token accuracy over all supervised tokens of all processes, without keeping logits.
 
-        To be called while training or after it, when the model has been wrapped for the devices.
+        Works during training or after it, once the model has been wrapped for the devices.
         """
         model = self.model_wrapped
         model.eval()  # no chaining: https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/runtime/engine.py#L2889
@@ -291,26 +306,25 @@ class QwenVLTrainer(Trainer):
     # Checkpoints
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as the Trainer does; a disk that takes no more ends in one line, without a half-written checkpoint."""
+        """Train as the Trainer does; a full or failing disk raises `UserError` and leaves no partial checkpoint."""
         with self.disk.explain_errors():
             return super().train(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model (or adapter), the processor and the run's arguments, if there is room for them."""
+        """Save the model (or adapter), the processor and the run's arguments, after checking the free disk space."""
         folder = output_dir or self.args.output_dir
-        paused_at = self.throughput.pause()
         with self.disk.explain_errors(), cache_as_for_use(self.model.config):
             if self.args.should_save:
                 optimizer = self.optimizer if is_checkpoint_folder(Path(folder)) else None
                 size = checkpoint_bytes(self.model, optimizer, deepspeed=self.is_deepspeed_enabled)
                 self.disk.check_room(size)
             self._write_model(folder, _internal_call)
-        self.throughput.resume(paused_at)
 
     def _write_model(self, folder: str, internal_call: bool) -> None:
         if isinstance(self.model, PeftModel) and is_deepspeed_zero3_enabled():
-            # The Trainer would gather trained weights alone, but an adapter also holds what is frozen in a module that
-            # is kept whole, such as an encoder's mask token.
+            # The Trainer gathers trained weights only, but an adapter also holds the frozen parameters of a fully saved
+            # module, such as an encoder's mask token. Can go when it gathers all that PEFT saves:
+            # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L4110
             weights = self.accelerator.get_state_dict(self.model_wrapped)
             if self.args.should_save:
                 self.model.save_pretrained(folder, state_dict=weights)
@@ -318,10 +332,12 @@ class QwenVLTrainer(Trainer):
         else:
             super().save_model(folder, internal_call)
         if self.args.should_save:
-            # A pickle of all arguments, hub token included; run_arguments.json says the same.
+            # A pickle of all arguments, hub token included; run_arguments.json holds the same values.
+            # Can go when the Trainer writes JSON:
+            # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L4177
             (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             write_run_arguments(folder, self.run_arguments)
             write_model_card(Path(folder), self.run_arguments, self.state.log_history)
             if self.model.config.model_type in CUSTOM_MODEL_TYPES:
-                # An adapter folder has no model configuration; here it names the tower that the base model lacks.
+                # An adapter folder has no model configuration; this one describes the tower that the base model lacks.
                 self.model.config.save_pretrained(folder)

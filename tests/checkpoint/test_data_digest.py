@@ -50,7 +50,7 @@ def test_a_moved_data_set_is_the_same() -> None:
         {"packs": ((0,), (1, 2))},
     ],
 )
-def test_other_samples_lengths_or_packs_are_told(other: dict) -> None:
+def test_other_samples_lengths_or_packs_are_reported(other: dict) -> None:
     assert described(**other)["sha256"] != described()["sha256"]
 
 

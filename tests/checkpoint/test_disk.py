@@ -35,21 +35,21 @@ def saving(tmp_path: Path) -> CheckpointDisk:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, FULL), FULL),
         (OSError(errno.EDQUOT, "quota"), os.strerror(errno.EDQUOT)),
         (OSError(errno.EROFS, "read only", "anything"), os.strerror(errno.EROFS)),
         (PermissionError(errno.EACCES, "denied"), os.strerror(errno.EACCES)),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
-        (RuntimeError(TORCH_ERROR), "the disk took a file in part only"),
+        (RuntimeError(TORCH_ERROR), "a file was written only in part"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_save_that_fails_on_the_disk_is_one_line_and_leaves_the_earlier_checkpoints(
-    saving: CheckpointDisk, error: Exception, told: str
+    saving: CheckpointDisk, error: Exception, message: str
 ) -> None:
-    with pytest.raises(UserError, match=told) as caught, saving.explain_errors():
+    with pytest.raises(UserError, match=message) as caught, saving.explain_errors():
         raise error
 
     assert "2.0 KiB or more needed" in str(caught.value) and "free)" in str(caught.value)
@@ -73,7 +73,7 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path: Path, error: 
     assert not isinstance(caught.value, UserError)
 
 
-def test_a_read_only_output_folder_is_told_before_anything_is_half_written(tmp_path: Path) -> None:
+def test_a_read_only_output_folder_is_reported_before_anything_is_half_written(tmp_path: Path) -> None:
     inside = tmp_path / "run" / ".incomplete"
 
     with pytest.raises(UserError, match=os.strerror(errno.EACCES)), CheckpointDisk(inside).explain_errors():
@@ -85,16 +85,16 @@ def test_room_is_looked_for_before_a_save(tmp_path: Path, monkeypatch: pytest.Mo
     checked = CheckpointDisk(tmp_path / "run" / ".incomplete")
 
     checked.check_room(2 << 20)
-    with pytest.raises(UserError, match="no room for the next save .*: 4.0 MiB or more needed, 3.0 MiB free"):
+    with pytest.raises(UserError, match="too little space for the next save .*: 4.0 MiB or more needed, 3.0 MiB free"):
         checked.check_room(4 << 20)
 
 
-def test_a_disk_that_is_too_small_for_the_checkpoints_to_come_is_told_before_the_first_step(
+def test_a_disk_that_is_too_small_for_the_checkpoints_to_come_is_reported_before_the_first_step(
     trained_flags: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = trained_flags | {"max_steps": 6, "save_total_limit": 2}
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(1 << 20, 1 << 20, 150_000))
-    with caplog.at_level(logging.WARNING, logger="qwenvl"), pytest.raises(UserError, match="no room"):
+    with caplog.at_level(logging.WARNING, logger="qwenvl"), pytest.raises(UserError, match="too little space"):
         train(command_line(**flags, output_dir=tmp_path / "run"))
 
     assert "3 checkpoints of about" in caplog.text
@@ -162,5 +162,5 @@ def test_on_a_disk_that_is_really_full_no_save_is_half(
     assert not (folder / ".incomplete").exists()
 
 
-def test_a_number_of_bytes_is_told_in_a_unit_that_suits_it() -> None:
+def test_a_number_of_bytes_is_reported_in_a_unit_that_suits_it() -> None:
     assert [format_bytes(count) for count in (12, 1536, 12 << 30)] == ["12 bytes", "1.5 KiB", "12.0 GiB"]

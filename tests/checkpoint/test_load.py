@@ -26,6 +26,15 @@ def test_a_broken_file_is_named_before_anything_is_loaded(own_copy: Path, way: B
         (own_copy / name).write_bytes(content)
 
 
+def test_a_folder_without_a_model_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+
+    with pytest.raises(UserError, match="it holds checkpoint-3: name one"):
+        load_checkpoint(tmp_path / "run")
+    with pytest.raises(UserError, match="check the path"):
+        load_checkpoint(tmp_path / "nothing")
+
+
 def test_what_only_a_run_needs_may_be_missing(own_copy: Path) -> None:
     (own_copy / "checkpoint-2" / "optimizer.pt").unlink()
 
@@ -42,7 +51,7 @@ def test_an_older_checkpoint_without_a_manifest_is_loaded_if_its_files_are_valid
         load_checkpoint(own_copy, device="cpu")
 
 
-def test_a_change_made_on_purpose_is_told_how_to_keep(own_copy: Path) -> None:
+def test_a_change_made_on_purpose_is_reported_how_to_keep(own_copy: Path) -> None:
     break_file(own_copy / "processor_config.json", flipped)
 
     with pytest.raises(UserError, match=f"if it was changed on purpose, remove {MANIFEST_NAME}"):

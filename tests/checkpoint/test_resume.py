@@ -1,11 +1,13 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qwenvl.checkpoint.manifest import write_manifest
-from qwenvl.checkpoint.resume import find_resume_checkpoint, missing_files
+from qwenvl.checkpoint.resume import check_encoder, check_same_data, find_resume_checkpoint, missing_files
 from qwenvl.checkpoint.save import run_arguments
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
@@ -61,7 +63,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused_with_its_name(tmp_path: Path)
     now = arguments(tmp_path)
     write_checkpoint(tmp_path / "checkpoint-2", PLAIN[:-1], now)
 
-    with pytest.raises(UserError, match="checkpoint-2 lacks rng_state_1.pth, without which the run would not go on"):
+    with pytest.raises(UserError, match="checkpoint-2 lacks rng_state_1.pth, without which the run cannot be resumed"):
         find_resume_checkpoint(str(tmp_path), "auto", now)
 
 
@@ -96,7 +98,7 @@ def test_other_processes_need_no_random_state_and_fp16_needs_its_scale(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "names", "told"),
+    ("before", "now", "names", "message"),
     [
         (2, None, deepspeed(ZERO2), "DeepSpeed ZeRO stage 2, and this one has no DeepSpeed.*zero2.json"),
         (None, 2, PLAIN, "no DeepSpeed, and this one has DeepSpeed ZeRO stage 2.*leave --deepspeed out"),
@@ -106,14 +108,14 @@ def test_other_processes_need_no_random_state_and_fp16_needs_its_scale(tmp_path:
 )
 @pytest.mark.parametrize("recorded", [True, False])
 def test_another_stage_of_deepspeed_is_refused_in_one_line(
-    tmp_path: Path, before: int | None, now: int | None, names: list[str], told: str, recorded: bool
+    tmp_path: Path, before: int | None, now: int | None, names: list[str], message: str, recorded: bool
 ) -> None:
     then = arguments(tmp_path, zero_stage=before, deepspeed=None if before is None else "zero.json")
     if not recorded:  # as versions did that knew no more than the file
         del then["zero_stage"]
     write_checkpoint(tmp_path / "checkpoint-2", names, then)
 
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         find_resume_checkpoint(str(tmp_path), "auto", arguments(tmp_path, zero_stage=now))
     assert "\n" not in str(raised.value)
 
@@ -122,7 +124,7 @@ def test_auto_does_not_start_afresh_over_superseded_checkpoints(tmp_path: Path) 
     now = arguments(tmp_path)
     folder = write_checkpoint(tmp_path / "superseded" / "checkpoint-2", PLAIN, now)
 
-    with pytest.raises(UserError, match=f"but superseded ones; name the one to go on from, such as {folder}"):
+    with pytest.raises(UserError, match=f"only superseded checkpoints; name the one to resume from, such as {folder}"):
         find_resume_checkpoint(str(tmp_path), "auto", now)
     assert find_resume_checkpoint(str(tmp_path), str(folder), now) == str(folder)
 
@@ -131,5 +133,59 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path:
     now = arguments(tmp_path)
     write_checkpoint(tmp_path / "checkpoint-16", PLAIN, now)
 
-    with pytest.raises(UserError, match=r"checkpoint-4 is no checkpoint of a run .*holds checkpoint-16: name one"):
+    with pytest.raises(UserError, match=r"checkpoint-4 is not a checkpoint of a run .*holds checkpoint-16: name one"):
         find_resume_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-4"), now)
+
+
+def test_a_finished_model_without_a_checkpoint_is_not_trained_over(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+
+    with pytest.raises(UserError, match="holds a finished model and no checkpoint"):
+        find_resume_checkpoint(str(tmp_path), "auto", arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flag", "then", "now"), [("per_device_train_batch_size", 2, 1), ("lora_r", 4, 8)], ids=["batch", "rank"]
+)
+def test_a_run_with_other_flags_is_refused_with_both_values(tmp_path: Path, flag: str, then: int, now: int) -> None:
+    write_checkpoint(tmp_path / "checkpoint-2", PLAIN, arguments(tmp_path, **{flag: then}))
+
+    with pytest.raises(UserError, match=f"--{flag} {then}, this one has {now}"):
+        find_resume_checkpoint(str(tmp_path), "auto", arguments(tmp_path, **{flag: now}))
+
+
+DATA = {"records": 10, "tokens": 500, "sha256": "a"}
+
+
+@pytest.mark.parametrize("now", [DATA | {"records": 11}, DATA | {"tokens": 501}, DATA | {"sha256": "b"}])
+def test_changed_samples_are_refused_with_the_numbers_of_both_runs(tmp_path: Path, now: dict) -> None:
+    before = arguments(tmp_path, data=DATA, eval_data=None)
+    folder = write_checkpoint(tmp_path / "checkpoint-2", PLAIN, before)
+    check_same_data(str(folder), before)
+
+    numbers = rf"10 records of 500 tokens then, {now['records']} of {now['tokens']} now"
+    with pytest.raises(UserError, match=rf"--dataset_use a.json are not those of that run \({numbers}\)"):
+        check_same_data(str(folder), before | {"data": now})
+
+
+def test_changed_samples_of_evaluation_are_reported_but_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = arguments(tmp_path, data=DATA, eval_data=DATA)
+    folder = write_checkpoint(tmp_path / "checkpoint-2", PLAIN, before)
+
+    with caplog.at_level("INFO", logger="qwenvl"):
+        check_same_data(str(folder), before | {"eval_data": DATA | {"records": 3}})
+
+    assert "--eval_dataset_use are not those of the run so far (10 then, 3 now)" in caplog.text
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_another_frozen_encoder_is_refused_with_both_hashes(tmp_path: Path, is_same: bool) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint-2", PLAIN, arguments(tmp_path))
+    (folder / "config.json").write_text(json.dumps({"vision_config": {"encoder_sha256": "old"}}))
+    vision_config = SimpleNamespace(encoder_sha256="old" if is_same else "new", encoder_weights="encoders/rad-dino")
+    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision_config))
+
+    with nullcontext() if is_same else pytest.raises(UserError, match="encoders/rad-dino .*SHA-256 new, expected old"):
+        check_encoder(str(folder), model)

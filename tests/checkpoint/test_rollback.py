@@ -16,7 +16,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_later_checkpoints_are_set_aside_and_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_later_checkpoints_are_set_aside_and_reported_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = checkpoints(tmp_path / "run", 2, 4, 8)
 
     with caplog.at_level(logging.INFO, logger="qwenvl"):
@@ -25,7 +27,7 @@ def test_later_checkpoints_are_set_aside_and_told_in_one_line(tmp_path: Path, ca
     assert names(run) == ["checkpoint-2", "superseded"]
     assert names(run / "superseded") == ["checkpoint-4", "checkpoint-8"]
     assert caplog.messages == [
-        f"going on from {run}/checkpoint-2: checkpoint-4, checkpoint-8 moved to {run}/superseded"
+        f"continuing from {run}/checkpoint-2: checkpoint-4, checkpoint-8 moved to {run}/superseded"
     ]
 
 

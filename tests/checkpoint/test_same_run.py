@@ -37,8 +37,8 @@ def test_what_decides_the_run_must_be_equal(flags: dict[str, Any], tmp_path: Pat
         check_same_run(tmp_path, before, flags | {name: "now"})
 
 
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule in (Rule.RATE, Rule.TOLD)])
-def test_what_takes_effect_is_told(
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule in (Rule.RATE, Rule.LOGGED)])
+def test_what_takes_effect_is_reported(
     flags: dict[str, Any], tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="qwenvl"):
@@ -47,7 +47,7 @@ def test_what_takes_effect_is_told(
     assert f"--{name} before -> now" in caplog.text
 
 
-def test_nothing_is_told_of_the_same_flags_or_of_free_ones(
+def test_nothing_is_reported_of_the_same_flags_or_of_free_ones(
     flags: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     others = {name: "now" for name, rule in RULES.items() if rule is Rule.FREE}
@@ -93,7 +93,7 @@ def test_two_names_of_one_folder_or_file_are_one(
             check_same_run(tmp_path, before, flags | now | {name: value})
 
 
-def test_a_moved_data_set_is_told_by_its_samples_and_not_by_its_name(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_a_moved_data_set_is_reported_by_its_samples_and_not_by_its_name(flags: dict[str, Any], tmp_path: Path) -> None:
     moved = flags | {"dataset_use": "elsewhere/a.json"}
 
     check_same_run(tmp_path, flags | {"data": {"records": 1}}, moved)
@@ -119,19 +119,19 @@ def test_a_step_may_be_divided_otherwise_but_not_be_another(
 
 
 @pytest.mark.parametrize(
-    ("both", "told"),
+    ("both", "message"),
     [
         ({"lora_dropout": 0.1}, "--lora_dropout is drawn in each process"),
-        ({"zero_stage": 2}, "cut for one number of processes"),
+        ({"zero_stage": 2}, "partitioned for one number of processes"),
         ({"average_tokens_across_devices": False}, "--average_tokens_across_devices is False"),
-        ({"tune_mm_vision": True}, "an own encoder in training may draw"),
+        ({"tune_mm_vision": True}, "a trained custom encoder may draw"),
     ],
 )
 def test_other_processes_are_refused_where_they_would_not_do_the_same(
-    flags: dict[str, Any], tmp_path: Path, both: dict[str, Any], told: str
+    flags: dict[str, Any], tmp_path: Path, both: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "config.json").write_text('{"vision_config": {"encoder": "rad_dino"}}')
     before, now = flags | STEP | both, flags | STEP | both | {"world_size": 1, "gradient_accumulation_steps": 4}
 
-    with pytest.raises(UserError, match=f"gradient_accumulation_steps 2, this one has 4, and .*{told}"):
+    with pytest.raises(UserError, match=f"gradient_accumulation_steps 2, this one has 4, and .*{message}"):
         check_same_run(tmp_path, before, now)

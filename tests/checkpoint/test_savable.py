@@ -34,7 +34,9 @@ def test_tied_weights_of_an_encoder_are_found_before_a_save_fails_on_them(
 ) -> None:
     tie(model)
 
-    with pytest.raises(UserError, match=r"blocks.0.mlp.linear_fc1.weight and .*blocks.1.mlp.linear_fc1.weight are one"):
+    with pytest.raises(
+        UserError, match=r"blocks.0.mlp.linear_fc1.weight and .*blocks.1.mlp.linear_fc1.weight are the same"
+    ):
         check_savable(model)
     with pytest.raises(RuntimeError, match="shared tensors"):  # as it would have, hours later
         model.save_pretrained(tmp_path)
@@ -45,7 +47,7 @@ def test_tied_weights_without_memory_are_found_as_well(model: Qwen3VLForConditio
         shape = AutoModelForImageTextToText.from_config(model.config)
     tie(shape)
 
-    with pytest.raises(UserError, match="are one tensor"):
+    with pytest.raises(UserError, match="are the same tensor"):
         check_savable(shape)
 
 
@@ -70,18 +72,18 @@ def test_an_adapter_holds_a_copy_of_each_tied_weight(model: Qwen3VLForConditiona
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         (torch.eye(3).to_sparse(), "a torch.sparse_coo tensor of torch.float32"),
         (torch.zeros(3, dtype=torch.complex128), "a torch.strided tensor of torch.complex128"),
     ],
 )
 def test_a_buffer_that_safetensors_does_not_know_is_refused_by_name(
-    model: Qwen3VLForConditionalGeneration, value: torch.Tensor, told: str
+    model: Qwen3VLForConditionalGeneration, value: torch.Tensor, message: str
 ) -> None:
     model.model.visual.register_buffer("table", value)
 
-    with pytest.raises(UserError, match=f"model.visual.table is {told}"):
+    with pytest.raises(UserError, match=f"model.visual.table is {message}"):
         check_savable(model)
 
 

@@ -22,14 +22,16 @@ def test_auto_passes_over_a_broken_checkpoint_and_says_which_file_it_is(
         assert newest_whole_checkpoint(str(own_copy)) == str(own_copy / "checkpoint-1")
 
     assert f"{own_copy}/checkpoint-2 is broken: optimizer.pt" in caplog.text
-    assert f"going on from the newest whole checkpoint, {own_copy}/checkpoint-1" in caplog.text
+    assert f"continuing from the newest complete checkpoint, {own_copy}/checkpoint-1" in caplog.text
 
 
 def test_without_a_whole_checkpoint_auto_does_not_start_afresh_in_silence(own_copy: Path, tmp_path: Path) -> None:
     for step in (1, 2):
         break_file(own_copy / f"checkpoint-{step}" / "trainer_state.json", flipped)
 
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole \(checkpoint-2: trainer_state.json is damaged"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* is complete \(checkpoint-2: trainer_state.json is damaged"
+    ):
         newest_whole_checkpoint(str(own_copy))
     assert newest_whole_checkpoint(str(tmp_path / "nowhere")) is None
 
@@ -38,7 +40,7 @@ def test_a_named_checkpoint_that_is_broken_is_refused_by_its_file(own_copy: Path
     break_file(own_copy / "checkpoint-2" / "rng_state.pth", flipped)
 
     check_whole(own_copy / "checkpoint-1")
-    with pytest.raises(UserError, match="checkpoint-2: rng_state.pth is damaged .*or auto for the newest whole one"):
+    with pytest.raises(UserError, match="checkpoint-2: rng_state.pth is damaged .*or auto for the newest complete one"):
         check_whole(own_copy / "checkpoint-2")
 
 

@@ -18,10 +18,10 @@ if ON_GPU:
 def _samples(processor: ProcessorMixin, media: Path) -> list[dict]:
     samples = []
     for names in (["wide.png"], [], ["red.png", "tall.png"]):
-        parts = [{"type": "image"} for _ in names] + [{"type": "text", "text": f"Compare these {len(names)} pictures."}]
+        parts = [{"type": "image"} for _ in names] + [{"type": "text", "text": f"Compare these {len(names)} images."}]
         text = processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-        pictures = [Image.open(media / name) for name in names]
-        samples.append(dict(processor(text=[text], images=pictures or None, return_tensors="pt")))
+        images = [Image.open(media / name) for name in names]
+        samples.append(dict(processor(text=[text], images=images or None, return_tensors="pt")))
     return samples
 
 

@@ -25,7 +25,7 @@ def _change_config(folder: Path, part: str | None, changes: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "changes", "told"),
+    ("part", "changes", "message"),
     [
         (None, {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
         (None, {"quantization_config": {"load_in_8bit": True}}, "bitsandbytes, 8 bit"),
@@ -40,11 +40,13 @@ def _change_config(folder: Path, part: str | None, changes: dict) -> None:
     ],
 )
 def test_a_quantized_model_is_refused_by_its_configuration(
-    base: Path, part: str | None, changes: dict, told: str
+    base: Path, part: str | None, changes: dict, message: str
 ) -> None:
     _change_config(base, part, changes)
 
-    with pytest.raises(UserError, match=rf"holds quantized weights \({told}.*take the model that they were made from"):
+    with pytest.raises(
+        UserError, match=rf"holds quantized weights \({message}.*use the model that they were made from"
+    ):
         load_config(str(base))
 
 
@@ -63,7 +65,7 @@ def test_a_model_that_says_it_is_not_quantized_is_loaded(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("tokenizer.json", None, "has no tokenizer"),
         ("tokenizer.json", "{}", "no processor could be loaded: KeyError"),
@@ -73,19 +75,19 @@ def test_a_model_that_says_it_is_not_quantized_is_loaded(base: Path) -> None:
         ("preprocessor_config.json", "[", "not valid JSON"),
     ],
 )
-def test_a_damaged_processor_is_told_in_one_line(base: Path, name: str, content: str | None, told: str) -> None:
+def test_a_damaged_processor_is_reported_in_one_line(base: Path, name: str, content: str | None, message: str) -> None:
     (base / name).unlink()
     if content is not None:
         (base / name).write_text(content)
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_processor(str(base))
 
 
 @pytest.mark.parametrize(
     "changes", [{"quantization_config": "x"}, {"vision_config": [1]}, {"model_type": [1]}], ids=str
 )
-def test_a_configuration_of_wrong_types_is_told_in_one_line(base: Path, changes: dict) -> None:
+def test_a_configuration_of_wrong_types_is_reported_in_one_line(base: Path, changes: dict) -> None:
     _change_config(base, None, changes)
 
     with pytest.raises(UserError, match="the model configuration could not be loaded"):
@@ -97,12 +99,12 @@ def test_a_processor_of_another_model_is_refused(base: Path) -> None:
     refuse_other_processor(str(base), config, processor)
     processor.image_processor.patch_size = 14
 
-    with pytest.raises(UserError, match=r"preprocessor_config.json says patch_size 14, its config.json 16"):
+    with pytest.raises(UserError, match=r"preprocessor_config.json has patch_size 14, its config.json 16"):
         refuse_other_processor(str(base), config, processor)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"num_hidden_layers": 7}, r"its weights lack model\.language_model\.layers\.\d+\.\S+ \(and \d+ more\)"),
         ({"hidden_size": 96}, r"has the shape \[\d+, 64\] \(and \d+ more\), but config.json asks for \[\d+, 96\]"),
@@ -110,12 +112,12 @@ def test_a_processor_of_another_model_is_refused(base: Path) -> None:
     ids=str,
 )
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(
-    standin: Path, tmp_path: Path, changes: dict, told: str
+    standin: Path, tmp_path: Path, changes: dict, message: str
 ) -> None:
     folder = shutil.copytree(standin, tmp_path / "base")
     _change_config(folder, "text_config", changes)
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_pretrained(str(folder), dtype="auto", attention=resolve_attention("sdpa"))
 
 

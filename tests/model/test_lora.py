@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from qwenvl.errors import UserError
 from qwenvl.model.components import component_sizes, set_trainable
-from qwenvl.model.lora import LoraSettings, add_adapter
+from qwenvl.model.lora import LoraSettings, add_adapter, check_lora_targets, lora_target_pattern
 
 LORA = LoraSettings(r=2, alpha=4, dropout=0.0, target_modules="q_proj,k_proj,v_proj,o_proj")
 
@@ -94,3 +94,20 @@ def test_whole_numbers_as_parameters_are_refused_in_an_adapter_and_stay_frozen_w
         add_adapter(model, LORA, train={"merger"})
     set_trainable(model, {"merger"})
     assert not indices.requires_grad and model.model.visual.merger.norm.weight.requires_grad
+
+
+@pytest.mark.parametrize("names", ["q_proj, v_proj", "gate_proj", "all-linear"])
+def test_targets_are_checked_from_the_configuration_as_on_the_model(model: PreTrainedModel, names: str) -> None:
+    check_lora_targets(model.config, names)
+    assert lora_target_pattern(model, names)
+
+
+@pytest.mark.parametrize("names", ["lm_head", "linear_fc1", "qproj", " , "])
+def test_a_name_that_is_no_layer_of_the_language_model_is_refused_with_all_that_are(
+    model: PreTrainedModel, names: str
+) -> None:
+    listed = "choose from down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear"
+    with pytest.raises(UserError, match=listed):
+        check_lora_targets(model.config, names)
+    with pytest.raises(UserError, match=listed):
+        lora_target_pattern(model, names)

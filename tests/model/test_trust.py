@@ -132,7 +132,9 @@ def test_a_pickle_of_a_checkpoint_to_resume_that_calls_something_is_refused_by_n
     else:
         torch.save(states, path, pickle_protocol=protocol)
 
-    with pytest.raises(UserError, match=f"{path}: a pickle of more than numbers and names .*--trust_remote_code True"):
+    with pytest.raises(
+        UserError, match=f"{path}: a pickle that holds more than numbers and names .*--trust_remote_code True"
+    ):
         refuse_foreign_pickles(own_copy / "checkpoint-2")
     assert not (tmp_path / "ran").exists()
     refuse_foreign_pickles(own_copy / "checkpoint-2", trust_remote_code=True)
@@ -173,5 +175,5 @@ def test_pickles_behind_a_link_or_another_name_are_looked_at(own_copy: Path, tmp
         refuse_foreign_pickles(folder)
     (folder / "latest").write_text("global_step2")
     (folder / "global_step2").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="mp_rank_00_model_states.pt: a pickle of more than"):
+    with pytest.raises(UserError, match="mp_rank_00_model_states.pt: a pickle that holds more than"):
         refuse_foreign_pickles(folder)

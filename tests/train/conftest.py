@@ -60,21 +60,21 @@ def losses(output_dir: Path) -> list[float]:
 
 
 @pytest.fixture(scope="session")
-def pictures(media: Path) -> Path:
-    """Return an annotation file of twelve records: pictures of several sizes, two in one record, and text alone."""
+def image_records(media: Path) -> Path:
+    """Return an annotation file of twelve records: images of several sizes, two in one record, and text alone."""
     names = ["red.png", "wide.png", "tall.png", "grey.png"]
-    records = [conversation("<image>\nWhat is shown?", f"A picture {name}.", image=name) for name in names * 2]
+    records = [conversation("<image>\nWhat is shown?", f"An image {name}.", image=name) for name in names * 2]
     records += [conversation("<image>\n<image>\nCompare.", "Two.", image=["red.png", "tall.png"])]
     records += [conversation(f"Say {word}.", f"{word}, as you asked me to.") for word in ("yes", "no", "maybe")]
-    return write_records(media / "pictures.json", records)
+    return write_records(media / "images.json", records)
 
 
 @pytest.fixture
-def train_here(standin: Path, pictures: Path, tmp_path: Path) -> Callable[..., QwenVLTrainer | None]:
+def train_here(standin: Path, image_records: Path, tmp_path: Path) -> Callable[..., QwenVLTrainer | None]:
     """Return a function that trains in this process with the recipe and these flags, and returns the trainer."""
 
     def run(name: str = "run", **flags: object) -> QwenVLTrainer | None:
-        required = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": tmp_path / name}
+        required = {"model_name_or_path": standin, "dataset_use": image_records, "output_dir": tmp_path / name}
         return train(command_line(**required | RECIPE | flags))
 
     return run
@@ -92,17 +92,20 @@ def run_training(train_here: Callable[..., QwenVLTrainer | None], tmp_path: Path
 
 
 @pytest.fixture
-def run_processes(standin: Path, pictures: Path, tmp_path: Path) -> Callable[..., Path]:
+def run_processes(standin: Path, image_records: Path, tmp_path: Path) -> Callable[..., Path]:
     """Return a function that trains with torchrun on so many CPU processes, and returns the output folder."""
 
     def run(processes: int, name: str = "run", **flags: object) -> Path:
         output_dir = tmp_path / name
-        arguments = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": output_dir} | RECIPE | flags
+        arguments = (
+            {"model_name_or_path": standin, "dataset_use": image_records, "output_dir": output_dir} | RECIPE | flags
+        )
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command += [str(REPOSITORY / "qwenvl/train/train_qwen.py"), *command_line(**arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
+        assert "accumulation steps mismatch" not in done.stderr
         return output_dir
 
     return run

@@ -7,7 +7,7 @@ from qwenvl.vision import Preprocessing, VisionEncoder
 
 
 class TileEncoder(VisionEncoder):
-    """Pictures of 16 x 16 pixels to 2 x 2 tokens."""
+    """Images of 16 x 16 pixels to 2 x 2 tokens."""
 
     def __init__(self, hidden_size: int = 24) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class NestedMergerEncoder(TileEncoder):
 
 
 class ForgetfulEncoder(TileEncoder):
-    """Pictures of any aspect, of whose tokens it drops one where a picture is wide."""
+    """Images of any aspect, of whose tokens it drops one where an image is wide."""
 
     any_size = True
 

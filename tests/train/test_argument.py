@@ -53,7 +53,7 @@ def test_each_flag_may_be_given_its_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"tune_mm_llm": False}, "--lora_enable True needs --tune_mm_llm True"),
         ({"tune_mm_llm": False, "tune_mm_mlp": False, "lora_enable": False}, "nothing would be trained"),
@@ -78,15 +78,15 @@ def test_each_flag_may_be_given_its_default(tmp_path: Path) -> None:
         ({"save_steps": 1.5}, "--save_steps must be an integer if bigger than 1"),
     ],
 )
-def test_flags_that_contradict_each_other_are_errors(tmp_path: Path, flags: dict, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_flags_that_contradict_each_other_are_errors(tmp_path: Path, flags: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         _check(tmp_path, **flags)
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
-        ("--dataset", "--dataset is no flag of this program; did you mean --dataset_use"),
+        ("--dataset", "--dataset is not a flag of this program; did you mean --dataset_use"),
         ("--lora_e", "did you mean --lora_enable"),
         ("--max_p", "did you mean --max_pixels"),
         ("--save-st", "did you mean --save_strategy or --save_steps"),
@@ -94,8 +94,8 @@ def test_flags_that_contradict_each_other_are_errors(tmp_path: Path, flags: dict
         ("--zzz", "--help lists all flags"),
     ],
 )
-def test_a_shortened_or_misspelt_flag_is_refused_and_the_candidates_are_named(flag: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_shortened_or_misspelt_flag_is_refused_and_the_candidates_are_named(flag: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         parse_arguments([flag, "x"])
 
 
@@ -115,16 +115,16 @@ def test_metrics_go_to_several_trackers_to_all_or_to_none(given: list[str], name
 
 
 @pytest.mark.parametrize(
-    ("report_to", "told"),
+    ("report_to", "message"),
     [
         ("wandb", "--report_to wandb: it is not installed"),
         ("tensorboard,wandb", "--report_to wandb: it is not installed"),
         ("wandbb", "--report_to wandbb is unknown; choose from wandb"),
-        ("none,tensorboard", "none stands alone"),
+        ("none,tensorboard", "none cannot be combined with others"),
     ],
 )
-def test_a_tracker_that_is_unknown_or_not_installed_is_an_error(tmp_path: Path, report_to: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_tracker_that_is_unknown_or_not_installed_is_an_error(tmp_path: Path, report_to: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         _check(tmp_path, report_to=report_to)
 
 
@@ -139,7 +139,7 @@ def test_a_folder_that_has_the_name_of_a_tracker_is_not_the_tracker(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
@@ -147,11 +147,11 @@ def test_a_folder_that_has_the_name_of_a_tracker_is_not_the_tracker(
         ('{"zero_optimization": {}, "optimizer": {}}', "learning rates of the components"),
     ],
 )
-def test_a_bad_deepspeed_file_is_an_error_that_names_it(tmp_path: Path, content: str, told: str) -> None:
+def test_a_bad_deepspeed_file_is_an_error_that_names_it(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "zero.json"
     path.write_text(content)
 
-    with pytest.raises(UserError, match=rf"zero\.json.*{told}"):
+    with pytest.raises(UserError, match=rf"zero\.json.*{message}"):
         _check(tmp_path, deepspeed=path, use_cpu=None)
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from qwenvl import load_checkpoint
-from qwenvl.errors import UserError
 from tests.train.conftest import losses
 
 Run = Callable[..., Path]
@@ -20,8 +19,8 @@ Run = Callable[..., Path]
 def logits_of(model: torch.nn.Module, processor: ProcessorMixin, media: Path) -> torch.Tensor:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    with Image.open(media / "wide.png") as picture:
-        inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    with Image.open(media / "wide.png") as image:
+        inputs = processor(text=[text], images=[image], return_tensors="pt")
     with torch.no_grad():
         return model.eval()(**inputs).logits
 
@@ -105,7 +104,7 @@ def test_only_whole_checkpoints_are_in_the_output_folder(run_training: Run, tmp_
     assert state["global_step"] == 3
 
 
-def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, pictures: Path) -> None:
+def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, image_records: Path) -> None:
     folder = run_training(
         max_steps=6,
         save_strategy="steps",
@@ -113,7 +112,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, pictures: 
         save_total_limit=2,
         eval_strategy="steps",
         eval_steps=1,
-        eval_dataset_use=pictures,
+        eval_dataset_use=image_records,
         metric_for_best_model="eval_loss",
         greater_is_better=True,
         load_best_model_at_end=True,
@@ -125,40 +124,3 @@ def test_old_checkpoints_go_and_the_best_one_stays(run_training: Run, pictures: 
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == sorted({best.name, "checkpoint-6"})
     kept, final = (load_file(place / "adapter_model.safetensors") for place in (best, folder))
     assert all(torch.equal(kept[name], final[name]) for name in kept)
-
-
-@pytest.mark.parametrize(
-    ("prepare", "flags", "told"),
-    [
-        (lambda run: run(), {}, "already holds another run's checkpoints"),
-        (lambda run: None, {"resume_from_checkpoint": "nowhere"}, "is no checkpoint of a run"),
-        (lambda run: run(), {"resume_from_checkpoint": "auto"}, "holds a finished model and no checkpoint"),
-        (
-            lambda run: run(save_strategy="steps", save_steps=3),
-            {"resume_from_checkpoint": "auto", "per_device_train_batch_size": 1},
-            "--per_device_train_batch_size 2, this one has 1",
-        ),
-        (
-            lambda run: run(save_strategy="steps", save_steps=3),
-            {"resume_from_checkpoint": "auto", "lora_r": 8},
-            "--lora_r 4, this one has 8",
-        ),
-    ],
-)
-def test_a_folder_that_does_not_fit_the_run_is_refused(
-    run_training: Run, prepare: Callable, flags: dict, told: str
-) -> None:
-    prepare(run_training)
-
-    with pytest.raises(UserError, match=told):
-        run_training(**flags)
-
-
-def test_a_folder_without_a_model_is_refused_with_what_it_holds(run_training: Run, tmp_path: Path) -> None:
-    folder = run_training(save_strategy="steps", save_steps=3)
-    (folder / "adapter_config.json").unlink()
-
-    with pytest.raises(UserError, match="it holds checkpoint-3: name one"):
-        load_checkpoint(folder)
-    with pytest.raises(UserError, match="check the path"):
-        load_checkpoint(tmp_path / "nothing")

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments, get_scheduler
 
 from qwenvl.errors import UserError
-from qwenvl.train.continuation import evaluation_is_due, find_best_checkpoint, follow_flags
+from qwenvl.train.argument import ModelArguments
+from qwenvl.train.continuation import evaluation_is_due, find_best_checkpoint, follow_flags, prepare_continuation
+from qwenvl.train.train_qwen import check_data
 from qwenvl.train.trainer import QwenVLTrainer
 from tests.train.conftest import RECIPE, losses
 
@@ -160,11 +163,45 @@ def test_sigterm_in_the_last_step_publishes_the_model(run_training: Run, monkeyp
     assert not (run_training("first", max_steps=2) / "adapter_config.json").is_file()
 
 
-def test_a_checkpoint_beyond_the_end_is_refused(run_training: Run) -> None:
-    run_training(**SAVED)
+def trainer_until(last: int) -> SimpleNamespace:
+    """Return what `prepare_continuation` asks of a trainer whose schedule ends at the step `last`."""
+    return SimpleNamespace(
+        args=SimpleNamespace(eval_on_start=True),
+        get_train_dataloader=list,
+        set_initial_training_values=lambda args, dataloader: (1, 4, last),
+        is_world_process_zero=lambda: True,
+        is_local_process_zero=lambda: True,
+        add_callback=lambda callback: None,
+        run_arguments={"learning_rate": 1.0},
+    )
+
+
+def write_checkpoint(output_dir: Path, step: int) -> str:
+    """Write the files of a checkpoint that `prepare_continuation` reads."""
+    folder = output_dir / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    TrainerState(global_step=step, max_steps=4).save_to_json(str(folder / "trainer_state.json"))
+    (folder / "run_arguments.json").write_text('{"learning_rate": 0.5}')
+    return str(folder)
+
+
+def test_a_checkpoint_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    resume_from = write_checkpoint(tmp_path, step=4)
 
     with pytest.raises(UserError, match="is at step 4, but the run ends at step 3; raise --max_steps"):
-        run_training(**SAVED | {"max_steps": 3}, resume_from_checkpoint="auto")
+        prepare_continuation(trainer_until(3), str(tmp_path), resume_from)
+
+
+@pytest.mark.parametrize(("last", "rate"), [(4, 0.5), (7, 1.0)])
+def test_a_checkpoint_at_the_end_keeps_the_arguments_it_was_trained_with(
+    tmp_path: Path, last: int, rate: float
+) -> None:
+    trainer = trainer_until(last)
+
+    prepare_continuation(trainer, str(tmp_path), write_checkpoint(tmp_path, step=4))
+
+    assert trainer.run_arguments == {"learning_rate": rate}
+    assert not trainer.args.eval_on_start
 
 
 def test_going_back_starts_a_new_branch_that_auto_continues(run_training: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,9 +231,9 @@ def fail_at(call: int, evaluation_loop: Callable, seen: list) -> Callable:
 
 @pytest.mark.parametrize("schedule", [{}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
 def test_an_evaluation_that_fails_costs_no_training(
-    run_training: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, schedule: dict
+    run_training: Run, image_records: Path, monkeypatch: pytest.MonkeyPatch, schedule: dict
 ) -> None:
-    flags = BEST | {"eval_dataset_use": pictures, "greater_is_better": True} | schedule
+    flags = BEST | {"eval_dataset_use": image_records, "greater_is_better": True} | schedule
     if schedule:  # every evaluation lowers the rate
         flags |= {"lr_scheduler_kwargs": json.dumps({"patience": 0, "threshold": 9.0, "factor": 0.5})}
     whole = run_training("whole", **flags | {"max_steps": 6})
@@ -218,29 +255,29 @@ def test_an_evaluation_that_fails_costs_no_training(
     assert same_weights(failed, failed / "checkpoint-2") and same_weights(failed, whole)
 
 
-def test_an_evaluation_leaves_the_random_numbers_of_training_alone(run_training: Run, pictures: Path) -> None:
+def test_an_evaluation_leaves_the_random_numbers_of_training_alone(run_training: Run, image_records: Path) -> None:
     flags = {"lora_dropout": 0.3, "max_steps": 5, "learning_rate": 1e-2}
     alone = run_training("alone", **flags)
 
-    evaluated = run_training("evaluated", **flags, eval_dataset_use=pictures, eval_strategy="steps", eval_steps=1)
+    evaluated = run_training("evaluated", **flags, eval_dataset_use=image_records, eval_strategy="steps", eval_steps=1)
 
     assert losses(evaluated) == losses(alone)
     assert same_weights(evaluated, alone)
 
 
 def test_a_final_evaluation_that_fails_costs_no_model(
-    run_training: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_training: Run, image_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QwenVLTrainer, "evaluation_loop", fail_at(1, QwenVLTrainer.evaluation_loop, []))
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        run_training(eval_dataset_use=pictures)
+        run_training(eval_dataset_use=image_records)
 
     assert (tmp_path / "run" / "adapter_config.json").is_file()
 
 
 def test_the_last_step_of_an_epoch_is_saved_before_it_is_evaluated(
-    run_training: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_training: Run, image_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
     evaluation_loop = QwenVLTrainer.evaluation_loop
@@ -250,7 +287,7 @@ def test_the_last_step_of_an_epoch_is_saved_before_it_is_evaluated(
         return evaluation_loop(trainer, *args, **kwargs)
 
     monkeypatch.setattr(QwenVLTrainer, "evaluation_loop", watched)
-    flags = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset_use": pictures, "save_strategy": "epoch"}
+    flags = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset_use": image_records, "save_strategy": "epoch"}
     folder = run_training(**flags, per_device_train_batch_size=6, max_steps=3, metric_for_best_model="eval_loss")
 
     two, three = ["checkpoint-2"], ["checkpoint-2", "checkpoint-3"]
@@ -258,13 +295,11 @@ def test_the_last_step_of_an_epoch_is_saved_before_it_is_evaluated(
     assert [step for step, _ in evaluations(folder / "checkpoint-3")] == [1, 2, 3]
 
 
-def test_a_changed_data_file_is_refused_with_what_it_had(run_training: Run, pictures: Path) -> None:
-    records = json.loads(pictures.read_text())
-    own = pictures.with_name("changing.json")
-    own.write_text(json.dumps(records[:10]))
-    run_training(**SAVED, dataset_use=own)
-    own.write_text(json.dumps(records[:11]))
+def test_changed_data_ends_a_run_before_its_model_is_built(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, step=4)
+    data = {"records": 10, "tokens": 500, "sha256": "a"}
+    (Path(folder) / "run_arguments.json").write_text(json.dumps({"data": data}))
+    now = {"data": data | {"records": 11}, "eval_data": None, "dataset_use": "a.json"}
 
-    with pytest.raises(UserError, match=r"\(10 records of \d+ tokens then, 11 of \d+ now\)"):
-        run_training(**SAVED, dataset_use=own, resume_from_checkpoint="auto")
-    own.unlink()
+    with pytest.raises(UserError, match=r"\(10 records of 500 tokens then, 11 of 500 now\)"):
+        check_data(None, now, folder, ModelArguments())

@@ -245,7 +245,7 @@ def test_a_checkpoint_finds_its_encoder_from_any_folder_and_where_it_has_moved(
 
     moved = place.rename(tmp_path / "moved")
 
-    with pytest.raises(UserError, match="load_checkpoint takes its place as encoder_path"):
+    with pytest.raises(UserError, match="pass its new path to load_checkpoint as encoder_path"):
         load_checkpoint(tmp_path / "run", device="cpu")
     model, processor = load_checkpoint(tmp_path / "run", device="cpu", encoder_path=str(moved))
     expected, found = (logits_of(each, processor, media) for each in (trained.model, model))
@@ -285,7 +285,7 @@ def test_an_encoder_that_half_precision_is_not_made_for_trains_in_bf16_and_loads
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"mm_projector_lr": 1e-5}, "a learning rate of 1e-05 hardly moves it; give --mm_projector_lr 2e-05 or more"),
         ({"mm_projector_lr": None, "learning_rate": 1e-6}, "a learning rate of 1e-06 hardly moves it"),
@@ -294,14 +294,14 @@ def test_an_encoder_that_half_precision_is_not_made_for_trains_in_bf16_and_loads
     ],
     ids=str,
 )
-def test_a_rate_that_leaves_a_fresh_merger_where_it_began_is_told(
-    run_training: Run, swap: dict, caplog: pytest.LogCaptureFixture, flags: dict, told: str | None
+def test_a_rate_that_leaves_a_fresh_merger_where_it_began_is_reported(
+    run_training: Run, swap: dict, caplog: pytest.LogCaptureFixture, flags: dict, message: str | None
 ) -> None:
     with caplog.at_level("WARNING", logger="qwenvl"):
         run_training(**swap | flags, dry_run=True)
 
-    assert caplog.text.count("the merger of rad_dino starts at random") == (told is not None)
-    assert (told or "") in caplog.text
+    assert caplog.text.count("the merger of rad_dino starts at random") == (message is not None)
+    assert (message or "") in caplog.text
 
 
 def test_lora_stays_out_of_an_encoder_whose_layers_are_called_as_the_language_models(
@@ -320,26 +320,26 @@ def test_a_module_that_peft_would_take_for_the_merger_is_refused_by_name(run_tra
     nested = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "NestedMergerEncoder")
 
     with pytest.raises(
-        UserError, match="encoder.visual.merger, which PEFT would take for the tower's own visual.merger"
+        UserError, match="encoder.visual.merger, which PEFT would confuse with the tower's own visual.merger"
     ):
         run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": nested})
 
 
-def test_an_encoder_that_miscounts_some_pictures_is_told_with_the_samples(run_training: Run, swap: dict) -> None:
+def test_an_encoder_that_miscounts_some_images_is_reported_with_the_samples(run_training: Run, swap: dict) -> None:
     forgetful = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "ForgetfulEncoder")
 
-    with pytest.raises(UserError, match=r"returned \(1, \d+, 24\).*; samples of this step: .*pictures.json row \d"):
+    with pytest.raises(UserError, match=r"returned \(1, \d+, 24\).*; samples of this step: .*images.json row \d"):
         run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": forgetful}, max_steps=6)
 
 
-def test_an_encoder_whose_features_are_no_numbers_for_an_image_is_told_with_the_samples(
+def test_an_encoder_whose_features_are_no_numbers_for_an_image_is_reported_with_the_samples(
     run_training: Run, swap: dict, tmp_path: Path
 ) -> None:
     Image.new("RGB", (64, 64), "gray").save(tmp_path / "plain.png")
     records = write_records(tmp_path / "plain.json", [conversation("<image>\nWhat?", "Gray.", image="plain.png")] * 2)
     named = OWN_ENCODER["custom_vision_encoder"].replace("TileEncoder", "ContrastEncoder")
 
-    with pytest.raises(UserError, match="the encoder .*:ContrastEncoder gave features that are no finite numbers; sam"):
+    with pytest.raises(UserError, match="the encoder .*:ContrastEncoder returned non-finite features; sam"):
         run_training(**swap | OWN_ENCODER | {"custom_vision_encoder": named}, dataset_use=records)
 
 
@@ -356,7 +356,7 @@ def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"custom_vision_encoder": "rad_dion"}, "rad_dino"),
         ({"custom_vision_pretrained_path": "nowhere/rad-dino"}, "nowhere/rad-dino"),
@@ -374,8 +374,8 @@ def test_the_swap_is_the_same_for_bases_of_other_width_untied_head_and_experts(
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(run_training: Run, swap: dict, flags: dict, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_mistake_is_one_line_that_says_what_to_do(run_training: Run, swap: dict, flags: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         run_training(**swap | flags)
 
 
@@ -399,8 +399,8 @@ def test_a_run_from_cached_features_repeats_the_one_without_and_the_next_skips_t
         second = losses(run_training("second", **cached))
 
     assert first == second == pytest.approx(without, rel=1e-5)
-    assert "4 of 4 pictures are to be computed" in caplog.text
-    assert "0 of 4 pictures are to be computed" in caplog.text
+    assert "4 of 4 images are to be computed" in caplog.text
+    assert "0 of 4 images are to be computed" in caplog.text
 
 
 def test_the_features_of_a_trained_encoder_are_not_cached(run_training: Run, swap: dict, tmp_path: Path) -> None:

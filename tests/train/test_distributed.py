@@ -42,11 +42,11 @@ def evaluations(output_dir: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def reference_run(standin: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference_run(standin: Path, image_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output folder of one process with batches of four, evaluated."""
     output_dir = tmp_path_factory.mktemp("reference")
-    flags = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": output_dir} | RECIPE | FLAGS
-    train(command_line(**flags | EVALUATION | {"per_device_train_batch_size": 4, "eval_dataset_use": pictures}))
+    flags = {"model_name_or_path": standin, "dataset_use": image_records, "output_dir": output_dir} | RECIPE | FLAGS
+    train(command_line(**flags | EVALUATION | {"per_device_train_batch_size": 4, "eval_dataset_use": image_records}))
     return output_dir
 
 
@@ -71,9 +71,9 @@ def test_accumulation_gives_the_losses_of_the_large_batch(
     ],
 )
 def test_two_processes_give_the_losses_and_evaluations_of_one_and_one_goes_on_where_they_were(
-    run_processes: Run, run_training: Run, reference_run: Path, pictures: Path, tmp_path: Path, batch: dict
+    run_processes: Run, run_training: Run, reference_run: Path, image_records: Path, tmp_path: Path, batch: dict
 ) -> None:
-    flags = FLAGS | EVALUATION | {"eval_dataset_use": pictures}
+    flags = FLAGS | EVALUATION | {"eval_dataset_use": image_records}
 
     output_dir = run_processes(2, **flags | batch)
 
@@ -131,11 +131,12 @@ def test_a_dry_run_under_zero3_needs_no_weights(run_processes: Run, standin: Pat
     )
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize(("stage", "batch", "accumulation"), [("zero2", 1, 2), ("zero3", 2, 1)])
 def test_deepspeed_evaluates_keeps_the_best_and_goes_back_to_it_exactly(
-    run_processes: Run, reference_run: Path, pictures: Path, stage: str
+    run_processes: Run, reference_run: Path, image_records: Path, stage: str, batch: int, accumulation: int
 ) -> None:
-    flags = FLAGS | EVALUATION | {"eval_dataset_use": pictures, "per_device_train_batch_size": 2, "save_total_limit": 2}
+    flags = FLAGS | EVALUATION | {"eval_dataset_use": image_records, "save_total_limit": 2}
+    flags |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     flags |= {"deepspeed": REPOSITORY / f"scripts/{stage}.json", "use_cpu": False}
 
     output_dir = run_processes(2, **flags)
@@ -159,9 +160,11 @@ def has_logged_a_step(output_dir: Path) -> bool:
     return any(b"train/loss" in events.read_bytes() for events in output_dir.glob("runs/*/events*"))
 
 
-def test_sigterm_to_the_launcher_saves_and_ends_with_success(standin: Path, pictures: Path, tmp_path: Path) -> None:
+def test_sigterm_to_the_launcher_saves_and_ends_with_success(
+    standin: Path, image_records: Path, tmp_path: Path
+) -> None:
     output_dir = tmp_path / "run"
-    flags = {"model_name_or_path": standin, "dataset_use": pictures, "output_dir": output_dir} | RECIPE
+    flags = {"model_name_or_path": standin, "dataset_use": image_records, "output_dir": output_dir} | RECIPE
     flags |= {"max_steps": 100_000, "dataloader_num_workers": 1, "save_strategy": "steps", "save_steps": 50_000}
     command = [sys.executable, "-m", "qwenvl.train.launch", "--standalone", "--nproc_per_node=2"]
     command += [str(REPOSITORY / "qwenvl/train/train_qwen.py"), *command_line(**flags | {"report_to": "tensorboard"})]
@@ -177,7 +180,7 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_success(standin: Path, pict
         run.kill()
 
     assert run.returncode == 0, errors[-2000:]
-    assert "go on with the same command and --resume_from_checkpoint auto" in errors
+    assert "continue with the same command and --resume_from_checkpoint auto" in errors
     (checkpoint,) = output_dir.glob("checkpoint-*")
     assert (checkpoint / "trainer_state.json").is_file()
     assert not (output_dir / "adapter_config.json").exists()

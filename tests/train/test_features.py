@@ -1,4 +1,4 @@
-"""The feature cache in whole runs: equal losses, sizes told, bad pictures named, and bases that are swapped already."""
+"""The feature cache in whole runs: equal losses, logged sizes, bad images named, and bases that are swapped already."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def swap(encoder: Path) -> dict:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     """Return a function that returns what has been logged since it was last called."""
     caplog.set_level("INFO", logger="qwenvl")
 
@@ -42,47 +42,47 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
 
 @pytest.mark.parametrize("flags", [{"bf16": True}, {"dataloader_num_workers": 1}, {"save_encoder": True}], ids=str)
 def test_losses_with_the_cache_are_those_without(
-    run_training: Run, swap: dict, tmp_path: Path, told: Callable[[], str], flags: dict
+    run_training: Run, swap: dict, tmp_path: Path, logged: Callable[[], str], flags: dict
 ) -> None:
     without = losses(run_training("without", **swap, **flags))
     first = losses(run_training("first", **swap, **flags, cache_vision_features=tmp_path / "features"))
-    assert "4 of 4 pictures are to be computed" in told()
+    assert "4 of 4 images are to be computed" in logged()
     second = losses(run_training("second", **swap, **flags, cache_vision_features=tmp_path / "features"))
 
     assert first == second == pytest.approx(without, rel=1e-5)
-    assert "0 of 4 pictures are to be computed" in told()
+    assert "0 of 4 images are to be computed" in logged()
 
 
 def test_a_checkpoint_that_holds_the_encoder_shares_its_features(
-    run_training: Run, swap: dict, tmp_path: Path, told: Callable[[], str]
+    run_training: Run, swap: dict, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
     run_training("named", **swap, cache_vision_features=tmp_path / "features")
-    told()
+    logged()
     run_training("held", **swap, cache_vision_features=tmp_path / "features", save_encoder=True)
-    assert "0 of 4 pictures are to be computed" in told()
+    assert "0 of 4 images are to be computed" in logged()
 
 
 def test_a_dry_run_tells_the_size_and_makes_no_folder(
-    run_training: Run, swap: dict, tmp_path: Path, told: Callable[[], str]
+    run_training: Run, swap: dict, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
     run_training(**swap, cache_vision_features=tmp_path / "features", dry_run=True)
-    # 4 tokens of 128 float32 numbers for each picture.
-    assert f"4 pictures take {4 * 4 * 128 * 4 / 1e9:.3g} GB in {tmp_path / 'features'}, where " in told()
+    # 4 tokens of 128 float32 numbers for each image.
+    assert f"4 images take {4 * 4 * 128 * 4 / 1e9:.3g} GB in {tmp_path / 'features'}, with " in logged()
     assert not (tmp_path / "features").exists()
 
 
 def test_videos_are_said_not_to_be_cached(
-    run_training: Run, swap: dict, media: Path, tmp_path: Path, told: Callable[[], str]
+    run_training: Run, swap: dict, media: Path, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
     records = [conversation("<video>\nWhat moves?", "A ball.", video="clip.mp4")] * 2
     flags = swap | {"dataset_use": write_records(media / "videos.json", records), "max_steps": 1}
     run_training(**flags, cache_vision_features=tmp_path / "features")
-    assert "1 videos are not cached, their frames are encoded each time" in told()
+    assert "1 videos are not cached, their frames are encoded each time" in logged()
 
 
 @pytest.fixture
 def broken(media: Path, tmp_path: Path) -> Path:
-    """Return a file of six records, the last of which has a picture that breaks off after its header."""
+    """Return a file of six records, the last of which has an image that breaks off after its header."""
     for name in ("red.png", "wide.png"):
         shutil.copy(media / name, tmp_path)
     whole = (media / "tall.png").read_bytes()
@@ -91,19 +91,19 @@ def broken(media: Path, tmp_path: Path) -> Path:
     return write_records(tmp_path / "bad.json", [conversation("<image>\nWhat?", "A.", image=name) for name in names])
 
 
-def test_a_bad_picture_ends_the_filling_with_its_record(
+def test_a_bad_image_ends_the_filling_with_its_record(
     run_training: Run, swap: dict, broken: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"bad.json row 5: .*bad.png: .*--bad_sample_policy skip"):
         run_training(**swap | {"dataset_use": broken}, cache_vision_features=tmp_path / "features")
 
 
-def test_a_bad_picture_is_left_out_under_skip_and_counted_once(
-    run_training: Run, swap: dict, broken: Path, tmp_path: Path, told: Callable[[], str]
+def test_a_bad_image_is_left_out_under_skip_and_counted_once(
+    run_training: Run, swap: dict, broken: Path, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
     flags = swap | {"dataset_use": broken, "bad_sample_policy": "skip", "max_bad_samples": 1, "num_train_epochs": 2}
     run_training(**flags | {"max_steps": -1}, cache_vision_features=tmp_path / "features")
-    lines = told()
+    lines = logged()
     assert lines.count("bad sample left out") == 1
     assert "bad.json row 5" in lines and "no features" not in lines
 
@@ -129,13 +129,13 @@ def swapped_base(run_training: Run, swap: dict) -> Path:
 
 
 def test_a_base_that_is_swapped_already_needs_no_name_of_an_encoder(
-    run_training: Run, swapped_base: Path, tmp_path: Path, told: Callable[[], str]
+    run_training: Run, swapped_base: Path, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
     base = {"model_name_or_path": swapped_base} | OWN_LIMITS
     without = losses(run_training("without", **base))
     with_cache = losses(run_training("with", **base, cache_vision_features=tmp_path / "features"))
     assert with_cache == pytest.approx(without, rel=1e-5)
-    assert "4 of 4 pictures are to be computed" in told()
+    assert "4 of 4 images are to be computed" in logged()
 
 
 def test_processes_that_share_a_swapped_base_under_zero3_fill_the_cache(

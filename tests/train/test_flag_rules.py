@@ -186,7 +186,7 @@ def test_flags_that_once_did_nothing_in_silence_are_refused(flags: str) -> None:
 def test_a_flag_of_a_newer_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FLAG_RULES, "neftune_noise_alpha")
 
-    with pytest.raises(UserError, match="--neftune_noise_alpha 5 has no effect here: it came with a newer version"):
+    with pytest.raises(UserError, match="--neftune_noise_alpha 5 has no effect here: it belongs to a newer version"):
         parse_arguments(["--neftune_noise_alpha", "5"])
 
 

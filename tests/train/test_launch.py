@@ -51,7 +51,7 @@ watch_launcher()
 (folder / "ready").touch()
 time.sleep(60)
 """
-# A trainer with a helper process of its own, as a data loader has; it saves when told to stop.
+# A trainer with a helper process of its own, as a data loader has; it saves when asked to stop.
 SAVES_ON_SIGTERM = """
 import os, pathlib, signal, subprocess, sys, time
 folder, rank = pathlib.Path(sys.argv[1]), os.environ["RANK"]
@@ -96,7 +96,7 @@ def test_exit_code_is_that_of_the_rank_that_failed_not_of_those_ended_for_it(tmp
 def test_a_killed_process_is_named_with_its_signal(tmp_path: Path):
     code, errors = finish(launch(tmp_path, KILLED))
     assert code == 128 + signal.SIGKILL
-    assert "rank 0 was ended by SIGKILL" in errors
+    assert "rank 0 was killed by SIGKILL" in errors
     assert "Traceback" not in errors
 
 
@@ -145,7 +145,7 @@ def test_a_killed_launcher_takes_its_training_along_after_it_has_saved(tmp_path:
     launcher.kill()
     wait_for(tmp_path, "saved")
     _, errors = launcher.communicate(timeout=60)  # ends when the training has closed its side, too
-    assert errors == "the launcher of this run is gone: saving and ending, as on SIGTERM\n"
+    assert errors == "the launcher of this run has ended: saving and exiting, as on SIGTERM\n"
 
 
 def test_signals_after_the_save_change_nothing(tmp_path: Path):

@@ -1,14 +1,15 @@
 """The estimate of GPU memory, against peaks measured on H200 GPUs (docs/benchmarks.md)."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from qwenvl.bench.real_shape import real_shape_config
 from qwenvl.model.lora import LoraSettings, add_adapter
-from qwenvl.train.memory import BatchShape, Sharding, estimate_memory
+from qwenvl.train.memory import BatchShape, Sharding, estimate_memory, memory_table
 
 PACK = 16384
 PATCHES_OF_A_PACK = 32000
@@ -41,3 +42,16 @@ def test_the_estimate_is_not_below_what_was_measured_and_little_above(
     total = estimated(standin, shape, supervised, checkpointed=checkpointed, sharding=sharding)
 
     assert measured <= total <= 1.2 * measured
+
+
+def test_the_table_has_a_row_for_each_part_and_their_sum_last(standin: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(standin)
+    summary = SimpleNamespace(max_tokens=64, most_supervised=16, most_patches=32)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, activation_checkpointing=True)
+
+    head, *rows = memory_table(model, summary, args, Sharding())
+
+    assert head == ("GPU memory of a process", "GiB")
+    assert rows[-1][0] == "total"
+    estimate = estimate_memory(model, BatchShape(64, 16, 32), gradient_checkpointing=True)
+    assert rows == [(name, f"{gib:.2f}") for name, gib in estimate.items()]

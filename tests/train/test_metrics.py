@@ -1,15 +1,11 @@
 """Tests of the throughput meter, with a clock of the test's own."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from qwenvl.checkpoint.disk import CheckpointDisk
 from qwenvl.data.collators import BatchMeta
 from qwenvl.train import metrics
 from qwenvl.train.metrics import ThroughputMeter
-from qwenvl.train.trainer import QwenVLTrainer
 
 META = BatchMeta(num_samples=2, num_tokens=30, num_padding=10)
 
@@ -34,9 +30,8 @@ def test_a_pause_does_not_count_as_training(clock: Clock) -> None:
     meter = ThroughputMeter()
     meter.count([META], waited=1.0)
     clock.now += 3.0
-    paused_at = meter.pause()
-    clock.now += 1000.0
-    meter.resume(paused_at)
+    with meter.paused():
+        clock.now += 1000.0
     clock.now += 1.0
 
     summary = meter.summary(torch.device("cpu"))
@@ -47,23 +42,42 @@ def test_a_pause_does_not_count_as_training(clock: Clock) -> None:
     assert summary["padding_share"] == pytest.approx(10 / 40)
 
 
-def test_writing_a_model_does_not_count_as_training(clock: Clock) -> None:
-    class SlowWriter(QwenVLTrainer):
-        def __init__(self) -> None:
-            self.throughput = ThroughputMeter()
-            self.args = SimpleNamespace(output_dir="out", should_save=False)
-            self.disk = CheckpointDisk("out")
-            self.model = SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace()))
-
-        def _write_model(self, folder: str, internal_call: bool) -> None:
-            clock.now += 1000.0
-
-    trainer = SlowWriter()
-    trainer.throughput.count([META], waited=0.0)
+def test_a_pause_inside_a_pause_counts_once(clock: Clock) -> None:
+    meter = ThroughputMeter()
+    meter.count([META], waited=0.0)
     clock.now += 2.0
-    trainer.save_model()
+    with meter.paused():
+        clock.now += 500.0
+        with meter.paused():
+            clock.now += 500.0
+    clock.now += 1.0
 
-    assert trainer.throughput.summary(torch.device("cpu"))["tokens_per_second"] == pytest.approx(30 / 2)
+    assert meter.summary(torch.device("cpu"))["tokens_per_second"] == pytest.approx(30 / 3)
+
+
+def test_a_summary_in_a_pause_ends_its_interval_where_the_pause_began(clock: Clock) -> None:
+    meter = ThroughputMeter()
+    meter.count([META], waited=0.0)
+    clock.now += 2.0
+    with meter.paused():
+        clock.now += 500.0
+        assert meter.summary(torch.device("cpu"))["tokens_per_second"] == pytest.approx(30 / 2)
+        clock.now += 500.0
+    meter.count([META], waited=0.0)
+    clock.now += 3.0
+
+    assert meter.summary(torch.device("cpu"))["tokens_per_second"] == pytest.approx(30 / 3)
+
+
+def test_a_pause_ends_with_an_error_inside(clock: Clock) -> None:
+    meter = ThroughputMeter()
+    with pytest.raises(RuntimeError), meter.paused():
+        clock.now += 500.0
+        raise RuntimeError
+    meter.count([META], waited=0.0)
+    clock.now += 2.0
+
+    assert meter.summary(torch.device("cpu"))["tokens_per_second"] == pytest.approx(30 / 2)
 
 
 def test_a_summary_starts_the_next_interval_and_keeps_the_total(clock: Clock) -> None:

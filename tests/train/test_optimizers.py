@@ -42,7 +42,7 @@ def test_an_optimizer_that_goes_past_the_groups_of_the_components_is_refused(nam
 
 @pytest.mark.parametrize(("given", "near"), [("adamw", "adamw_torch"), ("adamw_hf", "adamw_torch"), ("zzz", "sgd")])
 def test_an_unknown_optimizer_is_refused_with_others_to_choose(given: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"--optim {given} is no optimizer .*{near}"):
+    with pytest.raises(UserError, match=f"--optim {given} is not an optimizer .*{near}"):
         check_optimizer_name(given)
 
 
@@ -66,21 +66,21 @@ def test_a_setting_that_a_schedule_does_not_have_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "told"),
+    ("name", "settings", "message"),
     [
         ("cosine", '{"num_cycles": "two"}', "could not convert"),
         ("polynomial", '{"lr_end": 1}', "must be smaller than initial lr"),
-        ("polynomial", '{"lr_end": -1}', "makes the learning rate -"),
-        ("cosine_with_min_lr", '{"min_lr": 1}', "makes the learning rate .* times what was given"),
+        ("polynomial", '{"lr_end": -1}', "multiplies the learning rate by -"),
+        ("cosine_with_min_lr", '{"min_lr": 1}', "multiplies the learning rate by .* at step"),
         ("cosine_with_min_lr", '{"min_lr": 1e-6, "min_lr_rate": 0.1}', "Only one of"),
         ("warmup_stable_decay", '{"num_decay_steps": 5, "decay_type": "steep"}', "Unknown decay type"),
         ("reduce_lr_on_plateau", '{"factor": 2}', "Factor should be < 1.0"),
-        ("reduce_lr_on_plateau", '{"mode": "max"}', "would take a better loss for a worse one"),
+        ("reduce_lr_on_plateau", '{"mode": "max"}', "would treat a better loss as a worse one"),
         ("reduce_lr_on_plateau", '{"min_lr": 1}', "would raise the learning rate 5e-05 to its min_lr"),
     ],
 )
-def test_a_setting_whose_value_cannot_be_is_refused(name: str, settings: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_setting_whose_value_cannot_be_is_refused(name: str, settings: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         _check("--lr_scheduler_type", name, "--lr_scheduler_kwargs", settings)
 
 
@@ -99,7 +99,7 @@ def test_a_schedule_by_the_evaluation_needs_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optim_args", "told"),
+    ("optim_args", "message"),
     [
         ("fast", "expected NAME=VALUE"),
         ("speed=1", "the names that sgd takes are momentum"),
@@ -108,8 +108,8 @@ def test_a_schedule_by_the_evaluation_needs_one(name: str) -> None:
         ("momentum=-1", "Invalid momentum value"),
     ],
 )
-def test_optim_args_that_do_not_fit_are_refused(optim_args: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_optim_args_that_do_not_fit_are_refused(optim_args: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         _check("--optim", "sgd", "--optim_args", optim_args)
 
 

@@ -18,7 +18,7 @@ def test_steps_are_counted_as_the_trainer_does(tmp_path: Path) -> None:
     assert count_steps(5, _arguments(tmp_path, gradient_accumulation_steps=2, max_steps=20)) == (3, 20)
 
 
-def test_a_run_of_few_steps_is_told_with_what_to_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_of_few_steps_is_reported_with_what_to_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     training_args = _arguments(tmp_path, gradient_accumulation_steps=2, model_max_length=8192)
 
     adapt_to_few_steps(1, DataArguments(data_packing=True), training_args)
@@ -54,27 +54,27 @@ def test_the_only_steps_there_are_are_logged(tmp_path: Path, given: float, kept:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
-        ({"load_best_model_at_end": True, "eval_steps": 5, "save_steps": 500}, "--save_steps 500 is above .* 21 steps"),
-        ({"load_best_model_at_end": True, "eval_steps": 500, "save_steps": 500}, "--eval_steps 500 is above"),
-        ({"save_strategy": "best", "metric_for_best_model": "loss", "eval_steps": 50}, "--eval_steps 50 is above"),
+        ({"load_best_model_at_end": True, "eval_steps": 5, "save_steps": 500}, "--save_steps 500 exceeds .* 21 steps"),
+        ({"load_best_model_at_end": True, "eval_steps": 500, "save_steps": 500}, "--eval_steps 500 exceeds"),
+        ({"save_strategy": "best", "metric_for_best_model": "loss", "eval_steps": 50}, "--eval_steps 50 exceeds"),
         ({"load_best_model_at_end": True, "eval_steps": 21, "save_steps": 21}, None),
         ({"load_best_model_at_end": True, "eval_steps": 0.1, "save_steps": 0.5}, None),
         ({"eval_steps": 500}, None),
         (
             {"load_best_model_at_end": True, "eval_steps": 5, "save_steps": 5, "eval_delay": 22},
-            "--eval_delay 22 is above",
+            "--eval_delay 22 exceeds",
         ),
         (
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "eval_delay": 2},
-            "--eval_delay 2 is above the run's 1 epochs",
+            "--eval_delay 2 exceeds the run's 1 epochs",
         ),
         ({"eval_steps": 5, "eval_delay": 500}, None),
     ],
 )
-def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flags: dict, told: str | None) -> None:
+def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flags: dict, message: str | None) -> None:
     training_args = _arguments(tmp_path, **{"eval_strategy": "steps"} | flags)
 
-    with contextlib.nullcontext() if told is None else pytest.raises(UserError, match=told):
+    with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
         adapt_to_few_steps(21, DataArguments(), training_args)

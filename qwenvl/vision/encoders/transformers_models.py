@@ -1,6 +1,5 @@
 """Wrap vision models of the Transformers library; the form hf:ORG/MODEL is for families without a file here."""
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qwenvl.errors import UserError
+from qwenvl.utils.zero3 import gathered, is_partitioned
 from qwenvl.vision.encoder import EncoderSpec, VisionEncoder, error_text
 from qwenvl.vision.encoders.published import default_preprocessing, published_preprocessing
 from qwenvl.vision.hub import PATH_FLAG, UNREADABLE, first_line, missing_weights, read_settings
@@ -205,9 +205,9 @@ def _unpartitioned(model: PreTrainedModel) -> PreTrainedModel:
     https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_utils.py#L1435
     """
     parameters = list(model.parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+    if not any(map(is_partitioned, parameters)):
         return model
-    with importlib.import_module("deepspeed").zero.GatheredParameters(parameters):
+    with gathered(parameters):
         state = {name: value.detach().to(torch.float32, copy=True) for name, value in model.state_dict().items()}
     whole = type(model)(model.config).to(torch.float32)
     whole.load_state_dict(state, strict=True)
