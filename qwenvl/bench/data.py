@@ -1,4 +1,4 @@
-"""Measure the data path: images a second, the seconds until a large dataset is planned, and what its starts cost."""
+"""Measure the data path: images per second, the seconds to plan a large dataset, and the cost of its starts."""
 
 import argparse
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 from torch.utils.data import DataLoader
 
-from qwenvl.bench.synthetic_xrays import write_films, write_records
+from qwenvl.bench.synthetic_xrays import write_records, write_xrays
 from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleTracker
 from qwenvl.data.data_processor import SupervisedDataset
@@ -18,11 +18,11 @@ from qwenvl.data.lengths import TokenCounter, read_media_sizes
 from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.model.build import load_processor
 
-_PLANNING_FILM_SIDE = 512
+_PLANNING_SIDE = 512
 
 
 class Stopwatch:
-    """Keeps the seconds of named steps."""
+    """The seconds of named steps."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -36,8 +36,8 @@ class Stopwatch:
 
 
 def bench_planning(encoder: RecordEncoder, options: argparse.Namespace, folder: Path) -> list[tuple[str, str]]:
-    """Time everything between an annotation file and the first batch's list of samples."""
-    names = write_films(folder, options.records, _PLANNING_FILM_SIDE)
+    """Time all steps from an annotation file to the indices of the first batch."""
+    names = write_xrays(folder, options.records, _PLANNING_SIDE)
     write_records(folder / "train.json", names, options.words)
     watch, cache = Stopwatch(), str(folder)
     records = watch.time(
@@ -55,17 +55,17 @@ def bench_planning(encoder: RecordEncoder, options: argparse.Namespace, folder: 
     return [
         *rows,
         ("all but the first scan", f"{total:.2f} s"),
-        ("tokens of a record, mean", f"{lengths.mean():.0f}"),
+        ("tokens per record, mean", f"{lengths.mean():.0f}"),
         (f"packs of {options.model_max_length}", f"{len(packs):,}"),
-        ("packs are full to", f"{fill:.2%}"),
+        ("fill of the packs", f"{fill:.2%}"),
     ]
 
 
 def bench_loading(
     encoder: RecordEncoder, options: argparse.Namespace, folder: Path, longest_side: int
 ) -> list[tuple[str, str]]:
-    """Time the way from JPEG files to samples, in this process with one thread and in all workers."""
-    names = write_films(folder, options.films, longest_side)
+    """Time turning JPEG files into samples, in this process with one thread and in all workers."""
+    names = write_xrays(folder, options.num_images, longest_side)
     write_records(folder / "train.json", names, options.words)
     records = load_datasets(str(folder / "train.json"), 0, BadSampleTracker()).records
     counts = TokenCounter(encoder).count(records, read_media_sizes(records, str(folder)))
@@ -80,16 +80,16 @@ def bench_loading(
         started = time.perf_counter()
         loaded = sum(1 for _ in batches)
         rate = loaded / (time.perf_counter() - started)
-        where = "one core" if workers == 0 else f"{workers} worker processes"
-        rows.append((f"pictures of {longest_side} pixels, {where}", f"{rate:.1f} /s"))
+        unit = "one core" if workers == 0 else f"{workers} worker processes"
+        rows.append((f"images of {longest_side} pixels, {unit}", f"{rate:.1f} /s"))
     return [
         *rows,
-        (f"tokens of such a sample, mean (at most {options.max_pixels} pixels)", f"{counts.total.mean():.0f}"),
+        (f"tokens per sample, mean (at most {options.max_pixels} pixels)", f"{counts.total.mean():.0f}"),
     ]
 
 
 def find_model(folder: str | None, scratch: Path) -> str:
-    """Return the model folder, or that of a stand-in where none is given."""
+    """Return the model folder, or that of a new stand-in model if none is given."""
     if folder is not None:
         return folder
     from qwenvl.bench.standin import build_standin
@@ -98,5 +98,5 @@ def find_model(folder: str | None, scratch: Path) -> str:
 
 
 def build_processor(folder: str | None, scratch: Path) -> transformers.ProcessorMixin:
-    """Return the processor of a model folder, or that of a stand-in where none is given."""
+    """Return the processor of a model folder, or that of a new stand-in model if none is given."""
     return load_processor(find_model(folder, scratch))

@@ -1,11 +1,11 @@
-"""The data benchmark: it runs at a small size and says what was measured where."""
+"""Tests of the data benchmark at a small size."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from qwenvl.bench.synthetic_xrays import write_films
+from qwenvl.bench.synthetic_xrays import write_xrays
 from qwenvl.tools.bench_data import main
 
 
@@ -22,7 +22,7 @@ def test_made_up_films_are_the_same_every_time_and_as_large_as_asked(tmp_path: P
     contents = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        names = write_films(folder, 102, 96)
+        names = write_xrays(folder, 102, 96)
         contents.append([(folder / name).read_bytes() for name in names])
     assert contents[0] == contents[1]
     assert contents[0][0] == contents[0][100] != contents[0][1]

@@ -1,4 +1,4 @@
-"""The training benchmark: it measures the real command, and a reloaded checkpoint gives the trained model's logits."""
+"""Tests of the training benchmark: it measures the training command, and compares a reloaded model."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ def test_the_benchmark_prints_and_writes_what_it_measured(
     out = tmp_path / "result.json"
     assert main(flags_for(standin, "--reload", "--out", str(out))) == 0
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
-    for told in ("command: python tools/bench_train.py --films 12", "machine:", "samples_per_second"):
-        assert told in printed
+    for text in ("command: python tools/bench_train.py --films 12", "machine:", "samples_per_second"):
+        assert text in printed
     assert result["steps"] == len(result["losses"]) == 4
     assert result["samples_per_second"] > 0
     assert result["largest_logit"] > 0
@@ -43,15 +43,15 @@ def test_a_checkpoint_that_lost_what_was_trained_is_seen(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["--dry_run", "True"], "0 steps were trained"),
-        (["--warmup", "4"], "give more --max_steps"),
+        (["--warmup", "4"], "raise --max_steps"),
         (["--reload", "--nproc_per_node", "2"], "leave out --nproc_per_node"),
     ],
 )
-def test_a_run_that_cannot_be_measured_is_refused(standin: Path, more: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_run_that_cannot_be_measured_is_refused(standin: Path, more: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         main(flags_for(standin, *more))
 
 
