@@ -1,6 +1,5 @@
 """Tests of the help of the tools: it is printed without importing PyTorch, which takes seconds."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -55,10 +54,3 @@ def test_every_tool_runs_as_a_module() -> None:
     assert {path.stem for path in modules} - {path.stem for path in (REPOSITORY / "tools").glob("*.py")} == {
         "synthetic_mimic"
     }
-
-
-def test_the_shapes_offered_are_those_that_can_be_built() -> None:
-    parser_source = importlib.import_module("qwenvl.tools.real_shape")
-    shapes = importlib.import_module("qwenvl.bench.real_shape").SHAPES
-    with pytest.raises(ValueError, match=", ".join(f"'?{shape}'?" for shape in sorted(shapes))):
-        parser_source.main(["folder", "none"])
