@@ -3,6 +3,7 @@
 import sys
 
 from qwenvl.errors import exit_on_user_error
+from qwenvl.utils.startup import answer_help_without_collection
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,5 +24,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    answer_help_without_collection()
     with exit_on_user_error():
         sys.exit(main())

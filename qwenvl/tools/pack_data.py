@@ -9,6 +9,11 @@ from typing import Any, get_type_hints
 if not __package__:  # run by path: Python has put this folder on its path, not the repository's
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from qwenvl.utils.startup import answer_help_without_collection
+
+if __name__ == "__main__":
+    answer_help_without_collection()
+
 from transformers import HfArgumentParser
 
 from qwenvl.data.arguments import DataArguments

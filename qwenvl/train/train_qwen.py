@@ -13,11 +13,13 @@ if not __package__:  # run by path, as torchrun does: Python has put this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from qwenvl.errors import UserError, exit_on_user_error, exit_unless_installed
+from qwenvl.utils.startup import answer_help_without_collection
 
 if __name__ == "__main__":  # PyTorch takes seconds: until main can say more, Ctrl-C ends the program without a word
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     exit_unless_installed("torch", "transformers", "peft")
+    answer_help_without_collection()
     if {"-h", "--help"} & set(sys.argv):  # needs the flags alone, and the imports below take seconds
         from qwenvl.train.argument import parse_arguments
 
