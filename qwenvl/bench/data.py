@@ -1,4 +1,4 @@
-"""Measure the data path: images a second, the seconds until a large dataset is planned, and what its starts cost."""
+"""Measure the data path: images per second, the seconds to plan a large dataset, and the cost of its starts."""
 
 import argparse
 import resource
@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from torch.utils.data import DataLoader
 
-from qwenvl.bench.synthetic_xrays import write_films, write_records
+from qwenvl.bench.synthetic_xrays import write_records, write_xrays
 from qwenvl.data import load_datasets
 from qwenvl.data.annotations import BadSampleTracker
 from qwenvl.data.collators import FlattenedDataCollatorForSupervisedDataset
@@ -21,11 +21,11 @@ from qwenvl.data.media.images import load_image
 from qwenvl.data.packing import PackSampler, SampleRef, plan_packs
 from qwenvl.model.build import load_processor
 
-_PLANNING_FILM_SIDE = 512
+_PLANNING_SIDE = 512
 
 
 class Stopwatch:
-    """Keeps the seconds of named steps."""
+    """The seconds of named steps."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -39,8 +39,8 @@ class Stopwatch:
 
 
 def bench_planning(encoder: RecordEncoder, options: argparse.Namespace, folder: Path) -> list[tuple[str, str]]:
-    """Time everything between an annotation file and the first batch's list of samples."""
-    names = write_films(folder, options.records, _PLANNING_FILM_SIDE)
+    """Time all steps from an annotation file to the indices of the first batch."""
+    names = write_xrays(folder, options.records, _PLANNING_SIDE)
     write_records(folder / "train.json", names, options.words)
     watch, cache = Stopwatch(), str(folder)
     records = watch.time(
@@ -58,9 +58,9 @@ def bench_planning(encoder: RecordEncoder, options: argparse.Namespace, folder: 
     return [
         *rows,
         ("all but the first scan", f"{total:.2f} s"),
-        ("tokens of a record, mean", f"{lengths.mean():.0f}"),
+        ("tokens per record, mean", f"{lengths.mean():.0f}"),
         (f"packs of {options.model_max_length}", f"{len(packs):,}"),
-        ("packs are full to", f"{fill:.2%}"),
+        ("fill of the packs", f"{fill:.2%}"),
     ]
 
 
@@ -71,7 +71,7 @@ def bench_loading(
 
     Each is timed as training reads images, and for comparison by decoding each whole and normalizing it in float32.
     """
-    names = write_films(folder, options.films, longest_side)
+    names = write_xrays(folder, options.num_images, longest_side)
     write_records(folder / "train.json", names, options.words)
     records = load_datasets(str(folder / "train.json"), 0, BadSampleTracker()).records
     plain, fast = RecordEncoder(processor), RecordEncoder(processor)
@@ -85,11 +85,11 @@ def bench_loading(
         dataset = SupervisedDataset(records, counts, packs, encoder)
         rows.append((f"{what}, one core", f"{_images_per_core_second(dataset):.1f} /s"))
         rate, core_rate, num_bytes = _time_workers(dataset, options.workers)
-        told = f"{rate:.1f} /s, {core_rate:.1f} /s and core, {num_bytes / 1e6:.1f} MB an image"
-        rows.append((f"{what}, {options.workers} workers", told))
+        speed = f"{rate:.1f} /s, {core_rate:.1f} /s and core, {num_bytes / 1e6:.1f} MB an image"
+        rows.append((f"{what}, {options.workers} workers", speed))
     return [
         *rows,
-        (f"tokens of such a sample, mean (at most {options.max_pixels} pixels)", f"{counts.total.mean():.0f}"),
+        (f"tokens per sample, mean (at most {options.max_pixels} pixels)", f"{counts.total.mean():.0f}"),
     ]
 
 
@@ -123,7 +123,7 @@ def _processor_seconds() -> float:
 
 
 def find_model(folder: str | None, scratch: Path) -> str:
-    """Return the model folder, or that of a stand-in where none is given."""
+    """Return the model folder, or that of a new stand-in model if none is given."""
     if folder is not None:
         return folder
     from qwenvl.bench.standin import build_standin
@@ -132,5 +132,5 @@ def find_model(folder: str | None, scratch: Path) -> str:
 
 
 def build_processor(folder: str | None, scratch: Path) -> transformers.ProcessorMixin:
-    """Return the processor of a model folder, or that of a stand-in where none is given."""
+    """Return the processor of a model folder, or that of a new stand-in model if none is given."""
     return load_processor(find_model(folder, scratch))

@@ -1,4 +1,4 @@
-"""Measure what a run's start costs on a large dataset: the first, which reads it, and one that takes what was kept."""
+"""Measure the start of a run on a large dataset: the first, which reads the data, and a second from the cache."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from qwenvl.bench.synthetic_xrays import draw_reports, write_films
+from qwenvl.bench.synthetic_xrays import draw_reports, write_xrays
 from qwenvl.checkpoint.data_digest import describe_data
 from qwenvl.data.arguments import DataArguments
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
@@ -39,12 +39,12 @@ class OneProcess:
     local_process_index: int = 0
 
     def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[None]:
-        """Wait for nobody."""
+        """Do not wait: there is only one process."""
         return nullcontext()
 
 
 class StartCost(NamedTuple):
-    """Seconds of work and of waiting; MiB of the process at its most, before and without the data, and of a worker."""
+    """Costs of a start: CPU and wall seconds, peak MiB of the process, MiB before the data, and MiB of a worker."""
 
     cpu: float
     wall: float
@@ -58,19 +58,19 @@ class StartCost(NamedTuple):
 def bench_starts(
     model: str, num_records: int, words: int, model_max_length: int, distinct: bool, folder: Path
 ) -> list[tuple[str, str]]:
-    """Write a dataset and start twice on it, each time in a new process; the second finds what the first has kept."""
+    """Write a dataset and start on it twice, each time in a new process; the second uses the cache of the first."""
     path = write_dataset(folder, num_records, words, distinct)
     rows = [("annotation file", f"{path.stat().st_size / 1e6:,.0f} MB")]
     costs = []
     for name in ("first start", "second start"):
-        # A process that has done nothing else: the most that it ever took is the start's.
+        # A new process, whose peak memory is that of the start.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             cost = pool.submit(measure_start, str(path), model, model_max_length, str(folder / "cache")).result()
         costs.append(cost)
         rows += [
-            (f"{name}, processor time (and waiting included)", f"{cost.cpu:.1f} s ({cost.wall:.1f} s)"),
-            (f"{name}, memory at its most (before the data)", f"{cost.peak:,.0f} MiB ({cost.before:,.0f} MiB)"),
-            (f"{name}, memory that a worker has for itself", f"{cost.worker:,.0f} MiB"),
+            (f"{name}, CPU time (wall time)", f"{cost.cpu:.1f} s ({cost.wall:.1f} s)"),
+            (f"{name}, peak memory (before the data)", f"{cost.peak:,.0f} MiB ({cost.before:,.0f} MiB)"),
+            (f"{name}, private memory of a worker", f"{cost.worker:,.0f} MiB"),
         ]
     if costs[0].digest != costs[1].digest:
         raise RuntimeError(f"the second start has other samples than the first: {costs}")
@@ -78,8 +78,8 @@ def bench_starts(
 
 
 def write_dataset(folder: Path, num_records: int, words: int, distinct: bool) -> Path:
-    """Write a JSONL file of so many records; each has a film of its own (a hard link) where they are `distinct`."""
-    names = write_films(folder, num_records if distinct else min(_DISTINCT, num_records), _SIDE)
+    """Write a JSONL file of `num_records` records; if `distinct`, each has its own image (a hard link)."""
+    names = write_xrays(folder, num_records if distinct else min(_DISTINCT, num_records), _SIDE)
     question = {"from": "human", "value": "<image>\nWrite the findings and the impression of this X-ray."}
     path = folder / "train.jsonl"
     with open(path, "w", encoding="utf-8") as stream:
@@ -90,7 +90,7 @@ def write_dataset(folder: Path, num_records: int, words: int, distinct: bool) ->
 
 
 def measure_start(annotation_path: str, model: str, model_max_length: int, cache_dir: str) -> StartCost:
-    """Make a run's data in this process, describe them as a checkpoint does, and start a worker on them."""
+    """Build the data of a run in this process, compute its digest as a checkpoint does, and start a worker."""
     torch.set_num_threads(1)
     processor = load_processor(model)
     flags = DataArguments(dataset_use=annotation_path, data_packing=True, media_cache_dir=cache_dir)
@@ -103,19 +103,19 @@ def measure_start(annotation_path: str, model: str, model_max_length: int, cache
 
 
 def _worker_memory(data: DataModule) -> float:
-    """Return the MiB that a DataLoader worker shares with no other process once it has made some hundred samples."""
+    """Return the private memory in MiB of a DataLoader worker that has encoded some hundred samples."""
     loader = DataLoader(
         data.train_dataset,
         batch_sampler=data.train_sampler,
         collate_fn=_report_worker,
         num_workers=1,
-        # As in training; a spawned process would hand on its own way.
+        # As in training; a spawned process would need a picklable dataset.
         multiprocessing_context="fork",
     )
-    made, memory = 0, 0.0
+    num_samples, memory = 0, 0.0
     for count, private in loader:
-        made, memory = made + count, private
-        if made >= _SAMPLES_OF_A_WORKER:
+        num_samples, memory = num_samples + count, private
+        if num_samples >= _SAMPLES_OF_A_WORKER:
             break
     return memory
 
@@ -125,7 +125,7 @@ def _report_worker(samples: list) -> tuple[int, float]:
 
 
 def _memory(file: str, *names: str) -> float:
-    """Return the MiB that Linux tells of this process under these names, together."""
+    """Return the sum in MiB of these entries of a file of this process in /proc."""
     lines = Path(f"/proc/{os.getpid()}/{file}").read_text(encoding="ascii").splitlines()
     values = {name: value for name, _, value in (line.partition(":") for line in lines)}
     return sum(int(values[name].split()[0]) for name in names) / 1024

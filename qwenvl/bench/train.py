@@ -1,4 +1,4 @@
-"""Measure training: samples and tokens a second, and peak memory, of the real command on synthetic X-rays."""
+"""Measure training: samples and tokens per second, and peak memory, of the training command on synthetic X-rays."""
 
 import statistics
 import subprocess
@@ -17,26 +17,26 @@ from qwenvl.utils.json_text import read_json
 
 
 def train_in_processes(flags: list[str], processes: int) -> None:
-    """Train with torchrun, one process a GPU."""
+    """Train with torchrun, one process per GPU."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     if subprocess.run([*launcher, train_qwen.__file__, *flags]).returncode:
-        raise UserError("the training failed; what it said stands above")
+        raise UserError("the training failed; its error is above")
 
 
 def read_steps(output_dir: Path, warmup_steps: int) -> list[dict[str, float]]:
-    """Return what a finished run has logged of each step. Raises `UserError` if too few are left to be timed."""
+    """Return the log entry of each step of a finished run. Raises `UserError` if too few steps remain to be timed."""
     state = output_dir / "trainer_state.json"
     history = read_json(state)["log_history"] if state.is_file() else []
     steps = [entry for entry in history if "loss" in entry]
     if len(steps) <= warmup_steps:
         raise UserError(
-            f"{len(steps)} steps were trained and the first {warmup_steps} are not timed; give more --max_steps"
+            f"{len(steps)} steps were trained and the first {warmup_steps} are not timed; raise --max_steps"
         )
     return steps
 
 
 def summarize(steps: list[dict[str, float]], warmup_steps: int) -> dict[str, float]:
-    """Return the medians over the steps that are timed, the peak memory of the main process, and how the loss went."""
+    """Return medians over the timed steps, the peak memory of the main process, and the first and last losses."""
     timed = steps[warmup_steps:]
     few = min(5, len(steps))
     return {
@@ -52,7 +52,7 @@ def summarize(steps: list[dict[str, float]], warmup_steps: int) -> dict[str, flo
 
 @torch.no_grad()
 def reload_difference(trainer: QwenVLTrainer, output_dir: Path) -> dict[str, float]:
-    """Load what the trainer has saved and compare its logits with the trained model's, for one batch."""
+    """Load the saved model and compare its logits with those of the trained model, for one batch."""
     batch = next(iter(trainer.get_train_dataloader()))
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "meta")}
     inputs = trainer.normalized(send_to_device(inputs, trainer.args.device))
@@ -63,7 +63,7 @@ def reload_difference(trainer: QwenVLTrainer, output_dir: Path) -> dict[str, flo
         device=trainer.args.device,
     )
     with trainer.accelerator.autocast():
-        # With a cache, Transformers does not look for the samples of a packed row.
+        # With a cache, Transformers does not separate the samples of a packed row.
         expected, found = (model(**inputs, use_cache=False).logits.float() for model in (trainer.model.eval(), loaded))
     return {
         "largest_logit": expected.abs().max().item(),

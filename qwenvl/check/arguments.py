@@ -1,12 +1,15 @@
 """Define the arguments of the pre-flight check."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from qwenvl.errors import UserError
-from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
-from qwenvl.train.memory import Sharding
 from qwenvl.utils.cli import default_workers
+
+if TYPE_CHECKING:
+    # Not imported at run time: `--help` needs only CheckArguments, and Transformers' training arguments take seconds.
+    from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+    from qwenvl.train.memory import Sharding
 
 
 @dataclass
@@ -59,11 +62,11 @@ class CheckArguments:
 class CheckFlags(NamedTuple):
     """All flags of a check; `sharding` is that of the run to check."""
 
-    model: ModelArguments
-    data: DataArguments
-    training: TrainingArguments
+    model: "ModelArguments"
+    data: "DataArguments"
+    training: "TrainingArguments"
     check: CheckArguments
-    sharding: Sharding
+    sharding: "Sharding"
 
     @property
     def seed(self) -> int:

@@ -1,1 +1,1 @@
-"""The commands, one thin module each."""
+"""Command-line tools, one thin module per command."""

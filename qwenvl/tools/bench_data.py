@@ -1,4 +1,4 @@
-"""Measure the data path: images a second, the seconds until a large dataset is planned, and what its starts cost."""
+"""Measure the data path: images per second, the seconds to plan a large dataset, and the cost of its starts."""
 
 import argparse
 import os
@@ -15,29 +15,35 @@ from qwenvl.utils.cli import ToolParser, cpu_name, default_workers, positive_int
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark and print a table."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--model_name_or_path", default=None, help="whose processor to use (default: a stand-in's)")
+    parser.add_argument(
+        "--model_name_or_path", default=None, help="whose processor is used (default: a new stand-in model)"
+    )
     parser.add_argument("--records", type=positive_int, default=100_000, help="records whose packs are planned")
-    parser.add_argument("--words", type=positive_int, default=150, help="words of a report, on average")
-    parser.add_argument("--model_max_length", type=positive_int, default=8192, help="tokens of a pack")
+    parser.add_argument("--words", type=positive_int, default=150, help="average number of words in a report")
+    parser.add_argument("--model_max_length", type=positive_int, default=8192, help="maximum tokens per pack")
     parser.add_argument(
         "--starts",
         type=positive_int,
         default=None,
-        help="measure a run's first and second start on so many records, and nothing else (1000000: half an hour)",
+        help="measure only the first and second start of a run on this number of records (1000000: half an hour)",
     )
-    parser.add_argument("--distinct", action="store_true", help="give each record of --starts a film of its own")
-    parser.add_argument("--films", type=positive_int, default=64, help="pictures that are decoded")
-    parser.add_argument("--sides", type=positive_int, nargs="+", default=[3056, 1024], help="longest sides of pictures")
-    parser.add_argument("--max_pixels", type=positive_int, default=28 * 28 * 576, help="most pixels after resizing")
+    parser.add_argument("--distinct", action="store_true", help="use a different image for each record of --starts")
+    parser.add_argument(
+        "--films", dest="num_images", type=positive_int, default=64, help="number of X-rays that are decoded"
+    )
+    parser.add_argument(
+        "--sides", type=positive_int, nargs="+", default=[3056, 1024], help="longest sides of the X-rays"
+    )
+    parser.add_argument("--max_pixels", type=positive_int, default=28 * 28 * 576, help="maximum pixels after resizing")
     parser.add_argument("--workers", type=positive_int, default=default_workers(), help="DataLoader workers")
     options = parser.parse_args(argv)
-    # Not above: PyTorch and Transformers take seconds, and --help needs neither.
+    # Imported here: PyTorch and Transformers take seconds, and --help needs neither.
     import torch
 
     from qwenvl.bench.data import bench_loading, bench_planning, build_processor
     from qwenvl.data.encoding import RecordEncoder
 
-    # One thread a process, as DataLoader workers have; without it "one core" would be all of them.
+    # One thread per process, as in DataLoader workers; otherwise "one core" would use all of them.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch_name:
         scratch = Path(scratch_name)
@@ -48,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         encoder = RecordEncoder(processor)
         rows = []
         for side in options.sides:
-            rows += bench_loading(processor, options, _made(scratch / str(side)), side)
-        planning = bench_planning(encoder, options, _made(scratch / "planning"))
+            rows += bench_loading(processor, options, _create(scratch / str(side)), side)
+        planning = bench_planning(encoder, options, _create(scratch / "planning"))
     print_conditions(argv)
     print_summary("From files to samples", rows)
     print_summary(f"From {options.records:,} records to packs", planning)
@@ -62,7 +68,7 @@ def print_starts(options: argparse.Namespace, argv: list[str] | None, scratch: P
     from qwenvl.bench.starts import bench_starts
 
     model = find_model(options.model_name_or_path, scratch / "model")
-    data = _made(scratch / "starts")
+    data = _create(scratch / "starts")
     rows = bench_starts(model, options.starts, options.words, options.model_max_length, options.distinct, data)
     print_conditions(argv)
     print_summary(f"Starting on {options.starts:,} records", rows)
@@ -83,7 +89,7 @@ def print_conditions(argv: list[str] | None) -> None:
     )
 
 
-def _made(folder: Path) -> Path:
+def _create(folder: Path) -> Path:
     folder.mkdir()
     return folder
 

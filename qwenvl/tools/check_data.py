@@ -8,11 +8,11 @@ from qwenvl.utils.startup import answer_help_without_collection
 
 def main(argv: list[str] | None = None) -> int:
     """Check the data of a run and print the report; return 0, or 1 if there are problems."""
-    # Imported here to answer a wrong command line before the libraries of training are loaded.
+    # Imported here, where a library that is not installed is reported in one line.
     from qwenvl.tools.check_flags import parse_check_arguments
 
     flags = parse_check_arguments(argv)
-    from qwenvl.check.data import check_data
+    from qwenvl.check.data import check_data  # takes seconds, and `--help` is answered by now
     from qwenvl.utils.logs import configure_logging
 
     # Show what training logs, too: keys that are not read, records that become several samples.

@@ -1,4 +1,4 @@
-"""Check the machine: what a training run needs, what is there, and what to do about what is missing."""
+"""Check whether the machine has all that training needs, and print a remedy for what is missing."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from qwenvl.check.environment import Check, format_checks, missing_parts, run_ch
 
 def main(argv: list[str] | None = None, run: Callable[[], list[Check]] = run_checks) -> int:
     """Print the table and return 0, or 1 if something that training needs is missing."""
-    argparse.ArgumentParser(description="Check whether this machine has what training needs.").parse_args(argv)
+    argparse.ArgumentParser(description="Check whether this machine has all that training needs.").parse_args(argv)
     checks = run()
     print(format_checks(checks))
     missing = missing_parts(checks)

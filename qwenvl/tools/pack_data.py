@@ -1,4 +1,4 @@
-"""Pack one dataset ahead of training: an annotation file in, a nested list out, each inner list one pack of samples."""
+"""Pack a dataset before training: read an annotation file, write a nested list whose inner lists are packs."""
 
 import argparse
 import dataclasses
@@ -22,14 +22,14 @@ from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, ModelArguments
 from qwenvl.utils.cli import OneLineErrors, positive_int, print_summary
 from qwenvl.utils.logs import configure_logging
 
-# Flags of training that decide how many tokens a sample has: all of the data's but these ...
+# Flags of training that affect the number of tokens of a sample: all data flags except these ...
 _OTHER_DATA_FLAGS = ("dataset_use", "eval_dataset_use", "data_flatten", "data_packing")
-# ... and those of the encoder but these.
+# ... and all encoder flags except these.
 _OTHER_VISION_FLAGS = ("vision_merger", "save_encoder")
 
 
 class _PackParser(OneLineErrors, HfArgumentParser):
-    """Transformers' parser of command lines, with errors in one line."""
+    """Transformers' argument parser, with errors in one line."""
 
 
 def _flags_of(kind: type, names: list[str]) -> type:
@@ -56,12 +56,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = _PackParser(groups, description=__doc__, allow_abbrev=False)
     parser.add_argument("--model_name_or_path", required=True, help="the model that will be trained, for its processor")
     parser.add_argument("--dataset_use", required=True, help="one dataset: a registered name, or a .json/.jsonl file")
-    parser.add_argument("--model_max_length", type=positive_int, required=True, help="most tokens of a pack")
+    parser.add_argument("--model_max_length", type=positive_int, required=True, help="maximum tokens per pack")
     parser.add_argument(
-        "--out", default=None, help="file to write, which can be trained on where it is (default: beside the old one)"
+        "--out", default=None, help="output file, which can be trained on in its folder (default: beside the input)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the order among equally long samples")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the order among samples of equal length")
     return parser.parse_args(argv)
 
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     from qwenvl.check.pack_file import PackOptions, pack_dataset  # takes seconds, and `--help` is answered by now
 
-    # Also show what training logs: keys that are not read, thoughts that make several samples of a record.
+    # Show what training logs, too: keys that are not read, records that become several samples.
     configure_logging()
     model_args = ModelArguments(**_choose(options, ["model_name_or_path", *_names_of_model_flags()]))
     data_args = DataArguments(**_choose(options, ["dataset_use", *_names_of_data_flags()]))

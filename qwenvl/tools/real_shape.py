@@ -1,4 +1,4 @@
-"""Build a folder with the true shape of Qwen3-VL-4B or 8B and random weights, to measure speed and memory."""
+"""Build a folder with a model of the size of Qwen3-VL-4B or 8B and random weights, to measure speed and memory."""
 
 import sys
 
@@ -9,10 +9,10 @@ from qwenvl.utils.cli import ToolParser
 def main(argv: list[str] | None = None) -> int:
     """Build the folder and print its path."""
     parser = ToolParser(__doc__)
-    parser.add_argument("folder", help="where to write the model")
-    parser.add_argument("shape", choices=["4b", "8b"], help="whose shape")
+    parser.add_argument("folder", help="folder for the model")
+    parser.add_argument("shape", choices=["4b", "8b"], help="size of the model")
     options = parser.parse_args(argv)
-    # Not above: PyTorch and Transformers take seconds, and --help needs neither.
+    # Imported here: PyTorch and Transformers take seconds, and --help needs neither.
     from qwenvl.bench.real_shape import build_real_shape
 
     print(build_real_shape(options.folder, options.shape))

@@ -1,4 +1,4 @@
-"""Build a synthetic MIMIC-CXR tree to try every command on."""
+"""Build a synthetic MIMIC-CXR tree to try all commands on."""
 
 import sys
 from pathlib import Path

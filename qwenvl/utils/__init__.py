@@ -1,1 +1,1 @@
-"""What every room may use: no model and no data in it."""
+"""Utilities that every subpackage may import; they know neither models nor data."""

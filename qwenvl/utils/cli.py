@@ -18,7 +18,7 @@ Task = TypeVar("Task")
 
 
 class OneLineErrors:
-    """Mixin for argument parsers: report a wrong command line in one line."""
+    """Mixin for argument parsers: report an invalid command line in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` instead of printing the whole usage."""
@@ -26,14 +26,14 @@ class OneLineErrors:
 
 
 class ToolParser(OneLineErrors, argparse.ArgumentParser):
-    """An argument parser that shows defaults in `--help`, and reports a wrong command line in one line."""
+    """An argument parser that shows defaults in `--help`, and reports an invalid command line in one line."""
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
 
 def positive_int(text: str) -> int:
-    """Return the whole number above 0 that an option was given; for `type=` of argparse."""
+    """Return the value of an option that takes a positive integer; for `type=` of argparse."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
@@ -45,7 +45,7 @@ def default_workers() -> int:
 
 
 def cpu_name() -> str:
-    """Return what the processor calls itself."""
+    """Return the model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -54,7 +54,7 @@ def cpu_name() -> str:
 
 
 def progress(items: Iterable[Task], description: str, unit: str, total: int | None = None) -> Iterable[Task]:
-    """Show a progress bar on standard error while `items` are used up; none where that is no terminal."""
+    """Yield the items with a progress bar on standard error, or without one if that is not a terminal."""
     return tqdm(items, desc=description, unit=unit, total=total, disable=None)
 
 
@@ -64,7 +64,7 @@ def print_summary(title: str, rows: Iterable[tuple[str, Any]]) -> None:
 
 
 def peak_memory_mib() -> int:
-    """Return the largest resident memory that this process or one of its finished workers has had, in MiB."""
+    """Return the peak resident memory of this process or of any of its finished workers, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return max(peaks) * unit // 2**20

@@ -18,13 +18,13 @@ def _is_distributed() -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes are here; return at once if there is only one."""
+    """Wait until all processes have called this; return at once if there is only one."""
     if _is_distributed():
         dist.barrier()
 
 
 def leave_together() -> None:
-    """Wait until all processes are done, close the connections between them and let this one end well.
+    """Wait until all processes are done, then close the connections between them.
 
     https://docs.pytorch.org/docs/2.11/distributed.html#shutdown
     """
@@ -35,12 +35,12 @@ def leave_together() -> None:
 
 
 def exit_at_once_after_leaving() -> None:
-    """End the process, successfully, when it has left and all exit handlers that were registered later have run.
+    """End the process with exit code 0 after `leave_together`, before the interpreter is finalized.
 
-    To be registered with `atexit` before all others. DeepSpeed keeps its communication threads, and one that asks for
-    the interpreter while that is being finalized is ended by force, in the midst of C++ code, which aborts the process
-    with SIGABRT: https://docs.python.org/3.11/c-api/init.html#c.PyEval_RestoreThread. Can go with Python 3.14, where
-    such a thread waits.
+    Register it with `atexit` before all other handlers, so that it runs last. DeepSpeed keeps its communication threads
+    running. A thread that asks for the interpreter during finalization is terminated in the middle of C++ code, which
+    aborts the process with SIGABRT: https://docs.python.org/3.11/c-api/init.html#c.PyEval_RestoreThread. Can be removed
+    with Python 3.14, where such a thread waits.
     """
     if _left.is_set():
         logging.shutdown()
@@ -50,12 +50,12 @@ def exit_at_once_after_leaving() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks and writes for all, the only one included."""
+    """Whether this process is the one that logs and writes files: rank 0, or the only process."""
     return not _is_distributed() or dist.get_rank() == 0
 
 
 def broadcast_from_first(value: Any) -> Any:
-    """Return the first process's value in every process; it must be one that can be pickled."""
+    """Return the value of the first process in every process; it must be picklable."""
     if not _is_distributed():
         return value
     box = [value]
@@ -64,12 +64,12 @@ def broadcast_from_first(value: Any) -> Any:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Tell every process whether the flag is set on at least one of them."""
+    """Return, in every process, whether the flag is set on at least one of them."""
     return bool(sum_over_processes([float(flag)], device)[0])
 
 
 def sum_over_processes(values: list[float], device: torch.device) -> list[float]:
-    """Add up each number over all processes."""
+    """Return the sum of each value over all processes."""
     if not _is_distributed():
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
@@ -83,7 +83,7 @@ def is_one_of_several_without_gpu() -> bool:
 
 
 def join_deepspeed_processes_on_cpu() -> None:
-    """Let DeepSpeed's processes on a machine without a GPU find each other: Accelerate knows no backend for them."""
+    """Initialize the process group of DeepSpeed on a machine without a GPU, for which Accelerate selects no backend."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
     del os.environ["ACCELERATE_USE_DEEPSPEED"]

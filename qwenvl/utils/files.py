@@ -14,7 +14,7 @@ from typing import TextIO
 from qwenvl.errors import UserError
 
 UNFINISHED = ".unfinished"
-# No file here takes so long to write: what is older was left by a process of another machine.
+# No file takes this long to write: an older one was left by a process of another machine.
 ABANDONED_AFTER_SECONDS = 24 * 60 * 60
 # Bytes of a file name on the file systems of Linux and macOS.
 _LONGEST_NAME = 255
@@ -47,7 +47,7 @@ def written_whole(target: Path, *, exclusive: bool = False) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, pattern: str = f"*{UNFINISHED}") -> int:
-    """Remove the unfinished files of processes that are no more; return how many. Those of living ones stay."""
+    """Remove the unfinished files of processes that have ended; return how many. Those of running processes stay."""
     removed = 0
     for path in folder.glob(pattern):
         try:
@@ -55,7 +55,7 @@ def remove_abandoned(folder: Path, pattern: str = f"*{UNFINISHED}") -> int:
                 path.unlink()
                 removed += 1
         except OSError:
-            continue  # another process has removed it, or may
+            continue  # another process has removed it, or owns it
     return removed
 
 
@@ -67,7 +67,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _process_name(pid: int) -> str:
-    """Return a name of a process of this machine and container: several containers may share a host's name."""
+    """Return a unique name of a process of this machine and container: several containers may share a host name."""
     try:
         container = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -80,16 +80,16 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # it belongs to another user
         return True
     return True
 
 
 class WholeFiles:
-    """Text files of one folder that appear together when the `with` block ends well, and not at all otherwise.
+    """Text files of one folder that appear together when the `with` block ends without an error, or not at all.
 
-    Raises `UserError` for a folder that cannot be made, for names that exist there unless `overwrite` is set, and in
-    any case for those that are one of the `inputs`.
+    Raises `UserError` for a folder that cannot be created, for files that exist unless `overwrite` is set, and always
+    for files that are one of the `inputs`.
     """
 
     def __init__(
@@ -98,13 +98,15 @@ class WholeFiles:
         self._folder = folder
         self._final = {name: folder / name for name in names}
         refuse_inputs(self._final.values(), inputs)
-        there = [name for name, path in self._final.items() if path.exists()]
-        if there and not overwrite:
-            raise UserError(f"{folder} already holds {', '.join(there)}; give another --out, or --overwrite")
+        existing = [name for name, path in self._final.items() if path.exists()]
+        if existing and not overwrite:
+            raise UserError(f"{folder} already holds {', '.join(existing)}; give another --out, or --overwrite")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder}: cannot make the output folder ({error.strerror}); give another --out") from None
+            raise UserError(
+                f"{folder}: cannot create the output folder ({error.strerror}); give another --out"
+            ) from None
         self._stack = ExitStack()
 
     def __enter__(self) -> dict[str, TextIO]:
@@ -137,21 +139,21 @@ def _synced_text(path: Path) -> Iterator[TextIO]:
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
-    """Raise `UserError` if writing one of the outputs would replace an input, under whatever name or link.
+    """Raise `UserError` if writing one of the outputs would replace an input, also under another name or link.
 
-    Outputs that are not there yet replace nothing, and inputs that are None or not there are no concern of this check.
+    Outputs that do not exist yet replace nothing. Inputs that are None or do not exist are ignored.
     """
-    there = {key: output for output in outputs if (key := _file_key(output)) is not None}
-    for given in inputs if there else ():
-        hit = None if given is None else there.get(_file_key(given))
-        if hit is not None:
+    existing = {key: output for output in outputs if (key := _file_key(output)) is not None}
+    for given in inputs if existing else ():
+        replaced = None if given is None else existing.get(_file_key(given))
+        if replaced is not None:
             raise UserError(
-                f"{hit} is what this command reads ({given}), and would be written over: give another --out"
+                f"{replaced} is what this command reads ({given}), and would be written over: give another --out"
             )
 
 
 def _file_key(path: str | Path) -> tuple[int, int] | None:
-    """Return what is equal for all names of one file, as for `os.path.samefile`."""
+    """Return a key that is equal for all names of a file, as for `os.path.samefile`."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -48,36 +48,36 @@ def parse_json(text: str, *, expected: type = dict, name: str, remedy: str) -> A
 
 
 def json_default(value: Any) -> str:
-    """Return the JSON text of a table's value that JSON has no form for: base64 for bytes."""
+    """Return a string for a value that has no form in JSON: base64 for bytes."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def encoded_json(value: Any) -> str:
-    """Return `value` as JSON that can be written as UTF-8."""
+    """Return `value` as JSON text that can be encoded as UTF-8."""
     text = json.dumps(value, ensure_ascii=False, default=json_default)
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair, or a file name that is not UTF-8, can only be written as an escape.
+        # Half of a surrogate pair, or a file name that is not UTF-8, needs an escape.
         return json.dumps(value, default=json_default)
     return text
 
 
 def write_json(stream: TextIO, value: Any) -> None:
-    """Write `value` as indented JSON that a person can read."""
+    """Write `value` as indented JSON."""
     json.dump(value, stream, indent=2, ensure_ascii=False)
     stream.write("\n")
 
 
 class JsonListWriter:
-    """Writes a JSON list into an open stream, one record a line; `close` ends the list, `count` is its length."""
+    """Write a JSON list into an open stream, one record per line; `count` is its current length."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
         self.count = 0
 
     def write(self, encoded: str) -> None:
-        """Append one record that is already JSON."""
+        """Append a record that is already JSON text."""
         self._stream.write(f"{',' if self.count else '['}\n{encoded}")
         self.count += 1
 

@@ -1,4 +1,4 @@
-"""Set up what a command tells on standard error."""
+"""Configure the logging of a command."""
 
 import logging
 import warnings
@@ -7,10 +7,10 @@ import huggingface_hub
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Tell this package's lines from `level` on with their times, other warnings, and each of them once."""
-    # What Transformers and PEFT will rename is no concern of the user.
+    """Log this package's messages from `level` on, and the warnings of libraries, to standard error with the time."""
+    # Deprecations inside of Transformers and PEFT do not concern the user.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("qwenvl").setLevel(level)
-    # It has a handler of its own, and would hand each line to the root's as well.
+    # It has its own handler; with propagation, each message would appear twice.
     huggingface_hub.logging.disable_propagation()

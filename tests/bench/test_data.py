@@ -1,29 +1,44 @@
-"""The data benchmark: it runs at a small size and says what was measured where."""
+"""Tests of the measurements of the data benchmark."""
 
+from argparse import Namespace
 from pathlib import Path
 
-import pytest
-from PIL import Image
+from transformers import ProcessorMixin
 
-from qwenvl.bench.synthetic_xrays import write_films
-from qwenvl.tools.bench_data import main
-
-
-def test_the_benchmark_prints_its_command_machine_versions_and_numbers(standin: Path, capsys: pytest.CaptureFixture):
-    flags = ["--model_name_or_path", str(standin), "--records", "150", "--films", "6", "--sides", "64"]
-    flags += ["--words", "20", "--workers", "1", "--model_max_length", "2048"]
-    assert main(flags) == 0
-    output = capsys.readouterr().out
-    for told in ("command: python tools/bench_data.py", "machine:", "versions:", "one core", "all but the first scan"):
-        assert told in output
+from qwenvl.bench import data
+from qwenvl.bench.data import Stopwatch, bench_loading, bench_planning, find_model
+from qwenvl.data.encoding import RecordEncoder
 
 
-def test_made_up_films_are_the_same_every_time_and_as_large_as_asked(tmp_path: Path):
-    contents = []
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        folder.mkdir()
-        names = write_films(folder, 102, 96)
-        contents.append([(folder / name).read_bytes() for name in names])
-    assert contents[0] == contents[1]
-    assert contents[0][0] == contents[0][100] != contents[0][1]
-    assert max(Image.open(folder / names[0]).size) == 96
+def test_a_stopwatch_keeps_the_seconds_of_each_step_and_returns_its_result(monkeypatch) -> None:
+    clock = iter([1.0, 3.5, 10.0, 10.25])
+    monkeypatch.setattr(data.time, "perf_counter", lambda: next(clock))
+    watch = Stopwatch()
+    assert watch.time("sum", sum, [1, 2]) == 3
+    assert watch.time("longest", max, 4, 5) == 5
+    assert watch.seconds == {"sum": 2.5, "longest": 0.25}
+
+
+def test_planning_reports_each_step_and_packs_that_hold_all_tokens(processor: ProcessorMixin, tmp_path: Path) -> None:
+    options = Namespace(records=20, words=10, model_max_length=1024)
+    rows = dict(bench_planning(RecordEncoder(processor), options, tmp_path))
+    assert {"scan the headers, first run", "scan the headers, cached", "count the tokens", "plan the packs"} <= set(
+        rows
+    )
+    packs, mean = int(rows["packs of 1024"]), int(rows["tokens per record, mean"])
+    assert packs >= 20 * mean / 1024 - 1
+    assert float(rows["fill of the packs"].rstrip("%")) <= 100
+
+
+def test_loading_is_measured_in_one_process_and_in_workers(processor: ProcessorMixin, tmp_path: Path) -> None:
+    options = Namespace(num_images=4, words=5, workers=1, max_pixels=4096)
+    rows = dict(bench_loading(RecordEncoder(processor), options, tmp_path, 64))
+    assert all(
+        float(rows[f"images of 64 pixels, {unit}"].removesuffix(" /s")) > 0
+        for unit in ("one core", "1 worker processes")
+    )
+
+
+def test_a_given_model_is_used_and_otherwise_a_stand_in_is_built(tmp_path: Path) -> None:
+    assert find_model("some/model", tmp_path / "new") == "some/model" and not (tmp_path / "new").exists()
+    assert (Path(find_model(None, tmp_path / "new")) / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""The benchmark of starts: what it compares are two starts on the same samples."""
+"""Tests of the benchmark of starts: both starts have the same samples."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def test_a_second_start_has_the_samples_of_the_first_without_reading_them(
 ):
     monkeypatch.setattr(data_processor, "WORTH_BYTES", 0)
     path = write_dataset(tmp_path, 40, 20, distinct=True)
-    assert len([*tmp_path.glob("film*")]) == 40
+    assert len([*tmp_path.glob("xray*")]) == 40
     first = measure_start(str(path), str(standin), 2048, str(tmp_path / "cache"))
     monkeypatch.setattr(data_processor, "load_datasets", None)
     second = measure_start(str(path), str(standin), 2048, str(tmp_path / "cache"))

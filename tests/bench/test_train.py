@@ -1,66 +1,61 @@
-"""The training benchmark: it measures the real command, and a reloaded checkpoint gives the trained model's logits."""
+"""Tests of what the training benchmark computes from the log of a run."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from qwenvl.bench import train
 from qwenvl.errors import UserError
-from qwenvl.tools.bench_train import main
 
 
-def flags_for(model: Path, *more: str) -> list[str]:
-    """Return the flags of a short run with packs, LoRA and a trained merger."""
-    flags = ["--films", "12", "--side", "64", "--words", "8", "--warmup", "1", "--model_name_or_path", str(model)]
-    flags += ["--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--lora_enable", "True", "--data_packing", "True"]
-    flags += ["--model_max_length", "256", "--per_device_train_batch_size", "1", "--learning_rate", "1e-2"]
-    return [*flags, "--mm_projector_lr", "1e-2", "--max_steps", "4", "--bf16", "False", "--disable_tqdm", "True", *more]
+def _step(number: int, loss: float = 1.0) -> dict[str, float]:
+    return {
+        "step": number,
+        "loss": loss,
+        "samples_per_second": 10.0 * number,
+        "tokens_per_second": 100.0 * number,
+        "data_wait_share": 0.1 * number,
+        "peak_memory_gib": 9.0 - number,
+    }
 
 
-def test_the_benchmark_prints_and_writes_what_it_measured(
-    standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    out = tmp_path / "result.json"
-    assert main(flags_for(standin, "--reload", "--out", str(out))) == 0
-    printed, result = capsys.readouterr().out, json.loads(out.read_text())
-    for told in ("command: python tools/bench_train.py --films 12", "machine:", "samples_per_second"):
-        assert told in printed
-    assert result["steps"] == len(result["losses"]) == 4
-    assert result["samples_per_second"] > 0
-    assert result["largest_logit"] > 0
-    assert result["largest_difference_after_reload"] < 1e-4
+def test_only_the_log_entries_of_steps_are_read(tmp_path: Path) -> None:
+    history = [_step(1), {"step": 1, "eval_loss": 2.0}, _step(2), {"step": 2, "train_runtime": 3.0}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert train.read_steps(tmp_path, 1) == [_step(1), _step(2)]
 
 
-def test_a_checkpoint_that_lost_what_was_trained_is_seen(
-    standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    untrained = train.load_checkpoint
-    monkeypatch.setattr(train, "load_checkpoint", lambda folder, **options: untrained(standin, **options))
-    out = tmp_path / "result.json"
-    main(flags_for(standin, "--reload", "--out", str(out)))
-    assert json.loads(out.read_text())["largest_difference_after_reload"] > 1e-2
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_run_with_too_few_steps_is_refused_with_the_flag_to_raise(tmp_path: Path, is_written: bool) -> None:
+    if is_written:
+        (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [_step(1)]}))
+    with pytest.raises(UserError, match=f"{int(is_written)} steps were trained.*first 3.*--max_steps"):
+        train.read_steps(tmp_path, 3)
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        (["--dry_run", "True"], "0 steps were trained"),
-        (["--warmup", "4"], "give more --max_steps"),
-        (["--reload", "--nproc_per_node", "2"], "leave out --nproc_per_node"),
-    ],
-)
-def test_a_run_that_cannot_be_measured_is_refused(standin: Path, more: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        main(flags_for(standin, *more))
+def test_rates_are_medians_without_the_warmup_and_the_peak_memory_includes_it() -> None:
+    summary = train.summarize([_step(number, loss=number) for number in range(1, 9)], warmup_steps=3)
+    assert summary["samples_per_second"] == 60 and summary["tokens_per_second"] == 600
+    assert summary["data_wait_share"] == pytest.approx(0.6)
+    assert summary["peak_memory_gib"] == 8 and summary["steps"] == 8
+    assert (summary["loss_of_first_5_steps"], summary["loss_of_last_5_steps"]) == (3, 6)
 
 
-def test_several_processes_are_measured_together(
-    standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    out = tmp_path / "result.json"
-    # One sample a step and process, whatever its length: both processes' samples are in the count of the first epoch.
-    flags = flags_for(standin, "--nproc_per_node", "2", "--out", str(out), "--data_packing", "False")
-    main([*flags, "--max_steps", "-1", "--num_train_epochs", "1"])
-    assert json.loads(out.read_text())["steps"] == 6
+def test_fewer_than_five_steps_are_averaged_without_repetition() -> None:
+    summary = train.summarize([_step(1, loss=4.0), _step(2, loss=2.0)], warmup_steps=0)
+    assert summary["loss_of_first_2_steps"] == summary["loss_of_last_2_steps"] == 3
+
+
+def test_a_training_that_fails_in_its_processes_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(train.subprocess, "run", run)
+    with pytest.raises(UserError, match="the training failed"):
+        train.train_in_processes(["--max_steps", "2"], 4)
+    assert "--nproc_per_node=4" in commands[0] and commands[0][-2:] == ["--max_steps", "2"]

@@ -6,7 +6,7 @@ from qwenvl.errors import UserError
 from qwenvl.utils.cli import ToolParser, positive_int, print_summary
 
 
-def test_wrong_arguments_are_told_in_one_line():
+def test_invalid_arguments_are_reported_in_one_line():
     parser = ToolParser("x")
     parser.add_argument("--size", type=positive_int)
     for arguments in (["--size", "0"], ["--size", "x"], ["--unknown"]):
@@ -15,6 +15,6 @@ def test_wrong_arguments_are_told_in_one_line():
         assert "\n" not in str(error.value)
 
 
-def test_the_summary_is_a_table_with_thousands_apart(capsys: pytest.CaptureFixture[str]):
+def test_the_summary_is_printed_as_a_table_with_thousands_separators(capsys: pytest.CaptureFixture[str]):
     print_summary("title", [("studies", 1234567), ("seconds", "1.5")])
     assert capsys.readouterr().out == "title\n  studies  1,234,567\n  seconds        1.5\n"

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, and what the killed left is removed."""
+"""Tests of files that are written whole or not at all, and of removing what killed processes have left."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +69,7 @@ def test_a_link_left_in_the_folder_does_not_lead_the_writing_elsewhere(tmp_path:
 
 def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the output folder"):
+    with pytest.raises(UserError, match="cannot create the output folder"):
         WholeFiles(tmp_path / "file" / "out", ["a"])
 
 
