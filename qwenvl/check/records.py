@@ -113,8 +113,10 @@ def decode_files(task: DecodeTask) -> dict[tuple[str, str], str]:
                 load_image(path, task.max_image_pixels)
             else:
                 load_clip(path, task.video_processor)
-        except (UserError, OSError) as error:
-            reasons[kind, path] = str(error).removeprefix(f"{path}: ")
+        except UserError as error:
+            reasons[kind, path] = error.reason_for(path)
+        except OSError as error:
+            reasons[kind, path] = str(error)
     return reasons
 
 

@@ -136,7 +136,7 @@ class _Reader:
         self._root = os.path.abspath(media_root)
         self._notes: Counter[str] = Counter()
         self._folder_notes: Counter[str] = Counter()
-        self._flaws: list[tuple[Row, Exception]] = []
+        self._flaws: list[tuple[Row, InvalidRecordError | RecursionError]] = []
         self._shares: dict[str, str] = {}
         self._has_packs = False
         self._num_rows = self._num_records = 0
@@ -154,7 +154,7 @@ class _Reader:
                 try:
                     record = self._finish(draft, missing, folders) if missing else draft.record
                 except InvalidRecordError as error:
-                    lost.append(BadSample.of(draft.record, error.path, str(error)))
+                    lost.append(BadSample.of(draft.record, error.path, error.reason))
                     continue
                 rows.append(draft.pack)
                 add_record(record)
@@ -163,7 +163,7 @@ class _Reader:
         for bad in lost:
             self._tracker.report(bad)
         if not rows:
-            raise UserError(f"{self._source}: no usable record among {self._num_rows} rows; give at least one")
+            raise UserError(f"no usable record among {self._num_rows} rows; give at least one", path=self._source)
         if not self._has_packs:
             return None
         return [[index for index, _ in group] for _, group in groupby(enumerate(rows), lambda pair: pair[1])]
@@ -190,21 +190,21 @@ class _Reader:
         self._num_rows += 1
         self._tracker.report(BadSample(self._source, place, None, reason))
 
-    def _note_flaw(self, row: Row, error: Exception) -> None:
+    def _note_flaw(self, row: Row, error: InvalidRecordError | RecursionError) -> None:
         """Report a flaw: of tables, whose rows may take long to fetch, at once; else when all rows have been read."""
         if is_table(self._source):
             self._report_flaw(row, error)
         else:
             self._flaws.append((row, error))
 
-    def _report_flaw(self, row: Row, error: Exception) -> None:
+    def _report_flaw(self, row: Row, error: InvalidRecordError | RecursionError) -> None:
         path = None
         if isinstance(error, RecursionError):
             reason = "nested too deeply: give a record of lists and objects as documented"
         elif isinstance(error, UnreadMediumError):
-            reason = f"{error}{self._share(error.key)}"
+            reason = f"{error.reason}{self._share(error.key)}"
         else:
-            reason, path = str(error), error.path
+            reason, path = error.reason, error.path
         self._tracker.report(BadSample(self._source, row.location, path, reason))
 
     def _share(self, key: str) -> str:
@@ -342,8 +342,8 @@ def _image_size(images: Sequence[str], number: int) -> Size:
     try:
         return Size(*image_size(images[number], MOST_PIXELS))
     except UserError as error:
-        reason = str(error).removeprefix(f"{images[number]}: ")
-        raise InvalidRecordError(f"{reason} (its size is needed for `objects`)", images[number]) from None
+        reason = f"{error.reason_for(images[number])} (its size is needed for `objects`)"
+        raise InvalidRecordError(reason, images[number]) from None
 
 
 def _absolute(path: str, media_root: str) -> str:

@@ -84,13 +84,6 @@ class BatchConfig(Protocol):
         """Let the first process of each node do something before the others."""
 
 
-class SampleError(UserError):
-    """A sample that cannot be loaded; stays one line when a DataLoader worker hands it on inside a traceback."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.strip().rpartition("\n")[2].removeprefix(f"{__name__}.{type(self).__name__}: "))
-
-
 class SupervisedDataset(Dataset):
     """The usable records of a data set; `packs` lists the indices of those that come together."""
 
@@ -100,14 +93,12 @@ class SupervisedDataset(Dataset):
         counts: TokenCounts,
         packs: Sequence[Sequence[int]],
         encoder: RecordEncoder,
-        bad_sample_policy: Literal["error", "skip"] = "error",
         digest: str | None = None,
     ) -> None:
         self.records = records
         self.counts = counts
         self.packs = PackTable.of(packs)
         self.encoder = encoder
-        self._bad_sample_policy = bad_sample_policy
         self._digest = digest
 
     @property
@@ -133,18 +124,18 @@ class SupervisedDataset(Dataset):
     def __getitem__(self, ref: SampleRef) -> Sample:
         """Return the sample: what `RecordEncoder.encode` gives, its index, and whether it is padding.
 
-        A sample whose files cannot be read raises `SampleError` under the policy "error", and under "skip" becomes
-        `{"bad": BadSample}`, for the main process to count.
+        A sample whose files cannot be read becomes `{"bad": BadSample}`. The collator passes it on with the batch, and
+        the main process reports it to the run's `BadSampleTracker`: an exception raised in a DataLoader worker would
+        arrive there as the text of a traceback, without its fields.
         """
         record = self.records[ref.index]
         try:
             sample = self.encoder.encode(record)
             self._check_length(ref.index, len(sample["input_ids"]))
-        except (UserError, OSError) as error:
-            bad = BadSample.of(record, None, str(error))
-            if self._bad_sample_policy == "error":
-                raise SampleError(str(bad)) from error
-            return {"bad": bad}
+        except UserError as error:
+            return {"bad": BadSample.of(record, error.path, error.reason)}
+        except OSError as error:
+            return {"bad": BadSample.of(record, None, str(error))}
         if ref.is_padding:
             sample["labels"].fill_(IGNORE_INDEX)
         return sample | {"index": ref.index, "is_padding": ref.is_padding}
@@ -255,9 +246,7 @@ class _DatasetReader:
         else:
             with self.training_args.main_process_first(desc="reading the data"):
                 data = self._kept(cache) or self._prepare_and_keep(dataset_use, cache)
-        return SupervisedDataset(
-            data.records, data.counts, data.packs, self.encoder, self.data_args.bad_sample_policy, data.digest
-        )
+        return SupervisedDataset(data.records, data.counts, data.packs, self.encoder, data.digest)
 
     def _cache(self, dataset_use: str) -> DatasetCache | None:
         """Return where the prepared data are kept; None for small data, and where their content cannot be told."""

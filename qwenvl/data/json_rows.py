@@ -71,21 +71,22 @@ def open_binary(path: str) -> IO[bytes]:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: cannot read the annotation file (it is {_kind(status.st_mode)}); give a file")
+            raise UserError(f"cannot read the annotation file (it is {_kind(status.st_mode)}); give a file", path=path)
         if status.st_size > memory_bytes():
             raise UserError(
-                f"{path}: {status.st_size / _GIB:,.0f} GiB are more than this machine's memory of "
-                f"{memory_bytes() / _GIB:,.0f} GiB; split the file"
+                f"{status.st_size / _GIB:,.0f} GiB are more than this machine's memory of "
+                f"{memory_bytes() / _GIB:,.0f} GiB; split the file",
+                path=path,
             )
         return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such annotation file; correct the path or make the file first") from None
+        raise UserError("no such annotation file; correct the path or make the file first", path=path) from None
     # ValueError: a path with a null character.
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot read the annotation file ({reason}); give a readable file") from None
+        raise UserError(f"cannot read the annotation file ({reason}); give a readable file", path=path) from None
 
 
 def memory_bytes() -> int:
@@ -116,7 +117,7 @@ def _inspect(path: str) -> _Shape:
         except UnicodeDecodeError as error:
             kind = " (it looks like UTF-16)" if chunk[:2] in _UTF_16 and not num_bytes else ""
             at = num_bytes - pending + error.start
-            raise UserError(f"{path}: byte {at} is not UTF-8 text{kind}; save the file as UTF-8") from None
+            raise UserError(f"byte {at} is not UTF-8 text{kind}; save the file as UTF-8", path=path) from None
         if not num_bytes:
             text = text.removeprefix("\ufeff")
         num_bytes += len(chunk)
@@ -128,7 +129,7 @@ def _inspect(path: str) -> _Shape:
             in_first_line = not line_end
         has_more_lines = has_more_lines or bool(not in_first_line and text.strip())
     if not first:
-        raise UserError(f"{path}: the annotation file is empty; expected a JSON list of records or JSONL")
+        raise UserError("the annotation file is empty; expected a JSON list of records or JSONL", path=path)
     return _Shape(first, has_more_lines)
 
 
@@ -139,7 +140,7 @@ def _chunks(path: str) -> Iterator[bytes]:
         while chunk := file.read(_CHUNK):
             num_bytes += len(chunk)
             if num_bytes > memory_bytes():
-                raise UserError(f"{path}: unpacked it is larger than this machine's memory; split the file")
+                raise UserError("unpacked it is larger than this machine's memory; split the file", path=path)
             yield chunk
     yield b""
 
@@ -160,7 +161,7 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot read the annotation file ({reason}); give a readable file") from None
+        raise UserError(f"cannot read the annotation file ({reason}); give a readable file", path=path) from None
 
 
 def _kind(mode: int) -> str:
@@ -232,8 +233,9 @@ def _flaw(value: Any) -> str | None:
 
 def _malformed(path: str, error: json.JSONDecodeError) -> UserError:
     return UserError(
-        f"{path}: malformed JSON at line {error.lineno} column {error.colno}: {_reason(error)}; "
-        "expected a JSON list of records, or JSONL with one record per line: correct the file there"
+        f"malformed JSON at line {error.lineno} column {error.colno}: {_reason(error)}; "
+        "expected a JSON list of records, or JSONL with one record per line: correct the file there",
+        path=path,
     )
 
 
@@ -294,7 +296,7 @@ def _list_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
         rest = [*_document_rows(path, lambda *flaw: flaws.append(flaw))]
         yield from (row for row in rest if row.index > index)
     except RecursionError:
-        raise UserError(f"{path}: {_TOO_DEEP}") from None
+        raise UserError(_TOO_DEEP, path=path) from None
     for place, reason in flaws:
         on_bad_row(place, reason)
 
@@ -323,10 +325,12 @@ def _document_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         raise _malformed(path, error) from None
     except RecursionError:
-        raise UserError(f"{path}: {_TOO_DEEP}") from None
+        raise UserError(_TOO_DEEP, path=path) from None
     if isinstance(document, dict | _Unusable):
         document = [document]
     if not isinstance(document, list):
-        raise UserError(f"{path}: got a JSON {type(document).__name__}, expected a list of records: correct the file")
+        raise UserError(
+            f"got a JSON {type(document).__name__}, expected a list of records: correct the file", path=path
+        )
     for index, value in _usable(document, on_bad_row) if marked else enumerate(document):
         yield Row(f"row {index}", index, value)

@@ -23,11 +23,11 @@ def iter_json_list(path: Path) -> Iterator[tuple[int, Any]]:
             yield from enumerate(JsonItems(stream, decode, _CHUNK))
     except MalformedListError as error:
         if error.index is None:
-            raise UserError(f"{path}: not a JSON list; {error}") from None
+            raise UserError(f"not a JSON list; {error}", path=path) from None
         raise UserError(
-            f"{path}: item {error.index} of the list is malformed JSON: {error}; correct the file there"
+            f"item {error.index} of the list is malformed JSON: {error}; correct the file there", path=path
         ) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); give the path of a JSON file") from None
+        raise UserError(f"cannot read it ({error.strerror}); give the path of a JSON file", path=path) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+        raise UserError(f"not UTF-8 text ({error.reason}); save the file as UTF-8", path=path) from None

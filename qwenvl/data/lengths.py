@@ -76,7 +76,7 @@ class TokenCounter:
         rendered = self._encoder.render_checked(records)
         for place, (record, text) in enumerate(zip(records, rendered, strict=True), start):
             if isinstance(text, UserError):
-                counts.bad[place] = BadSample.of(record, None, str(text))
+                counts.bad[place] = BadSample.of(record, text.path, text.reason)
                 continue
             try:
                 text, record_media = self._shortened(record, text, sizes)

@@ -15,9 +15,9 @@ from qwenvl.errors import UserError
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 _SECONDS_FOR_A_SIGNAL = 2
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
-_OUT_OF_MEMORY = (
-    "most often because memory ran out: lower --dataloader_num_workers{given} or --dataloader_prefetch_factor"
-)
+_LESS_MEMORY = "lower --dataloader_num_workers (now {given}) or --dataloader_prefetch_factor"
+_OUT_OF_MEMORY = f"most often because memory ran out: {_LESS_MEMORY}"
+_MEMORY_LIMIT = f"the memory limit of this container was hit, {_LESS_MEMORY}"
 _GO_ON = "go on from the last checkpoint with --resume_from_checkpoint auto"
 _CRASH = "a library that reads images or videos crashed: tools/check_data.py --decode full finds the file"
 _REASONS = {
@@ -89,10 +89,8 @@ def _explain(death: re.Match[str], num_workers: int, memory_limit_hit: bool, go_
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = f" of training process {os.environ['RANK']}" if world_size > 1 else ""
     what = f"was ended by a signal ({signal_name.strip()})" if signal_name else "ended without a word"
-    reason = _REASONS.get((signal_name or "").strip(), _OUT_OF_MEMORY)
-    if memory_limit_hit:
-        reason = f"the memory limit of this container was hit, {_OUT_OF_MEMORY.partition(': ')[2]}"
-    reason = reason.format(given=f" (now {num_workers})")
+    reason = _MEMORY_LIMIT if memory_limit_hit else _REASONS.get((signal_name or "").strip(), _OUT_OF_MEMORY)
+    reason = reason.format(given=num_workers)
     return f"a data worker{rank} (pid {pids}) {what}, {reason}; {go_on}"
 
 

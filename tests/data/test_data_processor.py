@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
 from qwenvl.data.collators import DataCollatorForSupervisedDataset, FlattenedDataCollatorForSupervisedDataset
-from qwenvl.data.data_processor import DataModule, SampleError, make_supervised_data_module
+from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.packing import SampleRef
 from qwenvl.data.summary import summarize
@@ -261,9 +262,13 @@ def test_a_file_that_vanishes_during_training_is_named_in_one_line(
 ):
     data = load()
     (pictures / "2.png").unlink()
+    bad = [bad for batch in batches(data, workers) for bad in batch["meta"].bad]
+    assert {sample.location for sample in bad} == {"row 2", "row 6"}
+    assert {sample.path for sample in bad} == {str(pictures / "2.png")}
+    assert {sample.reason for sample in bad} == {"no such image file; correct the path"}
     with pytest.raises(UserError, match=r"^\S*train.json row [26]: \S*2.png: no such image file") as raised:
-        batches(data, workers)
-    assert isinstance(raised.value, SampleError) and "\n" not in str(raised.value)
+        data.bad_samples.report(bad[0])
+    assert "\n" not in str(raised.value)
 
 
 def test_under_skip_a_file_that_vanishes_is_handed_on_as_bad_and_the_batch_goes_on(
@@ -281,8 +286,9 @@ def test_a_picture_that_changed_its_size_since_it_was_counted_is_refused(
 ):
     data = load()
     Image.new("RGB", (128, 128)).save(pictures / "0.png")
-    with pytest.raises(UserError, match=r"train.json row 0: \d+ tokens, but \d+ when the run began"):
-        data.train_dataset[SampleRef(0)]
+    bad = data.train_dataset[SampleRef(0)]["bad"]
+    assert (bad.location, bad.path) == ("row 0", None)
+    assert re.match(r"\d+ tokens, but \d+ when the run began", bad.reason)
 
 
 def test_packs_from_the_file_are_kept_and_single_records_are_packed(load: Callable[..., DataModule]):
@@ -354,6 +360,4 @@ def test_a_dicom_whose_decoder_panics_is_a_bad_sample_that_a_worker_can_tell(loa
     rows = [conversation("<image>?", "A chest.", image="broken.dcm")]
     bad = load(rows, bad_sample_policy="skip").train_dataset[SampleRef(0)]["bad"]
     assert f"{pictures / 'broken.dcm'}: cannot read the image (the pixel data cannot be decoded" in str(bad)
-    with pytest.raises(SampleError, match="row 0: .*broken.dcm: cannot read the image") as error:
-        load(rows).train_dataset[SampleRef(0)]
-    assert "broken.dcm" in str(pickle.loads(pickle.dumps(error.value)))
+    assert pickle.loads(pickle.dumps(bad)) == bad

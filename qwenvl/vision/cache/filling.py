@@ -69,7 +69,9 @@ class _Pictures(Dataset):
         key, path = self.files[index]
         try:
             made = self.image_processor([self.load_image(path)], return_tensors="pt")
-        except (UserError, OSError) as error:
+        except UserError as error:
+            return _Read(key, path, flaw=error.reason_for(path))
+        except OSError as error:
             return _Read(key, path, flaw=str(error))
         return _Read(key, path, made["pixel_values"], made["image_grid_thw"])
 
