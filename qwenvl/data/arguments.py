@@ -4,8 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL
-from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
+
+# The official repository's, for limits that are left out; a custom encoder keeps its own.
+OFFICIAL_PIXEL_LIMITS = {
+    "max_pixels": 28 * 28 * 576,
+    "min_pixels": 28 * 28 * 16,
+    "video_max_pixels": 28 * 28 * 1024,
+    "video_min_pixels": 28 * 28 * 256,
+}
 
 
 @dataclass

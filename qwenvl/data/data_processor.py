@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, TrainingArguments
 
 from qwenvl.data import data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.collators import (
     DataCollatorForSupervisedDataset,
     FlattenedDataCollatorForSupervisedDataset,
@@ -38,7 +38,7 @@ from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.lengths import TokenCounter, TokenCounts, media_paths, usable_places
 from qwenvl.data.media.sizes import scan_media_sizes
 from qwenvl.data.packing import PackSampler, PackTable, SampleRef, complete_packs, place_packs
-from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
+from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.data.record_table import count_media, select
 from qwenvl.data.sample_digest import digest_samples
 from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
@@ -52,36 +52,6 @@ _FLAGS_BESIDE_THE_DATA = frozenset(
 )
 # Samples of kept data that are made to see that their lengths are still right.
 _PROBES = 8
-
-
-class DataConfig(PixelLimits, Protocol):
-    """The data flags of a run, as `DataArguments` has them."""
-
-    dataset_use: str
-    eval_dataset_use: str
-    data_flatten: bool
-    data_packing: bool
-    bad_sample_policy: Literal["error", "skip"]
-    max_bad_samples: int
-    media_cache_dir: str | None
-    max_image_pixels: int
-    thinking_turns: Literal["each", "last"]
-
-
-class BatchConfig(Protocol):
-    """The training flags that decide how samples become batches, as `TrainingArguments` has them."""
-
-    model_max_length: int
-    per_device_train_batch_size: int
-    per_device_eval_batch_size: int
-    seed: int
-    data_seed: int | None
-    world_size: int
-    process_index: int
-    local_process_index: int
-
-    def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[None]:
-        """Let the first process of each node do something before the others."""
 
 
 class SupervisedDataset(Dataset):
@@ -173,10 +143,11 @@ class DataModule:
 
 def make_supervised_data_module(
     processor: ProcessorMixin,
-    data_args: DataConfig,
-    training_args: BatchConfig,
-    varlen: bool = False,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    model_max_length: int,
     *,
+    varlen: bool = False,
     only_vision_is_trained: bool = False,
 ) -> DataModule:
     """Read, check and count all samples of a run and plan its batches; no picture is decoded yet.
@@ -188,7 +159,7 @@ def make_supervised_data_module(
     set_pixel_limits(processor, data_args)
     tracker = BadSampleTracker(data_args.bad_sample_policy, data_args.max_bad_samples)
     encoder = RecordEncoder(processor, data_args.max_image_pixels)
-    reader = _DatasetReader(encoder, tracker, data_args, training_args)
+    reader = _DatasetReader(encoder, tracker, data_args, training_args, model_max_length)
     train_dataset = reader.read(data_args.dataset_use)
     eval_dataset = reader.read(data_args.eval_dataset_use) if data_args.eval_dataset_use else None
     required_kinds: set[str] = set()
@@ -209,11 +180,13 @@ def make_supervised_data_module(
     )
 
 
-def _data_seed(training_args: BatchConfig) -> int:
+def _data_seed(training_args: TrainingArguments) -> int:
     return training_args.seed if training_args.data_seed is None else training_args.data_seed
 
 
-def _sampler(dataset: SupervisedDataset, training_args: BatchConfig, batch_size: int, shuffle: bool) -> PackSampler:
+def _sampler(
+    dataset: SupervisedDataset, training_args: TrainingArguments, batch_size: int, shuffle: bool
+) -> PackSampler:
     return PackSampler(
         dataset.packs,
         batch_size,
@@ -231,8 +204,9 @@ class _DatasetReader:
 
     encoder: RecordEncoder
     tracker: BadSampleTracker
-    data_args: DataConfig
-    training_args: BatchConfig
+    data_args: DataArguments
+    training_args: TrainingArguments
+    model_max_length: int
 
     def read(self, dataset_use: str) -> SupervisedDataset:
         """Return the usable records of the named data sets with their packs, in which every record is exactly once.
@@ -259,7 +233,7 @@ class _DatasetReader:
             if processor is None:
                 return None
             flags = {key: value for key, value in vars(self.data_args).items() if key not in _FLAGS_BESIDE_THE_DATA}
-            limit, seed = self.training_args.model_max_length, _data_seed(self.training_args)
+            limit, seed = self.model_max_length, _data_seed(self.training_args)
             places = [(spec.annotation_path, os.path.abspath(spec.data_path), spec.percent) for spec in specs]
             key = digest_of(processor, digest_files(files), places, flags, limit, seed)
         except OSError:
@@ -333,14 +307,13 @@ class _DatasetReader:
             sizes = scan_media_sizes(*media, cache_dir, self.data_args.max_image_pixels)
         with _out_of_garbage_collection():
             counts = TokenCounter(self.encoder).count(annotations.records, sizes)
-        kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.tracker)
+        kept = usable_places(annotations.records, counts, self.model_max_length, self.tracker)
         if not len(kept):
             raise UserError(f"{dataset_use}: none of the {len(annotations.records)} records is usable; see the log")
         records, counts = select(annotations.records, kept), counts.of(kept)
         if self.data_args.data_packing:
             given = place_packs(annotations.packs or (), kept)
-            limit = self.training_args.model_max_length
-            packs = complete_packs(given, counts.total, limit, seed, lambda index: records[index].where)
+            packs = complete_packs(given, counts.total, self.model_max_length, seed, lambda index: records[index].where)
         else:
             packs = PackTable.singles(len(records))
         return PreparedData(records, counts, packs), stamps

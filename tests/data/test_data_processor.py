@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.collators import DataCollatorForSupervisedDataset, FlattenedDataCollatorForSupervisedDataset
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.data.labels import IGNORE_INDEX
@@ -26,10 +28,6 @@ from qwenvl.data.summary import summarize
 from qwenvl.errors import UserError
 
 DATA_FLAGS = {
-    "thinking_turns": "each",
-    "eval_dataset_use": "",
-    "data_flatten": False,
-    "data_packing": False,
     "max_pixels": 128 * 128,
     "min_pixels": 32 * 32,
     "video_fps": 2.0,
@@ -37,12 +35,9 @@ DATA_FLAGS = {
     "video_min_frames": 4,
     "video_max_pixels": 4 * 64 * 64,
     "video_min_pixels": 4 * 32 * 32,
-    "bad_sample_policy": "error",
     "max_bad_samples": 5,
-    "max_image_pixels": 2**26,
 }
 TRAINING_FLAGS = {
-    "model_max_length": 256,
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 3,
     "seed": 5,
@@ -72,13 +67,14 @@ def load(own_processor: ProcessorMixin, pictures: Path) -> Callable[..., DataMod
     def make(rows: list | None = None, **flags: Any) -> DataModule:
         path = pictures / "train.json"
         path.write_text(json.dumps(rows if rows is not None else mixed_rows()))
-        data_args = DATA_FLAGS | {"dataset_use": str(path), "media_cache_dir": str(pictures)}
-        data_args = SimpleNamespace(**data_args | {key: flags.pop(key) for key in [*flags] if key in data_args})
+        known = {field.name for field in fields(DataArguments)}
+        data_flags = DATA_FLAGS | {key: flags.pop(key) for key in [*flags] if key in known}
+        data_args = DataArguments(dataset_use=str(path), media_cache_dir=str(pictures), **data_flags)
         varlen, processor = flags.pop("varlen", False), flags.pop("processor", own_processor)
         training_args = SimpleNamespace(
             main_process_first=lambda local=True, desc="": nullcontext(), **TRAINING_FLAGS | flags
         )
-        return make_supervised_data_module(processor, data_args, training_args, varlen=varlen)
+        return make_supervised_data_module(processor, data_args, training_args, 256, varlen=varlen)
 
     return make
 
@@ -346,10 +342,12 @@ def test_an_image_over_the_limit_is_refused_and_read_where_allowed_whatever_the_
     # Pillow has a limit of its own.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for allowed in (128 * 64, 128 * 64 + 1):
-        dataset = load(rows, max_image_pixels=allowed).train_dataset
+        monkeypatch.setattr(DataArguments, "max_image_pixels", allowed)
+        dataset = load(rows).train_dataset
         assert "pixel_values" in dataset[SampleRef(0)]
+    monkeypatch.setattr(DataArguments, "max_image_pixels", 128 * 64 - 1)
     with pytest.raises(UserError, match="3.png: 128 x 64 pixels are more than the limit of 8191"):
-        load(rows, max_image_pixels=128 * 64 - 1)
+        load(rows)
 
 
 def test_a_dicom_whose_decoder_panics_is_a_bad_sample_that_a_worker_can_tell(load, pictures: Path):

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +19,13 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from qwenvl.data import data_processor, dataset_cache
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.data.packing import SampleRef
 from qwenvl.data.record_table import RecordTable
 from qwenvl.errors import UserError
 
 DATA_FLAGS = {
-    "eval_dataset_use": "",
-    "thinking_turns": "each",
-    "data_flatten": False,
-    "data_packing": False,
-    "max_image_pixels": 10**8,
     "max_pixels": 128 * 128,
     "min_pixels": 32 * 32,
     "video_fps": 2.0,
@@ -40,7 +37,6 @@ DATA_FLAGS = {
     "max_bad_samples": 5,
 }
 TRAINING_FLAGS = {
-    "model_max_length": 256,
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 2,
     "seed": 5,
@@ -84,10 +80,12 @@ def start(
     def make(**flags: Any) -> tuple[DataModule, bool]:
         reads.clear()
         given = DATA_FLAGS | {"dataset_use": str(folder / "train.json"), "media_cache_dir": str(folder / "cache")}
-        given |= {key: flags.pop(key) for key in [*flags] if key in given}
-        data_args = SimpleNamespace(**given)
+        known = {field.name for field in fields(DataArguments)}
+        data_args = DataArguments(**given | {key: flags.pop(key) for key in [*flags] if key in known})
+        max_length = flags.pop("model_max_length", 256)
         training_args = SimpleNamespace(main_process_first=lambda **_: nullcontext(), **TRAINING_FLAGS | flags)
-        return make_supervised_data_module(copy.deepcopy(thinking_processor), data_args, training_args), bool(reads)
+        processor = copy.deepcopy(thinking_processor)
+        return make_supervised_data_module(processor, data_args, training_args, max_length), bool(reads)
 
     return make
 
