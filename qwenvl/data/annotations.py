@@ -7,7 +7,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -27,6 +26,7 @@ from qwenvl.data.rows import stream_rows
 from qwenvl.data.table_rows import is_table
 from qwenvl.data.turn_checks import RESERVED_TOKENS, add_placeholders, check_roles, check_texts, check_unicode
 from qwenvl.errors import UserError
+from qwenvl.utils.parallel import in_threads
 
 __all__ = [
     "PLACEHOLDERS",
@@ -50,7 +50,6 @@ MOST_NOTES = 20
 MOST_PIXELS = 2**40
 # No file's path is longer; what is, are mostly the bytes of an image as text.
 MOST_PATH_CHARACTERS = 4096
-STAT_THREADS = 16
 STAT_CHUNK = 512
 _DRAFTS_AT_ONCE = 8192
 
@@ -317,10 +316,8 @@ def _items(row: Row) -> Iterator[Row]:
 def _that_are_not(paths: Iterable[str], kind: Callable[[str], bool]) -> set[str]:
     """Return the paths that are not of a kind; threads, because on a network drive each question takes a round trip."""
     ordered = sorted(set(paths))
-    chunks = [ordered[start : start + STAT_CHUNK] for start in range(0, len(ordered), STAT_CHUNK)]
-    with ThreadPoolExecutor(STAT_THREADS) as pool:
-        found = pool.map(lambda chunk: [path for path in chunk if not kind(path)], chunks)
-        return {path for part in found for path in part}
+    matches = in_threads(kind, ordered, chunk_size=STAT_CHUNK)
+    return {path for path, matched in zip(ordered, matches, strict=True) if not matched}
 
 
 def _frames(folder: str) -> list[str]:

@@ -13,9 +13,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from qwenvl.data.media.store import DEFAULT_CACHE_DIR
 from qwenvl.data.packing import PackTable
 from qwenvl.data.record_table import RecordTable, write_table
 from qwenvl.data.sample_digest import digest_samples
+from qwenvl.utils.parallel import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _DAYS_KEPT, _DAYS_UNFINISHED = 30, 1
 _UNFINISHED = ".unfinished"
 _FOLDER, _META, _DIGEST = "datasets", "meta.json", "samples.sha256"
 _COUNTS = ("total", "supervised", "patches")
-_STAMP_THREADS, _STAMP_CHUNK = 8, 4096
+_STAMP_CHUNK = 4096
 _CODE = Path(__file__).resolve().parents[1]
 
 
@@ -177,13 +178,8 @@ class MediaStamps:
 
 def _stat_all(paths: Sequence[bytes]) -> np.ndarray:
     """Return time (ns) and length of each file, int64 (n, 2); -1 where there is none."""
-
-    def stat(start: int) -> list[tuple[int, int]]:
-        return [_stamp(path) for path in paths[start : start + _STAMP_CHUNK]]
-
-    with ThreadPoolExecutor(_STAMP_THREADS) as pool:
-        parts = [np.array(part, np.int64) for part in pool.map(stat, range(0, len(paths), _STAMP_CHUNK))]
-    return np.concatenate([np.empty((0, 2), np.int64), *parts])
+    stamps = in_threads(_stamp, paths, chunk_size=_STAMP_CHUNK)
+    return np.fromiter(chain.from_iterable(stamps), np.int64, 2 * len(paths)).reshape(-1, 2)
 
 
 def _stamp(path: bytes) -> tuple[int, int]:
