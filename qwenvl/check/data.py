@@ -235,8 +235,7 @@ def _write_clean(
     for record in problems.sound(split.records):
         sound[record.source][record.location or ""] = record
     for source, name in split.clean_files.items():
-        by_line = any(place.startswith("line") for place in sound[source])
-        rows = iter_rows(source, by_line) if sound[source] else iter(())
+        rows = iter_rows(source) if sound[source] else iter(())
         roots = dict.fromkeys(spec.data_path for spec in specs if spec.annotation_path == source)
         yield name, write_sound_rows(streams[name], rows, sound[source], roots, str(out))
 

@@ -14,7 +14,7 @@ from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
 from qwenvl.data.packing import plan_packs
-from qwenvl.data.rows import read_rows
+from qwenvl.data.rows import stream_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
@@ -98,7 +98,7 @@ def _default_output(annotation_path: str, capacity: int) -> Path:
 
 def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], root: str, overwrite: bool) -> None:
     """Write the rows of each pack as the annotation file has them, their media paths relative to the output."""
-    rows = {row.index: row.value for row in read_rows(records[0].source, lambda location, reason: None)}
+    rows = {row.index: row.value for row in stream_rows(records[0].source, lambda location, reason: None)}
     inputs = (path for record in records for path in (record.source, *record.images, *record.videos))
     with WholeFiles(output.parent, [output.name], overwrite, inputs) as streams:
         writer = JsonListWriter(streams[output.name])

@@ -1,35 +1,21 @@
 """Read an annotation file once more: its rows as they stand there, one at a time, and write the sound ones."""
 
-import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 from qwenvl.data.annotations import Record
-from qwenvl.data.json_rows import Row, open_binary, whole_number
-from qwenvl.data.json_stream import iter_json_list
-from qwenvl.data.rows import read_rows
-from qwenvl.data.table_rows import is_table
+from qwenvl.data.json_rows import Row
+from qwenvl.data.rows import stream_rows
 from qwenvl.utils.json_text import JsonListWriter, encoded_json
 
 # Keys under which a row gives the path of an image or a video, itself or in a list.
 _PATH_KEYS = ("image", "images", "image_url", "video", "videos", "video_url", "frames", "path", "url")
 
 
-def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
-    """Yield the rows that `read_rows` gives, under the same places, without holding the whole file.
-
-    `by_line` says that the file is JSONL, as the places of its records show ("line 3"). Malformed lines are left out.
-    """
-    if by_line:
-        yield from _iter_lines(path)
-    elif not is_table(path) and not path.endswith(".gz") and _is_list(path):
-        for index, value in iter_json_list(Path(path)):
-            yield Row(f"row {index}", index, value)
-    else:
-        yield from read_rows(path, lambda place, reason: None)
+def iter_rows(path: str) -> Iterator[Row]:
+    """Yield the rows of an annotation file once more, without those that cannot be read: they were reported before."""
+    return stream_rows(path, lambda location, reason: None)
 
 
 def iter_items(row: Row) -> Iterator[tuple[str, Any]]:
@@ -83,20 +69,3 @@ def moved_row(value: Any, record: Record, roots: Iterable[str], folder: str) -> 
 
 def _joined(folder: str, path: str) -> str:
     return os.path.abspath(os.path.join(folder, path))
-
-
-def _iter_lines(path: str) -> Iterator[Row]:
-    # As in `read_rows`, a line ends at a line feed alone: JSON strings may hold other separators.
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream:
-        for index, line in enumerate(stream):
-            try:
-                yield Row(f"line {index + 1}", index, json.loads(line, parse_int=whole_number))
-            except (json.JSONDecodeError, RecursionError):
-                continue
-
-
-def _is_list(path: str) -> bool:
-    with open(path, encoding="utf-8-sig") as stream:
-        while (mark := stream.read(1)).isspace():
-            pass
-    return mark == "["

@@ -144,7 +144,7 @@ def _not_absolute(escaping: Mapping[str, tuple[Record, list[str]]]) -> Iterator[
     if not escaping:
         return
     record, _ = next(iter(escaping.values()))
-    for row in iter_rows(record.source, by_line=(record.location or "").startswith("line")):
+    for row in iter_rows(record.source):
         for place, value in iter_items(row):
             if place not in escaping:
                 continue

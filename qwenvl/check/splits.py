@@ -45,8 +45,7 @@ def _with_subjects(records: Sequence[Record]) -> Iterator[tuple[Record, list[Sub
     for record in records:
         by_source.setdefault(record.source, {})[record.location or f"row {record.row}"] = record
     for source, places in by_source.items():
-        by_line = any(place.startswith("line") for place in places)
-        for row in iter_rows(source, by_line):
+        for row in iter_rows(source):
             for place, value in iter_items(row):
                 subjects = _subjects(value)
                 if subjects and place in places:

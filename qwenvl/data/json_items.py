@@ -13,11 +13,7 @@ _LARGEST_ITEM = 1 << 26
 
 
 class MalformedListError(ValueError):
-    """Text that is not read as a JSON list: what is wrong, and the number of the item (None: it is no list)."""
-
-    def __init__(self, index: int | None, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
+    """Text that cannot be read as a JSON list item by item."""
 
 
 class JsonItems:
@@ -33,23 +29,22 @@ class JsonItems:
 
     def __iter__(self) -> Iterator[Any]:
         if self._next_mark() != "[":
-            raise MalformedListError(None, "expected [ as the first character")
+            raise MalformedListError("expected [ as the first character")
         self._at += 1
-        index, closed = 0, self._next_mark() == "]"
+        closed = self._next_mark() == "]"
         self._at += closed
         while not closed:
-            value = self._value(index)
+            value = self._value()
             mark = self._next_mark()
             if mark not in (",", "]"):
-                raise MalformedListError(index, "no , or ] after it")
+                raise MalformedListError("no , or ] after it")
             self._at += 1
             closed = mark == "]"
             yield value
-            index += 1
         if self._next_mark():
-            raise MalformedListError(max(index - 1, 0), "more text after the end of the list")
+            raise MalformedListError("more text after the end of the list")
 
-    def _value(self, index: int) -> Any:
+    def _value(self) -> Any:
         self._next_mark()
         while True:
             try:
@@ -60,7 +55,7 @@ class JsonItems:
                     return value
             except json.JSONDecodeError as error:
                 if self._ended or len(self._text) - self._at > _LARGEST_ITEM:
-                    raise MalformedListError(index, error.msg) from None
+                    raise MalformedListError(error.msg) from None
             self._read_more()
 
     def _next_mark(self) -> str:

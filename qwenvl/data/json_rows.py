@@ -43,11 +43,6 @@ class _UnusableError(ValueError):
     """JSON that Python reads, but not as it is meant; the message says why."""
 
 
-def read_json_rows(path: str, on_bad_row: OnBadRow) -> list[Row]:
-    """Return all rows that `iter_json_rows` yields."""
-    return list(iter_json_rows(path, on_bad_row))
-
-
 def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
     """Yield the rows of a JSON list, of JSONL, or of a file with one record, told apart by what the file holds.
 
@@ -66,7 +61,7 @@ def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
         yield from _document_rows(path, on_bad_row)
 
 
-def open_binary(path: str) -> IO[bytes]:
+def _open_binary(path: str) -> IO[bytes]:
     """Open an annotation file, unpacked if it ends in `.gz`; raises `UserError` where it is no file of bounded size."""
     try:
         status = os.stat(path)
@@ -94,7 +89,7 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def whole_number(digits: str) -> int | str:
+def _whole_number(digits: str) -> int | str:
     """Return a JSON integer as `json` would, or its digits where they are more than Python turns into a number."""
     return digits if len(digits) > sys.get_int_max_str_digits() > 0 else int(digits)
 
@@ -136,7 +131,7 @@ def _inspect(path: str) -> _Shape:
 def _chunks(path: str) -> Iterator[bytes]:
     """Yield the bytes of a file, unpacked, and b"" at its end."""
     num_bytes = 0
-    with open_binary(path) as file, _readable(path):
+    with _open_binary(path) as file, _readable(path):
         while chunk := file.read(_CHUNK):
             num_bytes += len(chunk)
             if num_bytes > memory_bytes():
@@ -151,7 +146,7 @@ def _open_text(path: str) -> Iterator[TextIO]:
 
     JSON strings may hold the other characters that `str.splitlines` cuts at, such as U+2028.
     """
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream, _readable(path):
+    with io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", newline="\n") as stream, _readable(path):
         yield stream
 
 
@@ -202,7 +197,7 @@ def _marked_object(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def _marked_number(digits: str) -> Any:
-    number = whole_number(digits)
+    number = _whole_number(digits)
     return number if isinstance(number, int) else _Unusable(_TOO_LONG)
 
 

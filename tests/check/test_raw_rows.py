@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.check.raw_rows import iter_rows
-from qwenvl.data.rows import read_rows
+from qwenvl.data.rows import stream_rows
 from tests.check.conftest import row, sound_rows, write
 
 
@@ -31,8 +31,8 @@ def test_jsonl_keeps_its_line_numbers_and_malformed_lines_are_told(check, films:
 def test_rows_read_one_by_one_are_those_that_training_reads(tmp_path: Path, name: str, text: str):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8", newline="")
-    expected = read_rows(str(path), lambda place, reason: None)
-    assert list(iter_rows(str(path), expected[0].location.startswith("line"))) == expected
+    expected = stream_rows(str(path), lambda place, reason: None)
+    assert list(iter_rows(str(path))) == list(expected)
 
 
 def test_half_a_surrogate_pair_in_a_key_that_training_ignores_is_kept(check, films: Path):
