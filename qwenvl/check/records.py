@@ -11,7 +11,7 @@ from transformers import BaseVideoProcessor
 from qwenvl.check.duplicates import files_of, media_of
 from qwenvl.check.raw_rows import iter_items, iter_rows
 from qwenvl.data.annotations import BadSample, Record
-from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
+from qwenvl.data.boxes import ImageSize, boxes_from_text, check_box, from_space
 from qwenvl.data.media.frames import load_clip
 from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.media.sizes import MediaSizes, Unreadable, size_of
@@ -65,7 +65,7 @@ def find_wrong_boxes(records: Iterable[Record], sizes: MediaSizes, space: str) -
         if not texts:
             continue
         found = [size_of(sizes, path, kind) for kind, paths in uses_of(record) for path in paths]
-        pictures = [Size(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
+        pictures = [ImageSize(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
         flaw = next(filter(None, (_box_flaw(text, pictures, space) for text in texts)), None)
         if flaw is not None:
             yield BadSample.of(record, next(iter(media_of(record)), None), flaw)
@@ -168,7 +168,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _box_flaw(text: str, pictures: Sequence[Size], space: str) -> str | None:
+def _box_flaw(text: str, pictures: Sequence[ImageSize], space: str) -> str | None:
     named = text.count(_BOX_KEY)
     boxes = boxes_from_text(text)
     if len(boxes) < named:
@@ -182,7 +182,7 @@ def _box_flaw(text: str, pictures: Sequence[Size], space: str) -> str | None:
     return None
 
 
-def _outside(values: Sequence[float], picture: Size, space: str) -> str | None:
+def _outside(values: Sequence[float], picture: ImageSize, space: str) -> str | None:
     try:
         check_box(from_space(values, space, picture), picture)
     except UserError as error:

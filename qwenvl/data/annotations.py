@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
 from qwenvl.data.bad_samples import BadSample, BadSampleTracker
-from qwenvl.data.boxes import Size
+from qwenvl.data.boxes import ImageSize
 from qwenvl.data.dialects import InvalidRecordError, UnreadMediumError, to_conversation
 from qwenvl.data.dialects.media import decode_data_url
 from qwenvl.data.dialects.neutral import PLACEHOLDERS, Conversation, EmbeddedFile, FrameList, Medium, shown
@@ -330,14 +330,14 @@ def _frames(folder: str) -> list[str]:
     return frames
 
 
-def _image_size(images: Sequence[str], number: int) -> Size:
+def _image_size(images: Sequence[str], number: int) -> ImageSize:
     # Here, not above: few records need it.
     from qwenvl.data.media.images import image_size
 
     if number >= len(images):
         raise InvalidRecordError(f"`objects` names the image {number} (from 0), but there are {len(images)}")
     try:
-        return Size(*image_size(images[number], MOST_PIXELS))
+        return ImageSize(*image_size(images[number], MOST_PIXELS))
     except UserError as error:
         reason = f"{error.reason_for(images[number])} (its size is needed for `objects`)"
         raise InvalidRecordError(reason, images[number]) from None

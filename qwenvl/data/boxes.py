@@ -33,14 +33,14 @@ class Box(NamedTuple):
     y2: float
 
 
-class Size(NamedTuple):
+class ImageSize(NamedTuple):
     """Height and width of a picture in pixels, in the order that image processors use."""
 
     height: int
     width: int
 
 
-def from_format(values: Sequence[float], box_format: str, size: Size) -> Box:
+def from_format(values: Sequence[float], box_format: str, size: ImageSize) -> Box:
     """Read a box as an annotation tool wrote it; `size` is that of the original picture.
 
     - `xyxy`: left, top, right, bottom edge in pixels
@@ -64,7 +64,7 @@ def from_format(values: Sequence[float], box_format: str, size: Size) -> Box:
     raise _unknown("box format", box_format, FORMATS)
 
 
-def to_format(box: Box, box_format: str, size: Size) -> tuple[float, float, float, float]:
+def to_format(box: Box, box_format: str, size: ImageSize) -> tuple[float, float, float, float]:
     """Write a box as an annotation tool reads it; the formats are those of `from_format`. Raises `UserError`."""
     x1, y1, x2, y2 = box
     if box_format == "xyxy":
@@ -79,7 +79,7 @@ def to_format(box: Box, box_format: str, size: Size) -> tuple[float, float, floa
     raise _unknown("box format", box_format, FORMATS)
 
 
-def to_space(box: Box, space: str, size: Size, resized: Size | None = None) -> tuple[int, int, int, int]:
+def to_space(box: Box, space: str, size: ImageSize, resized: ImageSize | None = None) -> tuple[int, int, int, int]:
     """Return the whole numbers that a model reads and writes for a box.
 
     - `absolute`: pixels of the original picture
@@ -94,7 +94,7 @@ def to_space(box: Box, space: str, size: Size, resized: Size | None = None) -> t
     return x1, y1, x2, y2
 
 
-def from_space(values: Sequence[float], space: str, size: Size, resized: Size | None = None) -> Box:
+def from_space(values: Sequence[float], space: str, size: ImageSize, resized: ImageSize | None = None) -> Box:
     """Return the box in the original picture that a model means by four numbers; the inverse of `to_space`."""
     x1, y1, x2, y2 = _four(values)
     limit = _limit(space, size, resized)
@@ -102,7 +102,7 @@ def from_space(values: Sequence[float], space: str, size: Size, resized: Size | 
     return Box(_plain(x1, across), _plain(y1, down), _plain(x2, across), _plain(y2, down))
 
 
-def resized_size(size: Size, factor: int, min_pixels: int, max_pixels: int) -> Size:
+def resized_size(size: ImageSize, factor: int, min_pixels: int, max_pixels: int) -> ImageSize:
     """Return the size that Qwen's image processor resizes a picture to: multiples of `factor` within the limits.
 
     `factor` is patch size x merge size: 28 for Qwen2.5-VL, 32 for Qwen3-VL. Raises `UserError` for a picture more than
@@ -112,12 +112,12 @@ def resized_size(size: Size, factor: int, min_pixels: int, max_pixels: int) -> S
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     try:
-        return Size(*smart_resize(size.height, size.width, factor, min_pixels, max_pixels))
+        return ImageSize(*smart_resize(size.height, size.width, factor, min_pixels, max_pixels))
     except ValueError as error:
         raise UserError(f"a picture of {size.width} x {size.height} pixels: {error}") from None
 
 
-def check_box(box: Box, size: Size) -> None:
+def check_box(box: Box, size: ImageSize) -> None:
     """Raise `UserError` for a box that is no box, or that does not lie inside the picture."""
     if not all(math.isfinite(value) for value in box) or not (box.x1 < box.x2 and box.y1 < box.y2):
         raise UserError(f"{_text(box)} is no box: expected left < right and top < bottom; is the format right?")
@@ -127,7 +127,7 @@ def check_box(box: Box, size: Size) -> None:
         )
 
 
-def clip_box(box: Box, size: Size) -> Box:
+def clip_box(box: Box, size: ImageSize) -> Box:
     """Return the part of a box inside the picture; raises `UserError` when there is none."""
     clipped = Box(max(box.x1, 0), max(box.y1, 0), min(box.x2, size.width), min(box.y2, size.height))
     check_box(clipped, size)
@@ -199,11 +199,11 @@ def _plain(value: float, scale: Fraction) -> float:
     return int(product) if product.denominator == 1 else float(product)
 
 
-def _limit(space: str, size: Size, resized: Size | None) -> Size:
+def _limit(space: str, size: ImageSize, resized: ImageSize | None) -> ImageSize:
     if space == "absolute":
         return size
     if space == "relative":
-        return Size(RELATIVE_LIMIT, RELATIVE_LIMIT)
+        return ImageSize(RELATIVE_LIMIT, RELATIVE_LIMIT)
     if space != "resized":
         raise _unknown("space", space, SPACES)
     if resized is None:

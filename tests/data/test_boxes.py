@@ -11,7 +11,7 @@ from qwenvl.data.boxes import (
     FORMATS,
     SPACES,
     Box,
-    Size,
+    ImageSize,
     boxes_from_text,
     boxes_to_text,
     check_box,
@@ -25,14 +25,14 @@ from qwenvl.data.boxes import (
 )
 from qwenvl.errors import UserError
 
-SIZE = Size(height=200, width=400)
+SIZE = ImageSize(height=200, width=400)
 
 
-def _cases(largest: int = 5000, count: int = 500) -> Iterator[tuple[Size, Box]]:
+def _cases(largest: int = 5000, count: int = 500) -> Iterator[tuple[ImageSize, Box]]:
     """Yield random pictures with a random box of whole pixels inside each, those that touch the edges among them."""
     draw = random.Random(7)
     for _ in range(count):
-        size = Size(draw.randint(1, largest), draw.randint(1, largest))
+        size = ImageSize(draw.randint(1, largest), draw.randint(1, largest))
         x1, y1 = draw.randrange(size.width), draw.randrange(size.height)
         box = Box(x1, y1, draw.randint(x1 + 1, size.width), draw.randint(y1 + 1, size.height))
         yield size, draw.choice([box, box, Box(0, 0, size.width, size.height)])
@@ -58,7 +58,7 @@ def test_each_format_reads_and_writes_the_same_box(box_format: str, values: tupl
     [("absolute", (100, 50, 300, 100)), ("resized", (25, 15, 75, 30)), ("relative", (250, 250, 750, 500))],
 )
 def test_each_space_reads_and_writes_the_same_box(space: str, values: tuple[int, ...]):
-    resized = Size(height=60, width=100)
+    resized = ImageSize(height=60, width=100)
     assert to_space(Box(100, 50, 300, 100), space, SIZE, resized) == values
     assert from_space(values, space, SIZE, resized) == Box(100, 50, 300, 100)
 
@@ -106,8 +106,8 @@ def test_relative_coordinates_are_off_by_half_a_unit_at_most_for_larger_pictures
 def test_what_a_model_writes_comes_back_as_the_same_numbers(space: str):
     draw = random.Random(1)
     for size, _ in _cases():
-        resized = Size(28 * draw.randint(1, 60), 28 * draw.randint(1, 60))
-        limit = {"absolute": size, "resized": resized, "relative": Size(1000, 1000)}[space]
+        resized = ImageSize(28 * draw.randint(1, 60), 28 * draw.randint(1, 60))
+        limit = {"absolute": size, "resized": resized, "relative": ImageSize(1000, 1000)}[space]
         x1, y1 = draw.randrange(limit.width), draw.randrange(limit.height)
         written = (x1, y1, draw.randint(x1 + 1, limit.width), draw.randint(y1 + 1, limit.height))
         assert to_space(from_space(written, space, size, resized), space, size, resized) == written
@@ -116,16 +116,16 @@ def test_what_a_model_writes_comes_back_as_the_same_numbers(space: str):
 @pytest.mark.parametrize("space", SPACES)
 def test_a_box_inside_the_picture_stays_a_box_inside_the_range(space: str):
     for size, box in _cases():
-        resized = Size(56, 84)
+        resized = ImageSize(56, 84)
         x1, y1, x2, y2 = to_space(box, space, size, resized)
-        limit = {"absolute": size, "resized": resized, "relative": Size(1000, 1000)}[space]
+        limit = {"absolute": size, "resized": resized, "relative": ImageSize(1000, 1000)}[space]
         assert 0 <= x1 < x2 <= limit.width and 0 <= y1 < y2 <= limit.height
 
 
 def test_numbers_of_numpy_are_taken_and_do_not_overflow():
     values = np.array([1000, 900, 2000, 1900], dtype=np.int16)
-    box = from_format(values, "xyxy", Size(4000, 4000))
-    assert to_space(box, "relative", Size(4000, 4000)) == (250, 225, 500, 475)
+    box = from_format(values, "xyxy", ImageSize(4000, 4000))
+    assert to_space(box, "relative", ImageSize(4000, 4000)) == (250, 225, 500, 475)
 
 
 @pytest.mark.parametrize("factor", [28, 32])
@@ -138,7 +138,7 @@ def test_the_resized_size_is_that_of_the_processor_and_keeps_to_its_limits(facto
         assert resized.height % factor == resized.width % factor == 0
         assert limits[0] <= resized.height * resized.width <= limits[1]
     with pytest.raises(UserError, match="10 x 3000 pixels"):
-        resized_size(Size(3000, 10), factor, *limits)
+        resized_size(ImageSize(3000, 10), factor, *limits)
 
 
 def test_text_of_boxes_is_read_back_from_plain_fenced_and_running_text():

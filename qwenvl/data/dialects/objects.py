@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qwenvl.data.boxes import RELATIVE_LIMIT, Box, Size, check_box, to_space
+from qwenvl.data.boxes import RELATIVE_LIMIT, Box, ImageSize, check_box, to_space
 from qwenvl.data.dialects.neutral import InvalidRecordError, is_missing, shown
 from qwenvl.data.records import Turn
 from qwenvl.errors import UserError
@@ -25,7 +25,7 @@ def has_object_marks(turns: Sequence[Turn]) -> bool:
     return any("<" in turn.text and _MARK.search(turn.text) for turn in turns)
 
 
-def fill_objects(turns: Sequence[Turn], objects: Any, size_of: Callable[[int], Size]) -> list[Turn]:
+def fill_objects(turns: Sequence[Turn], objects: Any, size_of: Callable[[int], ImageSize]) -> list[Turn]:
     """Return the turns with names and boxes in the place of their marks, in order.
 
     `size_of(n)` is asked for the size of the record's image n where boxes are in pixels. Raises `InvalidRecordError`.
@@ -43,7 +43,7 @@ def fill_objects(turns: Sequence[Turn], objects: Any, size_of: Callable[[int], S
     return [replace(turn, text=_MARK.sub(lambda match: next(texts[match[1]]), turn.text)) for turn in turns]
 
 
-def _box_texts(boxes: list[Any], objects: dict[str, Any], size_of: Callable[[int], Size]) -> Iterator[str]:
+def _box_texts(boxes: list[Any], objects: dict[str, Any], size_of: Callable[[int], ImageSize]) -> Iterator[str]:
     box_type = objects.get("bbox_type")
     if box_type not in (None, "real", "norm1"):
         raise InvalidRecordError(f"`bbox_type` is {shown(box_type)}, expected real (pixels) or norm1 (0 to 1)")
@@ -55,11 +55,11 @@ def _box_texts(boxes: list[Any], objects: dict[str, Any], size_of: Callable[[int
     for box, number in zip(boxes, numbers, strict=True):
         if not isinstance(box, list) or len(box) not in (2, 4) or not all(map(_is_coordinate, box)):
             raise InvalidRecordError(f"`bbox` of `objects` has {shown(box)}, expected 4 numbers (or 2 for a point)")
-        size = Size(1, 1) if box_type == "norm1" else size_of(number)
+        size = ImageSize(1, 1) if box_type == "norm1" else size_of(number)
         yield _point(box, size) if len(box) == 2 else _box(Box(*box), size)
 
 
-def _box(box: Box, size: Size) -> str:
+def _box(box: Box, size: ImageSize) -> str:
     try:
         check_box(box, size)
     except UserError as error:
@@ -67,7 +67,7 @@ def _box(box: Box, size: Size) -> str:
     return str(list(to_space(box, "relative", size)))
 
 
-def _point(point: list[float], size: Size) -> str:
+def _point(point: list[float], size: ImageSize) -> str:
     if not (0 <= point[0] <= size.width and 0 <= point[1] <= size.height):
         raise InvalidRecordError(f"`objects`: the point {point} is not on its image of {size.width} x {size.height}")
     scaled = (point[0] * RELATIVE_LIMIT / size.width, point[1] * RELATIVE_LIMIT / size.height)
