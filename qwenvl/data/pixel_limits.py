@@ -11,21 +11,21 @@ _PIXEL_LIMITS = ("shortest_edge", "longest_edge")
 
 
 def has_official_pixels(processor: ProcessorMixin) -> bool:
-    """Whether pictures are cut by the official processor, also where a custom tower puts them together again."""
+    """Whether images are patchified by the official processor, also where a custom tower reassembles them."""
     image_processor = processor.image_processor
     return isinstance(image_processor, Qwen2VLImageProcessor) or bool(getattr(image_processor, "official", None))
 
 
 def takes_pixel_limits(media_processor: Any) -> bool:
-    """Whether the size of an image or video processor is a pair of limits to the number of pixels."""
+    """Whether the size of an image or video processor is a pair of pixel limits."""
     return all(dict(media_processor.size).get(key) is not None for key in _PIXEL_LIMITS)
 
 
 def set_pixel_limits(processor: ProcessorMixin, data_args: DataArguments) -> None:
-    """Set the limits on the processor, so that every later call and the saved processor obey them.
+    """Set the limits on the processor, so that they apply to every later call and are saved with it.
 
-    Raises `UserError` for limits that contradict each other, and for those given to an encoder that takes pictures of
-    one size.
+    Raises `UserError` for limits that contradict each other, and for limits
+    given to an encoder with a fixed input size.
     """
     given = {name: getattr(data_args, name) for name in OFFICIAL_PIXEL_LIMITS}
     if has_official_pixels(processor):
@@ -46,7 +46,7 @@ def _set_size(media_processor: Any, prefix: str, min_pixels: int | None, max_pix
     if not takes_pixel_limits(media_processor):
         if given:
             raise UserError(
-                f"--{prefix}min_pixels and --{prefix}max_pixels have no effect: this vision encoder takes pictures of "
+                f"--{prefix}min_pixels and --{prefix}max_pixels have no effect: this vision encoder takes images of "
                 f"one size, {dict(media_processor.size)}; leave them out"
             )
         return

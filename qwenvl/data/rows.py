@@ -1,4 +1,4 @@
-"""Read the rows of an annotation file of any kind: JSON, or a table of Hugging Face `datasets`."""
+"""Read the rows of an annotation file of any format: JSON, or a table of Hugging Face `datasets`."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def stream_rows(source: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """Yield the rows of a JSON file, holding one at a time, or of a table, holding one batch.
+    """Yield the rows of a JSON file, with one row in memory at a time, or of a table, with one batch.
 
     `on_bad_row(location, reason)` is called for each row that cannot be read where others can. Raises `UserError`.
     """

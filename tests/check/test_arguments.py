@@ -19,7 +19,7 @@ from qwenvl.tools.check_data import main
         (["--out", "x", "--model_max_length", "0"], "--model_max_length 0"),
         (["--out", "x", "--deepspeed", "nowhere.json"], "--deepspeed nowhere.json"),
         (["--out", "x", "--vision_layer", "-2"], "--vision_layer -2 is for a custom encoder"),
-        (["--out", "x"], "no data set named"),
+        (["--out", "x"], "no dataset named"),
     ],
 )
 def test_mistakes_on_the_command_line_are_told(flags: list[str], reason: str, tmp_path: Path, monkeypatch):

@@ -215,7 +215,7 @@ def test_placeholders_that_are_there_stay_where_they_are(folder: Path):
         ("", {"image": "https://host/a.png"}, "https://host/a.png: media are read from files only"),
         ("", {"image": "data:image/png;base64,AAA"}, "no base64"),
         ("", {"image": "data:image/png,AAAA"}, "no address of the form data:image/png;base64"),
-        ("", {"image": "file://["}, "'file://[' is no address of a file (Invalid IPv6 URL)"),
+        ("", {"image": "file://["}, "'file://[' is not a file URL (Invalid IPv6 URL)"),
         ("", {"image": "a\x00.png"}, "holds a control character"),
         ("", {"image": "a\n.png"}, "holds a control character"),
         ("", {"image": "\ud83d.png"}, "half of a surrogate pair"),
@@ -292,7 +292,7 @@ def test_skip_also_covers_malformed_lines_of_jsonl(folder: Path):
 def test_bad_samples_come_in_one_order_however_many_records_are_held_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, name: str
 ):
-    monkeypatch.setattr(annotations, "_DRAFTS_AT_ONCE", at_once)
+    monkeypatch.setattr(annotations, "_DRAFTS_PER_BATCH", at_once)
     rows = [*BAD_AND_GOOD, {"image_path": "a.png", "conversations": talk()}, ROWS[0]]
     texts = [*map(json.dumps, rows), '{"a": 1, "a": 2}', json.dumps(BAD_AND_GOOD[0])]
     text = "\n".join(texts) if name.endswith("l") else f"[{','.join(texts)}]"
@@ -305,7 +305,7 @@ def test_bad_samples_come_in_one_order_however_many_records_are_held_at_once(
 
 
 def test_packs_that_lie_across_what_is_held_at_once_stay_together(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(annotations, "_DRAFTS_AT_ONCE", 1)
+    monkeypatch.setattr(annotations, "_DRAFTS_PER_BATCH", 1)
     packs = [ROWS[:2], ROWS[2], [BAD_AND_GOOD[0], ROWS[0]]]
     assert read(folder, packs, tracker=BadSampleTracker("skip", 1)).packs == [[0, 1], [2], [3]]
 

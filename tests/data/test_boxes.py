@@ -157,11 +157,11 @@ def test_text_without_boxes_has_none():
 def test_boxes_that_are_none_or_leave_the_picture_are_named():
     check_box(Box(0, 0, 400, 200), SIZE)
     for box, message in [
-        (Box(10, 10, 10, 20), "is no box"),
-        (Box(10, 20, 30, 10), "is no box"),
-        (Box(0, 0, float("nan"), 10), "is no box"),
-        (Box(-1, 0, 10, 10), r"box \(-1, 0, 10, 10\) leaves the picture of 400 x 200 pixels"),
-        (Box(0, 0, 401, 10), "leaves the picture"),
+        (Box(10, 10, 10, 20), "is not a box"),
+        (Box(10, 20, 30, 10), "is not a box"),
+        (Box(0, 0, float("nan"), 10), "is not a box"),
+        (Box(-1, 0, 10, 10), r"box \(-1, 0, 10, 10\) exceeds the image of 400 x 200 pixels"),
+        (Box(0, 0, 401, 10), "exceeds the image"),
     ]:
         with pytest.raises(UserError, match=message):
             check_box(box, SIZE)
@@ -169,7 +169,7 @@ def test_boxes_that_are_none_or_leave_the_picture_are_named():
 
 def test_clipping_keeps_the_part_inside():
     assert clip_box(Box(-5, 10, 500, 300), SIZE) == Box(0, 10, 400, 200)
-    with pytest.raises(UserError, match="is no box"):
+    with pytest.raises(UserError, match="is not a box"):
         clip_box(Box(401, 0, 500, 10), SIZE)
 
 

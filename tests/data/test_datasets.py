@@ -54,15 +54,15 @@ def test_a_percentage_outside_its_range_is_refused(registered: Path, share: str)
 def test_an_unknown_name_is_refused_with_the_known_and_the_near_ones(registered: Path):
     with pytest.raises(UserError) as error:
         data_list("mimic_trian")
-    assert "unknown data set 'mimic_trian'; did you mean mimic_train" in str(error.value)
+    assert "unknown dataset 'mimic_trian'; did you mean mimic_train" in str(error.value)
     assert "known: a, b, mimic_test, mimic_train, mimic_valid, packed" in str(error.value)
-    with pytest.raises(UserError, match="unknown data set 'zzz'; known: a, b"):
+    with pytest.raises(UserError, match="unknown dataset 'zzz'; known: a, b"):
         data_list("zzz%50")
 
 
 @pytest.mark.parametrize("nothing", ["", " , ", []])
 def test_naming_no_data_set_is_refused(nothing):
-    with pytest.raises(UserError, match="no data set named"):
+    with pytest.raises(UserError, match="no dataset named"):
         data_list(nothing)
 
 
@@ -161,7 +161,7 @@ def test_other_kinds_of_files_are_named_by_their_path(tmp_path: Path):
     (spec,) = data_list(f"{tmp_path}%50")
     assert spec == DatasetSpec(str(tmp_path), str(tmp_path), str(tmp_path), 50)
     assert data_list("hf:org/name:train%5") == [DatasetSpec("hf:org/name:train", "hf:org/name:train", "", 5)]
-    with pytest.raises(UserError, match="unknown data set 'org/name'.* hf:org/name from the Hugging Face hub"):
+    with pytest.raises(UserError, match="unknown dataset 'org/name'.* hf:org/name from the Hugging Face hub"):
         data_list("org/name")
 
 

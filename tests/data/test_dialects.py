@@ -229,8 +229,8 @@ def test_a_path_with_backslashes_is_refused_with_the_path_that_is_there(folder: 
     (folder / "sub").mkdir()
     (folder / "sub/c.png").write_bytes(b"x")
     line = refusal(folder, messages=TALK, image="sub\\c.png")
-    assert "no such file" in line and f"not by \\: {folder}/sub/c.png is there" in line
-    assert "is there" not in refusal(folder, messages=TALK, image="sub\\d.png")
+    assert "no such file" in line and f"not by \\: {folder}/sub/c.png exists" in line
+    assert "exists" not in refusal(folder, messages=TALK, image="sub\\d.png")
 
 
 @pytest.mark.parametrize("nothing", [None, "", [], float("nan"), {"path": None, "bytes": None}])
@@ -345,7 +345,7 @@ def test_boxes_and_names_are_filled_in_in_order(folder: Path):
         ({"bbox": [[5, 0, 5, 1]]}, "no box"),
         ({"bbox": [[201, 0]]}, "the point [201, 0] is not on its image"),
         ({"bbox": [[0, 0, 1]]}, "expected 4 numbers (or 2 for a point)"),
-        ({"bbox": [[0, 0, 1, 1]], "image_id": [1]}, "names the image 1 (from 0), but there are 1"),
+        ({"bbox": [[0, 0, 1, 1]], "image_id": [1]}, "refers to image 1 (from 0), but there are 1"),
         ({"bbox": [[0, 0, 1, 1]], "bbox_type": "norm1000"}, "expected real (pixels) or norm1"),
         ({"bbox": [[0, 0, 1, 1]], "width": [3]}, "expected an object with bbox, bbox_type, image_id, ref"),
     ],
@@ -372,7 +372,7 @@ def test_preferences_of_other_tools_are_refused(folder: Path, key: str):
 
 def test_bytes_of_an_image_in_place_of_its_path_are_told_in_a_short_line(folder: Path):
     line = refusal(folder, query="Q?", response="A.", image="/9j/" + "4AAQ" * 2000)
-    assert "of 8,004 characters is no path" in line and "data:image/png;base64" in line and len(line) < 400
+    assert "of 8,004 characters is not a path" in line and "data:image/png;base64" in line and len(line) < 400
 
 
 def test_functions_and_their_calls_in_the_older_form_of_openai_are_read(folder: Path):
