@@ -28,9 +28,9 @@ from qwenvl.check.splits import find_leaks, find_shared_subjects
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
-from qwenvl.data.packing import place_packs
-from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
+from qwenvl.data.lengths import TokenCounter, TokenCounts, find_usable, read_media_sizes
+from qwenvl.data.packing import renumber_packs
+from qwenvl.data.thinking_turns import count_thoughtless_answers, describe_thoughtless_answers, split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.train.param_groups import format_table
 from qwenvl.train.prepare import prepare_base
@@ -103,7 +103,7 @@ class DataCheck:
         if self.encoder.opens_thoughts:
             num_answers, num_thoughtless = count_thoughtless_answers(records)
             if num_thoughtless:
-                logger.warning("%s: %s", dataset_use, tell_thoughtless_answers(num_answers, num_thoughtless))
+                logger.warning("%s: %s", dataset_use, describe_thoughtless_answers(num_answers, num_thoughtless))
         if not self.flags.check.allow_outside:
             for spec in dict.fromkeys((spec.annotation_path, spec.data_path) for spec in specs):
                 own = [record for record in records if record.source == spec[0]]
@@ -114,7 +114,7 @@ class DataCheck:
         # What training refuses for its text: special tokens, and words that the chat template leaves out.
         self.problems.add("text", [bad for bad in counts.bad.values() if bad.path is None])
         ledger = _Collector()
-        usable_places(records, counts, self.flags.training.model_max_length, ledger)
+        find_usable(records, counts, self.flags.training.model_max_length, ledger)
         ledger.samples = [bad for bad in ledger.samples if bad not in counts.bad.values() or bad.path is not None]
         self._add_by_path("length", ledger)
         if self.flags.check.box_space != "none":
@@ -163,7 +163,7 @@ class DataCheck:
         sound = [place for place, record in enumerate(split.records) if self.problems.is_sound(record)]
         packs = split.annotations.packs
         if packs is not None:
-            packs = place_packs(packs, np.array(sound, dtype=np.int64))
+            packs = renumber_packs(packs, np.array(sound, dtype=np.int64))
         records = [split.records[place] for place in sound]
         return SoundData(records, split.counts.of(np.array(sound, dtype=np.int64)), packs)
 

@@ -12,7 +12,7 @@ from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
+from qwenvl.data.lengths import TokenCounter, TokenCounts, find_usable, read_media_sizes
 from qwenvl.data.packing import plan_packs
 from qwenvl.data.rows import stream_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
@@ -52,7 +52,7 @@ def pack_dataset(model_args: ModelArguments, data_args: DataArguments, options: 
     if message is not None:
         logger.info("%s: %s", data_args.dataset_use, message)
     records, counts = count_rows(annotations.records, encoder, data_args)
-    kept = usable_places(records, counts, options.model_max_length, ledger)
+    kept = find_usable(records, counts, options.model_max_length, ledger)
     if not len(kept):
         raise UserError(f"{spec.annotation_path}: none of the {len(records)} records is usable")
     lengths = counts.total[kept]

@@ -145,7 +145,7 @@ def media_paths(records: Iterable[Record]) -> tuple[set[str], set[str]]:
     return images, videos
 
 
-def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, tracker: BadSampleTracker) -> np.ndarray:
+def find_usable(records: Sequence[Record], counts: TokenCounts, limit: int, tracker: BadSampleTracker) -> np.ndarray:
     """Return the places of the records that can be read and have at most `limit` tokens, (n,), reporting the others."""
     too_long = np.flatnonzero(counts.total > limit).tolist()
     for place in sorted([*counts.bad, *too_long]):

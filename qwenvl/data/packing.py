@@ -64,7 +64,7 @@ class PackTable(Sequence[list[int]]):
         return np.diff(sums[np.concatenate([[0], self.ends])])
 
 
-def place_packs(packs: Sequence[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
+def renumber_packs(packs: Sequence[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
     """Return packs with the places that the samples at `kept`, (n,), now have, without those that were left out."""
     # With a million samples the dictionary takes 150 MB.
     places = {old: new for new, old in enumerate(kept.tolist())} if packs else {}

@@ -122,7 +122,7 @@ def _is_supervised_answer(turn: Turn) -> bool:
     return turn.role == "assistant" and turn.supervised
 
 
-def tell_thoughtless_answers(num_answers: int, num_thoughtless: int) -> str:
+def describe_thoughtless_answers(num_answers: int, num_thoughtless: int) -> str:
     """Return what a Thinking model learns from answers without a thought."""
     return (
         f"{num_thoughtless:,} of {num_answers:,} answers come without a thought: this Thinking model learns to answer "

@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be_written_costs_the_keeping_and_nothing_else(
     (folder / "cache").write_text("no folder")
     data, has_read = start()
     assert has_read and len(data.train_dataset) == 10
-    assert "cannot keep the prepared data" in caplog.text
+    assert "cannot write the prepared data" in caplog.text
 
 
 def test_old_entries_and_what_killed_runs_left_are_removed(start: Callable[..., tuple[DataModule, bool]], folder: Path):

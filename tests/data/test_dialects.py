@@ -341,8 +341,8 @@ def test_boxes_and_names_are_filled_in_in_order(folder: Path):
     [
         ({"bbox": []}, "1 <bbox> in the text but 0 in `objects`"),
         ({"bbox": [[0, 0, 1, 1]], "ref": ["x"]}, "0 <ref-object> in the text but 1"),
-        ({"bbox": [[0, 0, 201, 1]]}, "leaves the"),
-        ({"bbox": [[5, 0, 5, 1]]}, "no box"),
+        ({"bbox": [[0, 0, 201, 1]]}, "exceeds the"),
+        ({"bbox": [[5, 0, 5, 1]]}, "is not a box"),
         ({"bbox": [[201, 0]]}, "the point [201, 0] is not on its image"),
         ({"bbox": [[0, 0, 1]]}, "expected 4 numbers (or 2 for a point)"),
         ({"bbox": [[0, 0, 1, 1]], "image_id": [1]}, "refers to image 1 (from 0), but there are 1"),

@@ -142,7 +142,7 @@ def test_a_record_that_the_template_refuses_is_named_and_the_others_are_not(own_
     encoder = RecordEncoder(own_processor)
     texts = encoder.render_checked([answer("1"), chat(*answer("2").turns, *ANSWERING)])
     assert isinstance(texts[0], str)
-    assert str(texts[1]) == "the model's chat template refuses this record: no tools"
+    assert str(texts[1]) == "the model's chat template rejects this record: no tools"
 
 
 @pytest.mark.parametrize("token", ["<|box_start|>", "<|object_ref_end|>", "<|vision_pad|>", "<|im_end|>"])
