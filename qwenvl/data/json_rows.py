@@ -1,4 +1,4 @@
-"""Read a JSON or JSONL file into rows, each with the place in the file where it stands."""
+"""Read a JSON or JSONL file as rows, each with its location in the file."""
 
 import codecs
 import gzip
@@ -19,8 +19,8 @@ _GIB = 1 << 30
 _CHUNK = 1 << 22
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
-_TOO_LONG = "it holds a whole number of too many digits: shorten it, or make it a text"
-_TOO_DEEP = "a record is nested too deeply to be read: make it flat, or delete it"
+_TOO_LONG = "an integer has too many digits: shorten it, or make it a string"
+_TOO_DEEP = "a record is nested too deeply to be read: flatten it, or delete it"
 
 OnBadRow = Callable[[str, str], None]
 
@@ -34,23 +34,27 @@ class Row(NamedTuple):
 
 
 class _Unusable(NamedTuple):
-    """What stands in a row in the place of a value that Python reads, but not as it is meant."""
+    """Marker in a row for a value that Python would silently read as something else."""
 
     reason: str
 
 
 class _UnusableError(ValueError):
-    """JSON that Python reads, but not as it is meant; the message says why."""
+    """JSON that Python would silently read as something else."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """Yield the rows of a JSON list, of JSONL, or of a file with one record, told apart by what the file holds.
+    """Yield the rows of a JSON list, of JSONL, or of a file with one record; the format is detected from the content.
 
-    A file called `.json` may hold JSONL and the other way round; UTF-8 with or without a byte order mark; `.gz` is
-    unpacked. Rows are read as they are asked for. `on_bad_row(place, reason)` is called for each malformed line of
-    JSONL, and for each row with a repeated key or a number that is too long: the others can still be read. Raises
-    `UserError` for a file that is missing, unreadable, empty, malformed as a whole, or no list of rows; of a list only
-    after the rows before the mistake.
+    A `.json` file may contain JSONL and vice versa; UTF-8 with or without a byte order mark; `.gz` is decompressed.
+    Rows are read lazily. `on_bad_row(location, reason)` is called for each malformed line of JSONL, and for each row
+    with a repeated key or a number that is too long: the other rows are still read. Raises `UserError` for a file that is
+    missing, unreadable, empty, malformed as a whole, or not a list of rows; for a list only after the rows before the
+    error.
     """
     shape = _inspect(path)
     if _has_one_value_per_line(path, shape):
@@ -62,7 +66,7 @@ def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
 
 
 def _open_binary(path: str) -> IO[bytes]:
-    """Open an annotation file, unpacked if it ends in `.gz`; raises `UserError` where it is no file of bounded size."""
+    """Open an annotation file, decompressed if it ends in `.gz`; raises `UserError` unless it is a regular file."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -85,24 +89,24 @@ def _open_binary(path: str) -> IO[bytes]:
 
 
 def memory_bytes() -> int:
-    """Return the bytes of this machine's memory."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _whole_number(digits: str) -> int | str:
-    """Return a JSON integer as `json` would, or its digits where they are more than Python turns into a number."""
+    """Return a JSON integer as `json` does, or its digits if they are more than Python converts to a number."""
     return digits if len(digits) > sys.get_int_max_str_digits() > 0 else int(digits)
 
 
 class _Shape(NamedTuple):
-    """The first character of a text that is no white space, and whether anything stands below its line."""
+    """The first non-space character of a text, and whether its line is followed by more text."""
 
     first_character: str
     has_more_lines: bool
 
 
 def _inspect(path: str) -> _Shape:
-    """Read a file through once, holding a chunk of it; raises `UserError` unless all of it is text, and not empty."""
+    """Scan a file in chunks; raises `UserError` unless all of it is UTF-8 text, and not empty."""
     decode = codecs.getincrementaldecoder("utf-8")()
     first, in_first_line, has_more_lines, num_bytes = "", True, False, 0
     for chunk in _chunks(path):
@@ -129,22 +133,22 @@ def _inspect(path: str) -> _Shape:
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file, unpacked, and b"" at its end."""
+    """Yield the decompressed bytes of a file, and b"" at its end."""
     num_bytes = 0
     with _open_binary(path) as file, _readable(path):
         while chunk := file.read(_CHUNK):
             num_bytes += len(chunk)
             if num_bytes > memory_bytes():
-                raise UserError("unpacked it is larger than this machine's memory; split the file", path=path)
+                raise UserError("decompressed, it is larger than this machine's memory; split the file", path=path)
             yield chunk
     yield b""
 
 
 @contextmanager
 def _open_text(path: str) -> Iterator[TextIO]:
-    """Open a file that `_inspect` has passed, as text whose lines end at a line feed alone.
+    """Open a file that `_inspect` has checked, as text whose lines end only at a line feed.
 
-    JSON strings may hold the other characters that `str.splitlines` cuts at, such as U+2028.
+    JSON strings may contain the other characters that `str.splitlines` splits at, such as U+2028.
     """
     with io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", newline="\n") as stream, _readable(path):
         yield stream
@@ -170,7 +174,7 @@ def _load(text: str) -> Any:
         return _DECODER.decode(text)
     except (json.JSONDecodeError, _UnusableError):
         raise
-    # Python turns no more than sys.get_int_max_str_digits() digits into a whole number.
+    # Python converts at most sys.get_int_max_str_digits() digits to an integer.
     except ValueError:
         raise _UnusableError(_TOO_LONG) from None
 
@@ -185,7 +189,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _repeated(pairs: list[tuple[str, Any]]) -> str:
     keys = [key for key, _ in pairs]
     key = next(key for number, key in enumerate(keys) if key in keys[:number])
-    return f"the key {key[:60]!r} stands twice in one object: keep one of the two"
+    return f"the key {key[:60]!r} occurs twice in one object: keep one of the two"
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
@@ -201,7 +205,7 @@ def _marked_number(digits: str) -> Any:
     return number if isinstance(number, int) else _Unusable(_TOO_LONG)
 
 
-# Puts an `_Unusable` in the place of each value that cannot be taken as it stands.
+# Replaces each value that cannot be read as it is written by an `_Unusable`.
 _MARKING_DECODER = json.JSONDecoder(object_pairs_hook=_marked_object, parse_int=_marked_number)
 
 
@@ -236,7 +240,7 @@ def _malformed(path: str, error: json.JSONDecodeError) -> UserError:
 
 def _reason(error: json.JSONDecodeError) -> str:
     before = error.doc[max(error.pos - 100, 0) : error.pos].rstrip()
-    return f"{error.msg} (is the comma before it one too many?)" if before.endswith(",") else error.msg
+    return f"{error.msg} (remove the trailing comma before it?)" if before.endswith(",") else error.msg
 
 
 def _has_one_value_per_line(path: str, shape: _Shape) -> bool:
@@ -249,7 +253,7 @@ def _has_one_value_per_line(path: str, shape: _Shape) -> bool:
         _load(first_line.lstrip().removesuffix("\n"))
     except json.JSONDecodeError:
         return False
-    # A value all the same, which is reported in its line.
+    # It is a value nevertheless, which is reported with its line.
     except (_UnusableError, RecursionError):
         return True
     return True
@@ -260,22 +264,22 @@ def _jsonl_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
         for index, line in enumerate(lines):
             if not line.strip():
                 continue
-            place = f"line {index + 1}"
+            location = f"line {index + 1}"
             try:
                 value = _load(line.removesuffix("\n"))
             except json.JSONDecodeError as error:
                 reason = f"malformed JSON at column {error.colno}: {_reason(error)}; correct or delete the line"
-                on_bad_row(place, reason)
+                on_bad_row(location, reason)
             except _UnusableError as error:
-                on_bad_row(place, str(error))
+                on_bad_row(location, error.reason)
             except RecursionError:
-                on_bad_row(place, _TOO_DEEP)
+                on_bad_row(location, _TOO_DEEP)
             else:
-                yield Row(place, index, value)
+                yield Row(location, index, value)
 
 
 def _list_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """Yield the items of a list; those that cannot be used are told at its end, when all of it is known to be JSON."""
+    """Yield the items of a list; unusable items are reported at its end, when all of it is known to be valid JSON."""
     flaws: list[tuple[str, str]] = []
     index = -1
     try:
@@ -286,14 +290,14 @@ def _list_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
                 else:
                     yield Row(f"row {index}", index, value)
     except MalformedListError:
-        # Only the whole text tells the line and the column; and an item may just be very long.
+        # Line and column of the error need the whole text; and an item may just be very long.
         flaws.clear()
         rest = [*_document_rows(path, lambda *flaw: flaws.append(flaw))]
         yield from (row for row in rest if row.index > index)
     except RecursionError:
         raise UserError(_TOO_DEEP, path=path) from None
-    for place, reason in flaws:
-        on_bad_row(place, reason)
+    for location, reason in flaws:
+        on_bad_row(location, reason)
 
 
 def _decode_item(text: str, start: int) -> tuple[Any, int]:
@@ -301,14 +305,14 @@ def _decode_item(text: str, start: int) -> tuple[Any, int]:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError:
         raise
-    # Of a number that is too long, or `_UnusableError`.
+    # Raised for a number that is too long, or as `_UnusableError`.
     except ValueError:
         value, end = _MARKING_DECODER.raw_decode(text, start)
         return _Unusable(_flaw(value) or _TOO_LONG), end
 
 
 def _document_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """Yield the rows of a text that is held as a whole."""
+    """Yield the rows of a file that is read as a whole."""
     with _open_text(path) as stream:
         text = stream.read()
     marked = False

@@ -52,7 +52,7 @@ def test_the_records_of_the_readme_are_read(tmp_path: Path):
 
 
 def test_system_prompt_thought_tools_and_unsupervised_turns_are_kept(folder: Path):
-    record = read(folder, EXAMPLES["What a record may say besides"][0])
+    record = read(folder, EXAMPLES["Optional fields"][0])
     call = {"type": "function", "function": {"name": "zoom", "arguments": {"factor": 2}}}
     assert record.turns == (
         Turn("system", "You are a radiologist."),
@@ -67,7 +67,7 @@ def test_system_prompt_thought_tools_and_unsupervised_turns_are_kept(folder: Pat
 
 
 def test_boxes_are_filled_in_as_qwen3_vl_counts_them(folder: Path):
-    turns = read(folder, EXAMPLES["What a record may say besides"][1]).turns
+    turns = read(folder, EXAMPLES["Optional fields"][1]).turns
     assert turns[0].text == "<image>Find the nodule."
     assert turns[1].text == '[{"bbox_2d": [100, 100, 500, 400], "label": "nodule"}]'
 

@@ -77,7 +77,7 @@ def test_one_single_record_is_one_row(tmp_path: Path, name: str, indent: int | N
             "t.json",
             "byte 0 is not UTF-8 text (it looks like UTF-16); save",
         ),
-        ('[{"a": 1},\n]', "t.json", "(is the comma before it one too many?)"),
+        ('[{"a": 1},\n]', "t.json", "(remove the trailing comma before it?)"),
         ("[" * 100_000, "t.json", "nested too deeply"),
         ('[{"a": ' + "[" * 5000 + "]" * 5000 + "}]", "t.json", "nested too deeply"),
         (gzip.compress(INDENTED.encode(), mtime=0)[:30], "t.json.gz", "cannot read the annotation file"),
@@ -115,10 +115,10 @@ LONG = "9" * 5000
 @pytest.mark.parametrize(
     ("bad", "expected"),
     [
-        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' stands twice in one object"),
-        ('{"a": [{"b": [{"c": 1, "c": 2}]}]}', "the key 'c' stands twice in one object"),
-        (f'{{"a": [[{LONG}]]}}', "a whole number of too many digits"),
-        (LONG, "a whole number of too many digits"),
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' occurs twice in one object"),
+        ('{"a": [{"b": [{"c": 1, "c": 2}]}]}', "the key 'c' occurs twice in one object"),
+        (f'{{"a": [[{LONG}]]}}', "an integer has too many digits"),
+        (LONG, "an integer has too many digits"),
     ],
 )
 def test_a_row_that_would_not_be_read_as_it_is_meant_is_reported_and_the_others_are_read(
@@ -139,7 +139,7 @@ def test_a_line_that_is_nested_too_deeply_is_reported(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text(LINES + '{"a": ' + "[" * 5000 + "]" * 5000 + "}")
     reported = []
     assert len(read_all(str(tmp_path / "t.jsonl"), lambda *args: reported.append(args))) == 3
-    assert reported == [("line 4", "a record is nested too deeply to be read: make it flat, or delete it")]
+    assert reported == [("line 4", "a record is nested too deeply to be read: flatten it, or delete it")]
 
 
 @pytest.mark.parametrize("name", ["t.json.gz", "t.jsonl.gz"])
@@ -168,7 +168,7 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path, 
         read_all(str(tmp_path / "t.json"), print)
     (tmp_path / "t.json.gz").write_bytes(gzip.compress(bytes(1 << 16)))
     monkeypatch.setattr("qwenvl.data.json_rows.memory_bytes", lambda: 1 << 15)
-    with pytest.raises(UserError, match="unpacked it is larger than this machine's memory"):
+    with pytest.raises(UserError, match="decompressed, it is larger than this machine's memory"):
         read_all(str(tmp_path / "t.json.gz"), print)
 
 

@@ -87,7 +87,7 @@ def test_markers_are_those_of_the_tokenizer_at_hand(processor: ProcessorMixin, t
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", "does not enclose answers"),
+        ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", "does not delimit answers"),
         (
             "{% for m in messages %}[{{ m.role }}]{{ m.content[0].text }}\n{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}",
