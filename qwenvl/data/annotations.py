@@ -17,7 +17,7 @@ from qwenvl.data.bad_samples import BadSample, BadSampleTracker
 from qwenvl.data.boxes import ImageSize
 from qwenvl.data.dialects import InvalidRecordError, UnreadMediumError, to_conversation
 from qwenvl.data.dialects.media import decode_data_url
-from qwenvl.data.dialects.neutral import PLACEHOLDERS, Conversation, EmbeddedFile, FrameList, Medium, shown
+from qwenvl.data.dialects.neutral import PLACEHOLDERS, Conversation, EmbeddedFile, FrameList, Medium, format_value
 from qwenvl.data.dialects.objects import fill_objects
 from qwenvl.data.json_rows import Row
 from qwenvl.data.media.store import MediaStore, frames_in_folder
@@ -355,14 +355,14 @@ def _absolute_path(path: str, media_root: str) -> str:
         try:
             path = unquote(urlparse(path).path)
         except ValueError as error:
-            raise InvalidRecordError(f"{shown(path)} is not a file URL ({error}): give its path") from None
+            raise InvalidRecordError(f"{format_value(path)} is not a file URL ({error}): give its path") from None
     if len(path) > MAX_PATH_LENGTH:
         raise InvalidRecordError(
-            f"{shown(path)} of {len(path):,} characters is not a path: give the path of a file, or the bytes of an "
-            "image as data:image/png;base64,..."
+            f"{format_value(path)} of {len(path):,} characters is not a path: give the path of a file, or the "
+            "bytes of an image as data:image/png;base64,..."
         )
     if _UNPRINTABLE.search(path):
-        raise InvalidRecordError(f"the path {shown(path)} holds a control character or half of a surrogate pair")
+        raise InvalidRecordError(f"the path {format_value(path)} holds a control character or half of a surrogate pair")
     return os.path.normpath(os.path.join(media_root, path))
 
 

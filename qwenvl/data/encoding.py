@@ -17,7 +17,7 @@ from qwenvl.data.media.frames import load_clip
 from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.messages import to_messages, tools_of
 from qwenvl.data.positions import MediaTokens, mrope_position_ids
-from qwenvl.data.rendered_words import SpecialTokens, missing_words
+from qwenvl.data.rendered_words import SpecialTokens, find_missing_text
 from qwenvl.errors import UserError
 
 Video = tuple[torch.Tensor, VideoMetadata]
@@ -78,7 +78,7 @@ class RecordEncoder:
         except TEMPLATE_ERRORS:
             texts = [self._render_alone(record) for record in records]
         return [
-            text if isinstance(text, UserError) else self._checked(record, text)
+            text if isinstance(text, UserError) else self._check_rendered(record, text)
             for record, text in zip(records, texts, strict=True)
         ]
 
@@ -91,8 +91,8 @@ class RecordEncoder:
         except TEMPLATE_ERRORS as error:
             return UserError(f"the model's chat template rejects this record: {' '.join(str(error).split())}")
 
-    def _checked(self, record: Record, text: str) -> str | UserError:
-        flaw = self._special_tokens.flaw(record) or missing_words(record, text, *self._answer_marks)
+    def _check_rendered(self, record: Record, text: str) -> str | UserError:
+        flaw = self._special_tokens.find_flaw(record) or find_missing_text(record, text, *self._answer_marks)
         return text if flaw is None else UserError(flaw)
 
     def encode(self, record: Record) -> Sample:

@@ -52,9 +52,9 @@ def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
 
     A `.json` file may contain JSONL and vice versa; UTF-8 with or without a byte order mark; `.gz` is decompressed.
     Rows are read lazily. `on_bad_row(location, reason)` is called for each malformed line of JSONL, and for each row
-    with a repeated key or a number that is too long: the other rows are still read. Raises `UserError` for a file that is
-    missing, unreadable, empty, malformed as a whole, or not a list of rows; for a list only after the rows before the
-    error.
+    with a repeated key or a number that is too long: the other rows are still read. Raises `UserError` for a file that
+    is missing, unreadable, empty, malformed as a whole, or not a list of rows; for a list only after the rows before
+    the error.
     """
     shape = _inspect(path)
     if _has_one_value_per_line(path, shape):

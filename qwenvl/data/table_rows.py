@@ -1,6 +1,6 @@
-"""Read rows of tables: parquet files, a folder from `datasets.save_to_disk`, and a dataset on the Hugging Face hub.
+"""Read rows of tables: parquet files, a folder from `datasets.save_to_disk`, or a dataset on the Hugging Face hub.
 
-Images and videos come as they are stored, `{"bytes", "path"}`; nothing is decoded.
+Images and videos are returned as they are stored, `{"bytes", "path"}`; nothing is decoded.
 """
 
 import glob
@@ -46,13 +46,13 @@ def _rows(source: str, batches: Iterable[list[dict[str, Any]]]) -> Iterator[Row]
 
 
 def _batches(source: str) -> Iterator[list[dict[str, Any]]]:
-    """Open a table now, and return its rows in batches; raises `UserError`."""
+    """Open a table, and return its rows in batches; raises `UserError`."""
     if source.startswith(HUB_PREFIX):
-        return _dataset_batches(_from_hub(source))
+        return _dataset_batches(_load_from_hub(source))
     if os.path.isdir(source):
         if os.path.isfile(os.path.join(source, "state.json")):
             datasets = _import("datasets", source)
-            return _dataset_batches(_opened(source, datasets.load_from_disk, source))
+            return _dataset_batches(_open_dataset(source, datasets.load_from_disk, source))
         if os.path.isfile(os.path.join(source, "dataset_dict.json")):
             splits = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
             names = " or ".join(os.path.join(source, split) for split in splits)
@@ -83,21 +83,21 @@ def _parquet_batches(source: str, files: Sequence[str]) -> Iterator[list[dict[st
     for path in files:
         if not os.path.isfile(path):
             raise UserError("no such annotation file; correct the path or make the file first", path=path)
-    opened = [_opened(path, parquet.ParquetFile, path) for path in files]
-    return (batch.to_pylist() for file in opened for batch in file.iter_batches(batch_size=_BATCH))
+    files = [_open_dataset(path, parquet.ParquetFile, path) for path in files]
+    return (batch.to_pylist() for file in files for batch in file.iter_batches(batch_size=_BATCH))
 
 
 def _dataset_batches(dataset: Any) -> Iterator[list[dict[str, Any]]]:
     return (table.to_pylist() for table in dataset.with_format("arrow").iter(batch_size=_BATCH))
 
 
-def _from_hub(source: str) -> Any:
-    """Return the split that `hf:org/name`, `hf:org/name:split` or `hf:org/name:config:split` names."""
+def _load_from_hub(source: str) -> Any:
+    """Load the split given as `hf:org/name`, `hf:org/name:split` or `hf:org/name:config:split`."""
     name, *rest = source.removeprefix(HUB_PREFIX).split(":")
     if not name or len(rest) > 2:
         raise UserError("expected hf:org/name, hf:org/name:split or hf:org/name:config:split", path=source)
     datasets = _import("datasets", source)
-    splits = _opened(source, datasets.load_dataset, name, *rest[:-1])
+    splits = _open_dataset(source, datasets.load_dataset, name, *rest[:-1])
     wanted = rest[-1] if rest else "train" if "train" in splits else None
     if wanted is None and len(splits) == 1:
         wanted = next(iter(splits))
@@ -106,10 +106,10 @@ def _from_hub(source: str) -> Any:
     return splits[wanted]
 
 
-def _opened(source: str, function: Any, *args: str) -> Any:
+def _open_dataset(source: str, function: Any, *args: str) -> Any:
     try:
         return function(*args)
-    # Networks, hubs, Arrow and the library's own checks each have errors of their own.
+    # The network, the hub, Arrow and the library's own checks each raise their own errors.
     except Exception as error:
         raise UserError(
             f"cannot read the dataset ({_one_line(error)}); correct the path or the name", path=source

@@ -45,7 +45,7 @@ BAD_ROWS = {
     "empty answer": (row("film0.png", "  "), "record", "empty answer"),
     "too many placeholders": (row("film0.png", "Two.", "<image><image>?"), "record", "2 <image> in the text but 1"),
     "reserved token": (row("film0.png", "It is<|im_end|>"), "record", "chat template writes itself"),
-    "special token": (row("film0.png", "It <|box_start|>is", "q"), "text", "turn 1 holds <|box_start|>"),
+    "special token": (row("film0.png", "It <|box_start|>is", "q"), "text", "turn 1 contains <|box_start|>"),
     "missing file": (row("film9.png", "None."), "file", "no such file"),
     "empty file": (row("empty.png", "None."), "file", "0 bytes"),
     "no picture": (row("text.png", "None."), "file", "not an image"),
@@ -158,7 +158,7 @@ def test_what_training_tells_of_the_records_is_told_by_the_check(check, films: P
     write(films / "train.json", [row("film0.png", "It is 0.", mood="good"), row("film1.png", "It is 1.")])
     assert check(films / "train.json", "--model_name_or_path", model).code == 0
     told = "\n".join(caplog.messages)
-    assert "`mood` is not read (1 of 2 records)" in told and "2 of 2 answers come without a thought" in told
+    assert "`mood` is not read (1 of 2 records)" in told and "2 of 2 answers have no thought" in told
 
 
 # One record for each way in which a record is read, made into several samples, or refused.

@@ -218,7 +218,7 @@ def test_a_special_token_in_a_text_is_refused_before_training(load: Callable[...
     rows = mixed_rows()
     rows[4] = conversation("<image>Where?", "<|box_start|>(1,2),(3,4)<|box_end|>", image="1.png")
     with pytest.raises(
-        UserError, match=r"train.json row 4: turn 1 holds <\|box_start\|>, a special token of the model"
+        UserError, match=r"train.json row 4: turn 1 contains <\|box_start\|>, a special token of the model"
     ):
         load(rows)
 
@@ -235,8 +235,8 @@ def test_thoughts_of_earlier_answers_become_samples_of_their_own(
     with caplog.at_level(logging.INFO, "qwenvl"):
         data = load(rows, processor=copy.deepcopy(thinking_processor))
     assert len(data.train_dataset) == 14 == sum(batch["meta"].num_samples for batch in batches(data))
-    assert "1 records hold thoughts in earlier answers" in caplog.text
-    assert "12 of 14 answers come without a thought" in caplog.text
+    assert "1 records have thoughts in earlier answers" in caplog.text
+    assert "12 of 14 answers have no thought" in caplog.text
     assert len(load(rows, processor=copy.deepcopy(thinking_processor), thinking_turns="last").train_dataset) == 13
 
 

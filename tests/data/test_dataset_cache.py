@@ -113,7 +113,7 @@ def test_a_later_start_has_the_same_data_and_tells_the_same(
         told.append(sorted(entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING))
     first, second = data
     assert told[0] == told[1] and len(told[0]) == 3
-    assert "answers come without a thought" in "".join(told[0])
+    assert "answers have no thought" in "".join(told[0])
     assert first.bad_samples.samples == second.bad_samples.samples and second.bad_samples.count == 2
     assert isinstance(second.train_dataset.records, RecordTable)
     assert [*first.train_dataset.records] == [*second.train_dataset.records]
