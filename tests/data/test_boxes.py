@@ -1,4 +1,4 @@
-"""Tests of box conversions: worked examples, and properties over many random pictures and boxes (seeded)."""
+"""Tests of box conversions: worked examples, and properties over many random images and boxes (seeded)."""
 
 import random
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ SIZE = ImageSize(height=200, width=400)
 
 
 def _cases(largest: int = 5000, count: int = 500) -> Iterator[tuple[ImageSize, Box]]:
-    """Yield random pictures with a random box of whole pixels inside each, those that touch the edges among them."""
+    """Yield random images with a random box of whole pixels inside each, those that touch the edges among them."""
     draw = random.Random(7)
     for _ in range(count):
         size = ImageSize(draw.randint(1, largest), draw.randint(1, largest))
@@ -86,14 +86,14 @@ def test_every_pair_of_formats_agrees():
                 assert to_format(middle, second, size) == pytest.approx(to_format(box, second, size), abs=1e-6)
 
 
-def test_relative_coordinates_are_exact_for_pictures_up_to_1000_pixels():
+def test_relative_coordinates_are_exact_for_images_up_to_1000_pixels():
     for size, box in _cases(largest=1000):
         relative = to_space(box, "relative", size)
         again = from_space(relative, "relative", size)
         assert tuple(round(value) for value in again) == tuple(box)
 
 
-def test_relative_coordinates_are_off_by_half_a_unit_at_most_for_larger_pictures():
+def test_relative_coordinates_are_off_by_half_a_unit_at_most_for_larger_images():
     for size, box in _cases():
         if box.x2 - box.x1 < size.width / 1000 or box.y2 - box.y1 < size.height / 1000:
             continue
@@ -114,7 +114,7 @@ def test_what_a_model_writes_comes_back_as_the_same_numbers(space: str):
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_a_box_inside_the_picture_stays_a_box_inside_the_range(space: str):
+def test_a_box_inside_the_image_stays_a_box_inside_the_range(space: str):
     for size, box in _cases():
         resized = ImageSize(56, 84)
         x1, y1, x2, y2 = to_space(box, space, size, resized)
@@ -154,7 +154,7 @@ def test_text_without_boxes_has_none():
         assert boxes_from_text(text) == []
 
 
-def test_boxes_that_are_none_or_leave_the_picture_are_named():
+def test_boxes_that_are_none_or_leave_the_image_are_named():
     check_box(Box(0, 0, 400, 200), SIZE)
     for box, message in [
         (Box(10, 10, 10, 20), "is not a box"),
@@ -191,12 +191,12 @@ def test_unknown_names_list_the_known_ones():
 
 
 def test_drawn_edges_lie_inside_the_box_and_the_original_is_untouched():
-    picture = Image.new("L", (100, 80))
-    drawn = np.asarray(draw_boxes(picture, [("", Box(10, 20, 60, 70))]))
+    image = Image.new("L", (100, 80))
+    drawn = np.asarray(draw_boxes(image, [("", Box(10, 20, 60, 70))]))
     rows, columns = np.nonzero(drawn.any(axis=2))
     assert (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1) == (10, 60, 20, 70)
-    assert not np.asarray(picture).any()
-    whole = np.asarray(draw_boxes(picture, [("all", Box(0, 0, 100, 80))]))
+    assert not np.asarray(image).any()
+    whole = np.asarray(draw_boxes(image, [("all", Box(0, 0, 100, 80))]))
     assert whole[0].any(axis=1).all() and whole[-1].any(axis=1).all()
 
 

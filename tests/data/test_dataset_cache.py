@@ -48,7 +48,7 @@ TRAINING_FLAGS = {
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
-    """Return a record with a picture of its own."""
+    """Return a record with an image of its own."""
     turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": f"It is {'so ' * number}red."}]
     return {"conversations": turns, "image": f"{number}.png"} | fields
 
@@ -144,19 +144,19 @@ def changed_answer(folder: Path) -> None:
     (folder / "train.json").write_text(text.replace("so red", "so RED"))
 
 
-def changed_picture(folder: Path) -> None:
+def changed_image(folder: Path) -> None:
     Image.new("RGB", (128, 128)).save(folder / "0.png")
 
 
-def found_picture(folder: Path) -> None:
+def found_image(folder: Path) -> None:
     shutil.copy(folder / "0.png", folder / "gone.png")
 
 
-def lost_picture(folder: Path) -> None:
+def lost_image(folder: Path) -> None:
     (folder / "1.png").unlink()
 
 
-@pytest.mark.parametrize("change", [changed_answer, changed_picture, found_picture, lost_picture])
+@pytest.mark.parametrize("change", [changed_answer, changed_image, found_image, lost_image])
 def test_whatever_has_changed_is_read_again(
     start: Callable[..., tuple[DataModule, bool]], folder: Path, change: Callable[[Path], None]
 ):
@@ -237,7 +237,7 @@ def test_the_other_processes_of_a_node_take_what_the_first_has_kept(
     start: Callable[..., tuple[DataModule, bool]], folder: Path
 ):
     start(world_size=2)
-    changed_picture(folder)  # only the first looks at the media
+    changed_image(folder)  # only the first looks at the media
     assert not start(world_size=2, process_index=1, local_process_index=1)[1]
 
 

@@ -25,7 +25,7 @@ FLAGS = {
 
 
 def grids(processor: ProcessorMixin, record: Record, **flags: float | None) -> tuple[list[int], list[int]]:
-    """Return the grids (t, h, w), in patches, of the record's picture and of its video under the limits."""
+    """Return the grids (t, h, w), in patches, of the record's image and of its video under the limits."""
     set_pixel_limits(processor, DataArguments(**FLAGS | flags))
     sample = RecordEncoder(processor).encode(record)
     return sample["image_grid_thw"][0].tolist(), sample["video_grid_thw"][0].tolist()
@@ -87,7 +87,7 @@ def test_limits_that_contradict_each_other_are_refused(own_processor: ProcessorM
         set_pixel_limits(own_processor, DataArguments(**FLAGS | flags))
 
 
-def test_a_processor_for_pictures_of_one_size_keeps_it_and_refuses_limits(standin: Path):
+def test_a_processor_for_images_of_one_size_keeps_it_and_refuses_limits(standin: Path):
     _, processor = swap(standin, with_encoder("dinov2"))
     size = dict(processor.image_processor.size)
     unset = dict.fromkeys(("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels"))
