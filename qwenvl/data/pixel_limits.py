@@ -35,8 +35,9 @@ def set_pixel_limits(processor: ProcessorMixin, data_args: DataArguments) -> Non
     _set_size(video_processor, "video_", given["video_min_pixels"], given["video_max_pixels"])
     video_processor.fps = data_args.video_fps
     video_processor.min_frames, video_processor.max_frames = data_args.video_min_frames, data_args.video_max_frames
-    # Unset, Transformers warns that its meaning will change. Off, the limits are those of the whole video, as in the
-    # official training code for Qwen3-VL.
+    # Off: the limits are those of the whole video, as in the official training code for Qwen3-VL. Unset, Transformers
+    # warns that the default will change; can go when it no longer does:
+    # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/qwen3_vl/video_processing_qwen3_vl.py#L283
     video_processor.cap_pixels_per_frame = False
 
 
