@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl import errors
+from qwenvl.data.media.images import ImageError
 from qwenvl.errors import LAUNCHER_VARIABLE, UserError, exit_on_user_error
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,6 +25,25 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         end_with(UserError("no such file"))
     assert capsys.readouterr().err == "error: no such file\n"
+
+
+def test_an_error_about_a_file_names_it_before_the_reason_and_keeps_both_when_pickled():
+    for error in (UserError("no such file", path=Path("a/b.png")), ImageError("no such file", path="a/b.png")):
+        for same in (error, pickle.loads(pickle.dumps(error))):
+            assert (type(same), same.path, same.reason) == (type(error), "a/b.png", "no such file")
+            assert str(same) == "a/b.png: no such file"
+
+
+def test_an_error_about_no_file_is_its_reason_alone():
+    error = UserError("--lora_r 0: give 1 or more")
+    assert (error.path, str(error)) == (None, error.reason)
+
+
+def test_a_report_that_names_the_file_gets_the_reason_alone_and_any_other_file_with_it():
+    error = UserError("no such file", path="a.png")
+    assert error.reason_for("a.png") == error.reason_for(Path("a.png")) == "no such file"
+    assert error.reason_for("frames.json") == "a.png: no such file"
+    assert UserError("lost").reason_for("a.png") == "lost"
 
 
 def test_plain_torchrun_gets_the_line_for_its_report_and_our_launcher_does_not_need_it(

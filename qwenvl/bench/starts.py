@@ -5,14 +5,13 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from qwenvl.bench.synthetic_xrays import draw_reports, write_xrays
 from qwenvl.checkpoint.data_digest import describe_data
@@ -23,24 +22,6 @@ from qwenvl.model.build import load_processor
 _SIDE = 512
 _DISTINCT = 64
 _SAMPLES_OF_A_WORKER = 300
-
-
-@dataclass(frozen=True)
-class OneProcess:
-    """The training flags of a run of one process."""
-
-    model_max_length: int
-    per_device_train_batch_size: int = 1
-    per_device_eval_batch_size: int = 1
-    seed: int = 0
-    data_seed: int | None = None
-    world_size: int = 1
-    process_index: int = 0
-    local_process_index: int = 0
-
-    def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[None]:
-        """Do not wait: there is only one process."""
-        return nullcontext()
 
 
 class StartCost(NamedTuple):
@@ -94,8 +75,9 @@ def measure_start(annotation_path: str, model: str, model_max_length: int, cache
     torch.set_num_threads(1)
     processor = load_processor(model)
     flags = DataArguments(dataset_use=annotation_path, data_packing=True, media_cache_dir=cache_dir)
+    training_args = TrainingArguments(use_cpu=True, per_device_train_batch_size=1, seed=0)
     before, cpu, wall = _memory("status", "VmRSS"), time.process_time(), time.perf_counter()
-    data = make_supervised_data_module(processor, flags, OneProcess(model_max_length))
+    data = make_supervised_data_module(processor, flags, training_args, model_max_length)
     described = describe_data(data.train_dataset)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = _memory("status", "VmHWM")

@@ -30,10 +30,10 @@ from qwenvl.check.splits import find_leaks, find_shared_subjects
 from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
-from qwenvl.data.packing import place_packs
+from qwenvl.data.lengths import TokenCounter, TokenCounts, find_usable, read_media_sizes
+from qwenvl.data.packing import renumber_packs
 from qwenvl.data.table_rows import is_table
-from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
+from qwenvl.data.thinking_turns import count_thoughtless_answers, describe_thoughtless_answers, split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.train.prepare import BasePlan, prepare_base
 from qwenvl.utils.files import WholeFiles, refuse_inputs
@@ -122,7 +122,7 @@ class DataCheck:
         if self.encoder.opens_thoughts:
             num_answers, num_thoughtless = count_thoughtless_answers(records)
             if num_thoughtless:
-                logger.warning("%s: %s", dataset_use, tell_thoughtless_answers(num_answers, num_thoughtless))
+                logger.warning("%s: %s", dataset_use, describe_thoughtless_answers(num_answers, num_thoughtless))
         if not self.flags.check.allow_outside:
             for spec in dict.fromkeys((spec.annotation_path, spec.data_path) for spec in specs):
                 own = [record for record in records if record.source == spec[0]]
@@ -133,7 +133,7 @@ class DataCheck:
         # Text that training refuses: special tokens, and words that the chat template drops.
         self.problems.add("text", [bad for bad in counts.bad.values() if bad.path is None])
         tracker = _Collector()
-        usable_places(records, counts, self.flags.training.model_max_length, tracker)
+        find_usable(records, counts, self.flags.training.model_max_length, tracker)
         tracker.samples = [bad for bad in tracker.samples if bad not in counts.bad.values() or bad.path is not None]
         self._add_by_path("length", tracker)
         if self.flags.check.box_space != "none":
@@ -182,7 +182,7 @@ class DataCheck:
         valid = [index for index, record in enumerate(split.records) if self.problems.is_valid(record)]
         packs = split.annotations.packs
         if packs is not None:
-            packs = place_packs(packs, np.array(valid, dtype=np.int64))
+            packs = renumber_packs(packs, np.array(valid, dtype=np.int64))
         records = [split.records[index] for index in valid]
         return ValidData(records, split.counts.of(np.array(valid, dtype=np.int64)), packs)
 
@@ -248,8 +248,7 @@ def _write_clean(
     for record in problems.valid(split.records):
         valid[record.source][record.location or ""] = record
     for source, name in split.clean_files.items():
-        by_line = any(location.startswith("line") for location in valid[source])
-        rows = iter_rows(source, by_line) if valid[source] else iter(())
+        rows = iter_rows(source) if valid[source] else iter(())
         roots = dict.fromkeys(spec.data_path for spec in specs if spec.annotation_path == source)
         yield name, write_valid_rows(streams[name], rows, valid[source], roots, str(out))
 

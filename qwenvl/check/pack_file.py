@@ -12,9 +12,9 @@ from qwenvl.data import DatasetSpec, data_list, load_datasets
 from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
-from qwenvl.data.lengths import TokenCounter, TokenCounts, read_media_sizes, usable_places
+from qwenvl.data.lengths import TokenCounter, TokenCounts, find_usable, read_media_sizes
 from qwenvl.data.packing import plan_packs
-from qwenvl.data.rows import read_rows
+from qwenvl.data.rows import stream_rows
 from qwenvl.data.thinking_turns import split_thinking_turns
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import ModelArguments
@@ -61,7 +61,7 @@ def pack_dataset(model_args: ModelArguments, data_args: DataArguments, options: 
     if message is not None:
         logger.info("%s: %s", data_args.dataset_use, message)
     records, counts = count_rows(annotations.records, encoder, data_args)
-    kept = usable_places(records, counts, options.model_max_length, tracker)
+    kept = find_usable(records, counts, options.model_max_length, tracker)
     if not len(kept):
         raise UserError(f"{spec.annotation_path}: none of the {len(records)} records is usable")
     lengths = counts.total[kept]
@@ -107,7 +107,7 @@ def _default_output(annotation_path: str, capacity: int) -> Path:
 
 def _write_packs(output: Path, packs: list[np.ndarray], records: list[Record], root: str, overwrite: bool) -> None:
     """Write the rows of each pack as in the annotation file, with media paths valid from the folder of the output."""
-    rows = {row.index: row.value for row in read_rows(records[0].source, lambda location, reason: None)}
+    rows = {row.index: row.value for row in stream_rows(records[0].source, lambda location, reason: None)}
     inputs = (path for record in records for path in (record.source, *record.images, *record.videos))
     with WholeFiles(output.parent, [output.name], overwrite, inputs) as streams:
         writer = JsonListWriter(streams[output.name])

@@ -1,36 +1,21 @@
 """Read the original rows of an annotation file one at a time, and write the valid ones."""
 
-import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 from qwenvl.data.annotations import Record
-from qwenvl.data.json_rows import Row, open_binary, whole_number
-from qwenvl.data.json_stream import iter_json_list
-from qwenvl.data.rows import read_rows
-from qwenvl.data.table_rows import is_table
+from qwenvl.data.json_rows import Row
+from qwenvl.data.rows import stream_rows
 from qwenvl.utils.json_text import JsonListWriter, encoded_json
 
 # Keys of a row whose value is the path of an image or a video, or a list of such paths.
 _PATH_KEYS = ("image", "images", "image_url", "video", "videos", "video_url", "frames", "path", "url")
 
 
-def iter_rows(path: str, by_line: bool) -> Iterator[Row]:
-    """Yield the rows of `read_rows`, with the same locations, without keeping the whole file in memory.
-
-    `by_line` means that the file is JSONL, as the locations of its records show ("line 3"). Malformed lines, which
-    `read_rows` reports, are left out.
-    """
-    if by_line:
-        yield from _iter_lines(path)
-    elif not is_table(path) and not path.endswith(".gz") and _is_list(path):
-        for index, value in iter_json_list(Path(path)):
-            yield Row(f"row {index}", index, value)
-    else:
-        yield from read_rows(path, lambda location, reason: None)
+def iter_rows(path: str) -> Iterator[Row]:
+    """Yield the original rows of an annotation file, without those that cannot be read: they were reported before."""
+    return stream_rows(path, lambda location, reason: None)
 
 
 def iter_items(row: Row) -> Iterator[tuple[str, Any]]:
@@ -84,20 +69,3 @@ def rebase_row(value: Any, record: Record, roots: Iterable[str], folder: str) ->
 
 def _absolute(folder: str, path: str) -> str:
     return os.path.abspath(os.path.join(folder, path))
-
-
-def _iter_lines(path: str) -> Iterator[Row]:
-    # As in `read_rows`, only a line feed ends a line: JSON strings may contain other separators.
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream:
-        for index, line in enumerate(stream):
-            try:
-                yield Row(f"line {index + 1}", index, json.loads(line, parse_int=whole_number))
-            except (json.JSONDecodeError, RecursionError):
-                continue
-
-
-def _is_list(path: str) -> bool:
-    with open(path, encoding="utf-8-sig") as stream:
-        while (mark := stream.read(1)).isspace():
-            pass
-    return mark == "["

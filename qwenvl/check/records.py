@@ -11,7 +11,7 @@ from transformers import BaseVideoProcessor
 from qwenvl.check.duplicates import files_of, media_of
 from qwenvl.check.raw_rows import iter_items, iter_rows
 from qwenvl.data.annotations import BadSample, Record
-from qwenvl.data.boxes import Size, boxes_from_text, check_box, from_space
+from qwenvl.data.boxes import ImageSize, boxes_from_text, check_box, from_space
 from qwenvl.data.media.frames import load_clip
 from qwenvl.data.media.images import MAX_IMAGE_PIXELS, load_image
 from qwenvl.data.media.sizes import MediaSizes, Unreadable, size_of
@@ -66,7 +66,7 @@ def find_wrong_boxes(records: Iterable[Record], sizes: MediaSizes, space: str) -
         if not texts:
             continue
         found = [size_of(sizes, path, kind) for kind, paths in media_by_kind(record) for path in paths]
-        images = [Size(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
+        images = [ImageSize(size.height, size.width) for size in found if not isinstance(size, Unreadable)]
         reason = next(filter(None, (_box_problem(text, images, space) for text in texts)), None)
         if reason is not None:
             yield BadSample.of(record, next(iter(media_of(record)), None), reason)
@@ -114,8 +114,10 @@ def decode_files(task: DecodeTask) -> dict[tuple[str, str], str]:
                 load_image(path, task.max_image_pixels)
             else:
                 load_clip(path, task.video_processor)
-        except (UserError, OSError) as error:
-            reasons[kind, path] = str(error).removeprefix(f"{path}: ")
+        except UserError as error:
+            reasons[kind, path] = error.reason_for(path)
+        except OSError as error:
+            reasons[kind, path] = str(error)
     return reasons
 
 
@@ -143,7 +145,7 @@ def _without_absolute_paths(escaping: Mapping[str, tuple[Record, list[str]]]) ->
     if not escaping:
         return
     record, _ = next(iter(escaping.values()))
-    for row in iter_rows(record.source, by_line=(record.location or "").startswith("line")):
+    for row in iter_rows(record.source):
         for location, value in iter_items(row):
             if location not in escaping:
                 continue
@@ -167,7 +169,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _box_problem(text: str, images: Sequence[Size], space: str) -> str | None:
+def _box_problem(text: str, images: Sequence[ImageSize], space: str) -> str | None:
     expected = text.count(_BOX_KEY)
     boxes = boxes_from_text(text)
     if len(boxes) < expected:
@@ -181,7 +183,7 @@ def _box_problem(text: str, images: Sequence[Size], space: str) -> str | None:
     return None
 
 
-def _why_outside(values: Sequence[float], image: Size, space: str) -> str | None:
+def _why_outside(values: Sequence[float], image: ImageSize, space: str) -> str | None:
     try:
         check_box(from_space(values, space, image), image)
     except UserError as error:

@@ -46,8 +46,7 @@ def _with_subjects(records: Sequence[Record]) -> Iterator[tuple[Record, list[Sub
     for record in records:
         by_source.setdefault(record.source, {})[record.location or f"row {record.row}"] = record
     for source, own in by_source.items():
-        by_line = any(location.startswith("line") for location in own)
-        for row in iter_rows(source, by_line):
+        for row in iter_rows(source):
             for location, value in iter_items(row):
                 subjects = _subjects(value)
                 if subjects and location in own:

@@ -1,4 +1,4 @@
-"""Turn an annotation file into checked records, and tell what of it is not read."""
+"""Read an annotation file into checked records, and report the keys in it that are not read."""
 
 import gc
 import logging
@@ -7,7 +7,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,10 +14,10 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
 from qwenvl.data.bad_samples import BadSample, BadSampleTracker
-from qwenvl.data.boxes import Size
+from qwenvl.data.boxes import ImageSize
 from qwenvl.data.dialects import InvalidRecordError, UnreadMediumError, to_conversation
 from qwenvl.data.dialects.media import decode_data_url
-from qwenvl.data.dialects.neutral import PLACEHOLDERS, Conversation, EmbeddedFile, FrameList, Medium, shown
+from qwenvl.data.dialects.neutral import PLACEHOLDERS, Conversation, EmbeddedFile, FrameList, Medium, format_value
 from qwenvl.data.dialects.objects import fill_objects
 from qwenvl.data.json_rows import Row
 from qwenvl.data.media.store import MediaStore, frames_in_folder
@@ -27,6 +26,7 @@ from qwenvl.data.rows import stream_rows
 from qwenvl.data.table_rows import is_table
 from qwenvl.data.turn_checks import RESERVED_TOKENS, add_placeholders, check_roles, check_texts, check_unicode
 from qwenvl.errors import UserError
+from qwenvl.utils.parallel import in_threads
 
 __all__ = [
     "PLACEHOLDERS",
@@ -43,23 +43,22 @@ logger = logging.getLogger(__name__)
 
 # Control characters, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-# What qwen-vl-utils assumes of frames, too.
+# The default of qwen-vl-utils for frames, too.
 _DEFAULT_FPS = 2.0
-MOST_NOTES = 20
-# For sizes of images alone; whether an image is too large to be decoded is judged by the run's own limit, later.
-MOST_PIXELS = 2**40
-# No file's path is longer; what is, are mostly the bytes of an image as text.
-MOST_PATH_CHARACTERS = 4096
-STAT_THREADS = 16
+MAX_NOTES = 20
+# For image sizes only; whether an image is too large to be decoded is checked against the run's own limit later.
+MAX_PIXELS = 2**40
+# No path is longer; a longer string is usually the bytes of an image as text.
+MAX_PATH_LENGTH = 4096
 STAT_CHUNK = 512
-_DRAFTS_AT_ONCE = 8192
+_DRAFTS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
 class Annotations:
     """The checked records of one or several files; `packs` lists indices into `records` when the file had packs.
 
-    `notes` tells which keys were not read and what was assumed, each with the number of records.
+    `notes` lists the keys that were not read and the defaults that were assumed, each with its number of records.
     """
 
     records: Sequence[Record]
@@ -70,11 +69,11 @@ class Annotations:
 def read_annotations(
     annotation_path: str, media_root: str, tracker: BadSampleTracker, media_cache_dir: str | None = None
 ) -> Annotations:
-    """Read an annotation file into checked records; media are looked for (not decoded) under `media_root`.
+    """Read an annotation file into checked records; media files are checked to exist (not decoded) under `media_root`.
 
-    A list among the rows is a pack of records. A bad record goes to `tracker`, and under "skip" it is missing from the
-    result and from its pack. Media that the records themselves hold are written to `media_cache_dir`. Raises
-    `UserError` for a file that cannot be used at all or that leaves no record.
+    A list among the rows is a pack of records. A bad record is reported to `tracker`, and under "skip" it is left out
+    of the result and of its pack. Media embedded in records are written to `media_cache_dir`. Raises `UserError` for a
+    file that cannot be used at all or that leaves no record.
     """
     records: list[Record] = []
     packs, notes = read_records(annotation_path, media_root, tracker, media_cache_dir, records.append)
@@ -88,9 +87,9 @@ def read_records(
     media_cache_dir: str | None,
     add_record: Callable[[Record], None],
 ) -> tuple[list[list[int]] | None, tuple[str, ...]]:
-    """Read an annotation file as `read_annotations` does, handing each record on; return its packs and its notes.
+    """Read an annotation file as `read_annotations` does, passing each record to `add_record`; return packs and notes.
 
-    No more than some thousands of rows are held. Of JSON, the rows that cannot be read are reported first, then the
+    At most a few thousand rows are in memory. Of JSON, the rows that cannot be read are reported first, then the
     records that cannot be used, then those whose media are missing.
     """
     reader = _Reader(str(annotation_path), media_root, tracker, MediaStore(media_cache_dir))
@@ -101,9 +100,9 @@ def read_records(
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """Keep Python from looking for reference cycles among millions of new objects, none of which is in one.
+    """Pause the search for reference cycles among millions of new objects, which took half of the time of reading.
 
-    Half of the time of reading went there.
+    None of the objects is part of a cycle.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -115,7 +114,7 @@ def _collection_paused() -> Iterator[None]:
 
 
 class _Draft(NamedTuple):
-    """A record before its files were looked for: its pack, the frames of its videos, and their frames per second."""
+    """A record before its files are checked: its pack, the frames of its videos, and their frames per second."""
 
     pack: int
     record: Record
@@ -124,144 +123,144 @@ class _Draft(NamedTuple):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files that the record needs."""
+        """All files that the record refers to."""
         return (*self.record.images, *self.record.videos, *self.frames)
 
 
 class _Reader:
-    """Makes the records of one file; counts what they have that is not read, and what is assumed of them."""
+    """Reader of one file; counts the keys that are not read and the defaults that are assumed."""
 
     def __init__(self, source: str, media_root: str, tracker: BadSampleTracker, store: MediaStore) -> None:
         self._source, self._media_root, self._tracker, self._store = source, media_root, tracker, store
         self._root = os.path.abspath(media_root)
         self._notes: Counter[str] = Counter()
         self._folder_notes: Counter[str] = Counter()
-        self._flaws: list[tuple[Row, Exception]] = []
+        self._invalid: list[tuple[Row, InvalidRecordError | RecursionError]] = []
         self._shares: dict[str, str] = {}
         self._has_packs = False
         self._num_rows = self._num_records = 0
 
     def read(self, add_record: Callable[[Record], None]) -> list[list[int]] | None:
-        """Hand on the usable records; return the indices of each pack among them, or None where there are no packs."""
-        # By record: the row that it stands in.
+        """Pass on the usable records; return the indices of each pack among them, or None if the file has no packs."""
+        # The row of each record.
         rows = array("q")
-        lost: list[BadSample] = []
+        bad_samples: list[BadSample] = []
         for drafts in self._drafts(stream_rows(self._source, self._report_unreadable)):
-            missing = _that_are_not((path for draft in drafts for path in draft.files), os.path.isfile)
+            missing = _find_missing(path for draft in drafts for path in draft.files)
             folders = {path for draft in drafts for path in draft.record.videos if path in missing}
             folders = {path for path in folders if os.path.isdir(path)}
             for draft in drafts:
                 try:
-                    record = self._finish(draft, missing, folders) if missing else draft.record
+                    record = self._finish_record(draft, missing, folders) if missing else draft.record
                 except InvalidRecordError as error:
-                    lost.append(BadSample.of(draft.record, error.path, str(error)))
+                    bad_samples.append(BadSample.of(draft.record, error.path, error.reason))
                     continue
                 rows.append(draft.pack)
                 add_record(record)
-        for row, error in self._flaws:
-            self._report_flaw(row, error)
-        for bad in lost:
+        for row, error in self._invalid:
+            self._report_invalid(row, error)
+        for bad in bad_samples:
             self._tracker.report(bad)
         if not rows:
-            raise UserError(f"{self._source}: no usable record among {self._num_rows} rows; give at least one")
+            raise UserError(f"no usable record among {self._num_rows} rows; give at least one", path=self._source)
         if not self._has_packs:
             return None
         return [[index for index, _ in group] for _, group in groupby(enumerate(rows), lambda pair: pair[1])]
 
     def _drafts(self, rows: Iterable[Row]) -> Iterator[list[_Draft]]:
-        """Yield what the rows become, some thousands at a time; keep what is wrong with the others."""
+        """Yield the drafts of valid rows, a few thousand at a time; collect the errors of the others."""
         drafts = []
         for pack, row in enumerate(rows):
             self._num_rows += 1
             self._has_packs = self._has_packs or isinstance(row.value, list)
-            for item in _items(row):
+            for item in _records_of_row(row):
                 self._num_records += 1
                 try:
-                    drafts.append(self._draft(pack, item))
+                    drafts.append(self._make_draft(pack, item))
                 except (InvalidRecordError, RecursionError) as error:
-                    # Without what it was raised in, which holds the row.
-                    self._note_flaw(item._replace(value=None), error.with_traceback(None))
-            if len(drafts) >= _DRAFTS_AT_ONCE:
+                    # Without its traceback, whose frames hold the row.
+                    self._note_invalid(item._replace(value=None), error.with_traceback(None))
+            if len(drafts) >= _DRAFTS_PER_BATCH:
                 yield drafts
                 drafts = []
         yield drafts
 
-    def _report_unreadable(self, place: str, reason: str) -> None:
+    def _report_unreadable(self, location: str, reason: str) -> None:
         self._num_rows += 1
-        self._tracker.report(BadSample(self._source, place, None, reason))
+        self._tracker.report(BadSample(self._source, location, None, reason))
 
-    def _note_flaw(self, row: Row, error: Exception) -> None:
-        """Report a flaw: of tables, whose rows may take long to fetch, at once; else when all rows have been read."""
+    def _note_invalid(self, row: Row, error: InvalidRecordError | RecursionError) -> None:
+        """Report an invalid record: in a table, whose rows may take long to fetch, at once; else after all rows."""
         if is_table(self._source):
-            self._report_flaw(row, error)
+            self._report_invalid(row, error)
         else:
-            self._flaws.append((row, error))
+            self._invalid.append((row, error))
 
-    def _report_flaw(self, row: Row, error: Exception) -> None:
+    def _report_invalid(self, row: Row, error: InvalidRecordError | RecursionError) -> None:
         path = None
         if isinstance(error, RecursionError):
             reason = "nested too deeply: give a record of lists and objects as documented"
         elif isinstance(error, UnreadMediumError):
-            reason = f"{error}{self._share(error.key)}"
+            reason = f"{error.reason}{self._share_of_key(error.key)}"
         else:
-            reason, path = str(error), error.path
+            reason, path = error.reason, error.path
         self._tracker.report(BadSample(self._source, row.location, path, reason))
 
-    def _share(self, key: str) -> str:
-        """Return in how many records of a JSON file a key stands: a slip mostly goes through a whole file."""
+    def _share_of_key(self, key: str) -> str:
+        """Return how many records of a JSON file have a key: such a mistake usually runs through the whole file."""
         if is_table(self._source):
             return ""
         if key not in self._shares:
-            rows = stream_rows(self._source, lambda place, reason: None)
-            values = (item.value for row in rows for item in _items(row))
+            rows = stream_rows(self._source, lambda location, reason: None)
+            values = (item.value for row in rows for item in _records_of_row(row))
             count = sum(isinstance(value, dict) and key in value for value in values)
             self._shares[key] = f" (in {count:,} of {self._num_records:,} records)" if count else ""
         return self._shares[key]
 
-    def _finish(self, draft: _Draft, missing: Set[str], folders: Set[str]) -> Record:
+    def _finish_record(self, draft: _Draft, missing: Set[str], folders: Set[str]) -> Record:
         """Return the record, with a list of frames for each video that is a folder of them.
 
         Raises `InvalidRecordError` where one of its files is missing.
         """
         record = draft.record
         needed = (*record.images, *(path for path in record.videos if path not in folders), *draft.frames)
-        lost = next((path for path in needed if path in missing), None)
-        if lost is not None:
-            what = "no such file" if not os.path.exists(lost) else "not a file, but a folder, a pipe or a device"
-            reason = f"{what} (data_path is {self._media_root!r}): correct the path"
-            raise InvalidRecordError(reason + self._backslash_hint(lost), lost)
+        missing_path = next((path for path in needed if path in missing), None)
+        if missing_path is not None:
+            exists = os.path.exists(missing_path)
+            problem = "not a file, but a folder, a pipe or a device" if exists else "no such file"
+            reason = f"{problem} (data_path is {self._media_root!r}): correct the path"
+            raise InvalidRecordError(reason + self._backslash_hint(missing_path), missing_path)
         if not any(path in folders for path in record.videos):
             return record
         videos = []
         for path, fps in zip(record.videos, draft.fps, strict=True):
-            videos.append(self._keep_frames(_frames(path), fps, self._folder_notes) if path in folders else path)
+            videos.append(self._keep_frames(_list_frames(path), fps, self._folder_notes) if path in folders else path)
         return replace(record, videos=tuple(videos))
 
     def report_notes(self) -> tuple[str, ...]:
-        """Log once what was not read or assumed, and return it: "`view` is not read (23 of 24 records)"."""
+        """Log the keys not read and the defaults assumed, and return them: "`view` is not read (23 of 24 records)"."""
         self._notes.update(self._folder_notes)
-        # Equal counts by name: the order of a set of keys differs from process to process.
+        # Equal counts are sorted by name: the order of a set of keys differs between processes.
         ordered = sorted(self._notes.items(), key=lambda note: (-note[1], note[0]))
-        counted = [(what, f"{count:,} of {self._num_records:,} records") for what, count in ordered]
-        notes = tuple(f"{what} ({share})" for what, share in counted[:MOST_NOTES])
-        if len(counted) > MOST_NOTES:
-            notes += (f"{len(counted) - MOST_NOTES:,} more such keys",)
+        notes = tuple(f"{note} ({count:,} of {self._num_records:,} records)" for note, count in ordered[:MAX_NOTES])
+        if len(ordered) > MAX_NOTES:
+            notes += (f"{len(ordered) - MAX_NOTES:,} more such keys",)
         if notes:
             logger.info("%s: %s", self._source, "; ".join(notes))
         return notes
 
-    def _draft(self, pack: int, row: Row) -> _Draft:
+    def _make_draft(self, pack: int, row: Row) -> _Draft:
         conversation = to_conversation(row.value)
         turns, media = conversation.turns, conversation.media
         check_roles(turns)
-        images = tuple([self._path(medium) for medium in media["image"]])
+        images = tuple([self._resolve_medium(medium) for medium in media["image"]])
         if conversation.objects is not None:
             turns = fill_objects(turns, conversation.objects, lambda number: _image_size(images, number))
         check_texts(turns)
         if conversation.tools is not None:
             check_unicode(conversation.tools, "`tools`")
         turns = add_placeholders(turns, media)
-        videos, frames, fps = self._videos(conversation) if media["video"] else ((), (), ())
+        videos, frames, fps = self._read_videos(conversation) if media["video"] else ((), (), ())
         if conversation.unread:
             self._notes.update({f"{key} is not read" for key in conversation.unread})
         if conversation.fps is not None and not media["video"]:
@@ -269,7 +268,9 @@ class _Reader:
         record = Record(self._source, row.index, tuple(turns), images, videos, row.location, conversation.tools)
         return _Draft(pack, record, frames, fps)
 
-    def _videos(self, conversation: Conversation) -> tuple[tuple[str, ...], tuple[str, ...], Sequence[float | None]]:
+    def _read_videos(
+        self, conversation: Conversation
+    ) -> tuple[tuple[str, ...], tuple[str, ...], Sequence[float | None]]:
         """Return the paths of the videos, of the frames of those given as frames, and their frames per second."""
         videos = conversation.media["video"]
         rates = conversation.fps if isinstance(conversation.fps, list) else [conversation.fps] * len(videos)
@@ -279,11 +280,11 @@ class _Reader:
         frames: list[str] = []
         for video, rate in zip(videos, rates, strict=True):
             if isinstance(video, FrameList):
-                own = [self._path(frame) for frame in video.frames]
+                own = [self._resolve_medium(frame) for frame in video.frames]
                 frames += own
                 paths.append(self._keep_frames(own, video.fps or rate, self._notes))
             else:
-                paths.append(self._path(video))
+                paths.append(self._resolve_medium(video))
         return tuple(paths), tuple(frames), rates
 
     def _keep_frames(self, frames: Sequence[str], fps: float | None, notes: Counter[str]) -> str:
@@ -291,22 +292,23 @@ class _Reader:
             notes[f"`fps` is missing for the frames of a video, {_DEFAULT_FPS:g} is assumed"] += 1
         return self._store.keep_frames(frames, fps or _DEFAULT_FPS)
 
-    def _path(self, medium: Medium) -> str:
+    def _resolve_medium(self, medium: Medium) -> str:
         if isinstance(medium, str) and medium.startswith("data:"):
             medium = decode_data_url(medium)
         if isinstance(medium, EmbeddedFile):
             return self._store.keep_file(medium.data, medium.name)
-        return _absolute(medium, self._root)
+        return _absolute_path(medium, self._root)
 
-    def _backslash_hint(self, lost: str) -> str:
-        if "\\" not in lost:
+    def _backslash_hint(self, path: str) -> str:
+        if "\\" not in path:
             return ""
-        written = lost.removeprefix(os.path.join(self._root, "")).replace("\\", "/")
-        meant = os.path.normpath(os.path.join(self._root, written))
-        return "; folders are parted by / here, not by \\" + (f": {meant} is there" if os.path.isfile(meant) else "")
+        written = path.removeprefix(os.path.join(self._root, "")).replace("\\", "/")
+        candidate = os.path.normpath(os.path.join(self._root, written))
+        hint = "; folders are separated by / here, not by \\"
+        return f"{hint}: {candidate} exists" if os.path.isfile(candidate) else hint
 
 
-def _items(row: Row) -> Iterator[Row]:
+def _records_of_row(row: Row) -> Iterator[Row]:
     if not isinstance(row.value, list):
         yield row
         return
@@ -314,16 +316,14 @@ def _items(row: Row) -> Iterator[Row]:
         yield Row(f"{row.location} item {index}", index, value)
 
 
-def _that_are_not(paths: Iterable[str], kind: Callable[[str], bool]) -> set[str]:
-    """Return the paths that are not of a kind; threads, because on a network drive each question takes a round trip."""
+def _find_missing(paths: Iterable[str]) -> set[str]:
+    """Return the paths that are no files; in threads, because on a network drive each look-up takes a round trip."""
     ordered = sorted(set(paths))
-    chunks = [ordered[start : start + STAT_CHUNK] for start in range(0, len(ordered), STAT_CHUNK)]
-    with ThreadPoolExecutor(STAT_THREADS) as pool:
-        found = pool.map(lambda chunk: [path for path in chunk if not kind(path)], chunks)
-        return {path for part in found for path in part}
+    found = in_threads(os.path.isfile, ordered, chunk_size=STAT_CHUNK)
+    return {path for path, is_file in zip(ordered, found, strict=True) if not is_file}
 
 
-def _frames(folder: str) -> list[str]:
+def _list_frames(folder: str) -> list[str]:
     try:
         frames = frames_in_folder(folder)
     except OSError as error:
@@ -333,38 +333,38 @@ def _frames(folder: str) -> list[str]:
     return frames
 
 
-def _image_size(images: Sequence[str], number: int) -> Size:
-    # Here, not above: few records need it.
+def _image_size(images: Sequence[str], number: int) -> ImageSize:
+    # Imported here because few records need it.
     from qwenvl.data.media.images import image_size
 
     if number >= len(images):
-        raise InvalidRecordError(f"`objects` names the image {number} (from 0), but there are {len(images)}")
+        raise InvalidRecordError(f"`objects` refers to image {number} (from 0), but there are {len(images)}")
     try:
-        return Size(*image_size(images[number], MOST_PIXELS))
+        return ImageSize(*image_size(images[number], MAX_PIXELS))
     except UserError as error:
-        reason = str(error).removeprefix(f"{images[number]}: ")
-        raise InvalidRecordError(f"{reason} (its size is needed for `objects`)", images[number]) from None
+        reason = f"{error.reason_for(images[number])} (its size is needed for `objects`)"
+        raise InvalidRecordError(reason, images[number]) from None
 
 
-def _absolute(path: str, media_root: str) -> str:
+def _absolute_path(path: str, media_root: str) -> str:
     if "://" in path or path.startswith("data:"):
         if not path.startswith("file://"):
             raise InvalidRecordError(
-                "media are read from files only: download it and give the path of the file", _one_line(path[:80])
+                "media are read from files only: download it and give the path of the file", _make_printable(path[:80])
             )
         try:
             path = unquote(urlparse(path).path)
         except ValueError as error:
-            raise InvalidRecordError(f"{shown(path)} is no address of a file ({error}): give its path") from None
-    if len(path) > MOST_PATH_CHARACTERS:
+            raise InvalidRecordError(f"{format_value(path)} is not a file URL ({error}): give its path") from None
+    if len(path) > MAX_PATH_LENGTH:
         raise InvalidRecordError(
-            f"{shown(path)} of {len(path):,} characters is no path: give the path of a file, or the bytes of an image "
-            "as data:image/png;base64,..."
+            f"{format_value(path)} of {len(path):,} characters is not a path: give the path of a file, or the "
+            "bytes of an image as data:image/png;base64,..."
         )
     if _UNPRINTABLE.search(path):
-        raise InvalidRecordError(f"the path {shown(path)} holds a control character or half of a surrogate pair")
+        raise InvalidRecordError(f"the path {format_value(path)} holds a control character or half of a surrogate pair")
     return os.path.normpath(os.path.join(media_root, path))
 
 
-def _one_line(text: str) -> str:
+def _make_printable(text: str) -> str:
     return _UNPRINTABLE.sub("?", text)

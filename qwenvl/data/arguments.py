@@ -4,8 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from qwenvl.data.media.images import MAX_IMAGE_MEGAPIXELS, MEGAPIXEL
-from qwenvl.data.pixel_limits import OFFICIAL_PIXEL_LIMITS
 from qwenvl.errors import UserError
+
+# Defaults of the official repository, for limits that are not given; a custom encoder keeps its own.
+OFFICIAL_PIXEL_LIMITS = {
+    "max_pixels": 28 * 28 * 576,
+    "min_pixels": 28 * 28 * 16,
+    "video_max_pixels": 28 * 28 * 1024,
+    "video_min_pixels": 28 * 28 * 256,
+}
 
 
 @dataclass
@@ -15,12 +22,12 @@ class DataArguments:
     dataset_use: str = field(
         default="",
         metadata={
-            "help": "Comma-separated data sets: names registered in qwenvl/data/__init__.py, or paths of .json/.jsonl "
-            "files; name%%50 takes half of one, drawn with --data_seed."
+            "help": "Comma-separated datasets: names registered in qwenvl/data/__init__.py, or paths of .json/.jsonl "
+            "files; name%%50 takes half of one, sampled with --data_seed."
         },
     )
     eval_dataset_use: str = field(
-        default="", metadata={"help": "Data sets, named likewise, for loss and token accuracy during training."}
+        default="", metadata={"help": "Datasets, given in the same way, for loss and token accuracy during training."}
     )
     data_flatten: bool = field(default=False, metadata={"help": "Concatenate the batch into one row, without padding."})
     data_packing: bool = field(
@@ -30,8 +37,8 @@ class DataArguments:
     thinking_turns: Literal["each", "last"] = field(
         default="each",
         metadata={
-            "help": "For chats whose earlier answers hold thoughts, which a Thinking model's template leaves out: each "
-            "makes one sample for each question, last learns the answer to the last one alone."
+            "help": "For chats whose earlier answers have thoughts, which a Thinking model's template leaves out: each "
+            "makes one sample per question, last supervises only the answer to the last one."
         },
     )
     max_pixels: int | None = field(default=None, metadata={"help": "Most pixels of an image after resizing (451584)."})
@@ -51,7 +58,7 @@ class DataArguments:
     )
     bad_sample_policy: Literal["error", "skip"] = field(
         default="error",
-        metadata={"help": "error: stop at the first unusable sample; skip: log it, count it and go on."},
+        metadata={"help": "error: stop at the first unusable sample; skip: log it, count it and continue."},
     )
     max_bad_samples: int = field(
         default=100,
@@ -59,7 +66,7 @@ class DataArguments:
     )
     media_cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder that keeps the image sizes read from headers (default ~/.cache/qwenvl)."},
+        metadata={"help": "Folder for the image sizes read from headers (default ~/.cache/qwenvl)."},
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Account for samples that cannot be used: what is wrong with each, and when there are too many."""
+"""Track samples that cannot be used: the reason for each, and whether there are too many."""
 
 import logging
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that cannot be used: its annotation file and location there, the file it is about (if any) and why."""
+    """A sample that cannot be used: its annotation file and location there, the file at fault (if any), the reason."""
 
     source: str
     location: str
@@ -21,7 +21,7 @@ class BadSample:
 
     @classmethod
     def of(cls, record: Record, path: str | None, reason: str) -> "BadSample":
-        """Return the bad sample that a record is."""
+        """Return the bad sample for a record."""
         return cls(record.source, record.location or f"row {record.row}", path, reason)
 
     @property
@@ -43,11 +43,11 @@ class BadSampleTracker:
 
     @property
     def count(self) -> int:
-        """Number of bad samples met so far."""
+        """Number of bad samples reported so far."""
         return len(self.samples)
 
     def report(self, bad: BadSample) -> None:
-        """Note a bad sample, once however often it is met; raises `UserError` if the policy allows none, or no more."""
+        """Record a bad sample, once per location; raises `UserError` if the policy allows none, or no more of them."""
         if any(bad.where == known.where for known in self.samples):
             return
         self.samples.append(bad)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from qwenvl.data.annotations import BadSample
 from qwenvl.data.labels import IGNORE_INDEX
 
-# Each kind of medium: the tensor of its pixels and that of its grids.
+# For each kind of medium, the keys of its pixels and of its grids.
 MEDIA_KEYS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 
 Sample = dict[str, Any]
@@ -34,22 +34,22 @@ class BatchMeta:
 
 @dataclass
 class _Collator:
-    """What both ways of collating share.
+    """Base of both collators.
 
-    `dummies` holds a blank sample for each kind of medium ("image", "video") and one of text alone ("text"). A batch
-    that lacks one of `required_kinds` gets its dummy, so that all processes call the vision tower equally often (DDP
-    and ZeRO-3 wait for each other there). A batch with no usable sample is the dummy of text alone.
+    `dummies` has a blank sample for each kind of medium ("image", "video") and a text-only one ("text"). A batch that
+    lacks one of `required_kinds` gets its dummy, so that all processes call the vision tower equally often (DDP and
+    ZeRO-3 synchronize there). A batch without a usable sample consists of the text-only dummy.
     """
 
     dummies: Mapping[str, Sample]
     required_kinds: Sequence[str] = ()
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Join the samples, leaving out those that could not be loaded, and describe the batch under "meta"."""
+        """Join the samples without those that could not be loaded, and describe the batch under "meta"."""
         usable = [sample for sample in samples if "bad" not in sample]
         members = usable + self._dummies_for(usable)
         batch = self._rows(members) | join_media(members)
-        batch["logits_to_keep"] = _positions_that_predict(batch["labels"])
+        batch["logits_to_keep"] = _predicting_positions(batch["labels"])
         counted = [sample for sample in usable if not sample["is_padding"]]
         num_tokens = sum(len(sample["input_ids"]) for sample in counted)
         batch["meta"] = BatchMeta(
@@ -74,7 +74,7 @@ class _Collator:
 
 @dataclass
 class DataCollatorForSupervisedDataset(_Collator):
-    """One row a sample, padded on the right with `pad_token_id`."""
+    """One row per sample, padded on the right with `pad_token_id`."""
 
     pad_token_id: int = 0
 
@@ -92,10 +92,10 @@ class DataCollatorForSupervisedDataset(_Collator):
 
 @dataclass
 class FlattenedDataCollatorForSupervisedDataset(_Collator):
-    """All samples in one row, without a mask: their text positions, which start anew at 0, tell them apart.
+    """All samples in one row, without a mask: text positions restart at 0 for each sample and separate them.
 
-    `varlen` adds `text_cu_seqlens` (n + 1,) int32 and `text_max_seqlen`, the boundaries that variable-length attention
-    kernels want.
+    `varlen` adds `text_cu_seqlens` (n + 1,) int32 and `text_max_seqlen`, the boundaries for variable-length attention
+    kernels.
     """
 
     varlen: bool = False
@@ -115,25 +115,25 @@ class FlattenedDataCollatorForSupervisedDataset(_Collator):
 
 
 def join_media(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Concatenate the pixels and grids of all samples, each kind in the samples' order; whatever the shapes behind."""
+    """Concatenate the pixels and grids of all samples along dimension 0, each kind in the order of the samples."""
     keys = [key for pair in MEDIA_KEYS.values() for key in pair]
     found = {key: [sample[key] for sample in samples if key in sample] for key in keys}
     return {key: torch.cat(tensors) for key, tensors in found.items() if tensors}
 
 
 def text_and_mrope_positions(sample: Sample) -> torch.Tensor:
-    """Return (4, L): the plain order of the tokens, by which attention tells samples apart, above M-RoPE's three rows.
+    """Return (4, L): the index of each token, from which attention infers the samples, above M-RoPE's three rows.
 
-    The temporal row would not do for the first: it stands still within a picture, which would pass for a boundary.
+    The temporal row cannot replace the first one: it is constant within an image, which would look like a boundary.
     """
     return torch.cat([torch.arange(len(sample["input_ids"]))[None], sample["position_ids"]])
 
 
 def _labels(sample: Sample) -> torch.Tensor:
-    """Return the labels without that of the first token, which only a token of the sample before could predict."""
+    """Return the labels without that of the first token, which only a token of the previous sample could predict."""
     return F.pad(sample["labels"][1:], (1, 0), value=IGNORE_INDEX)
 
 
-def _positions_that_predict(labels: torch.Tensor) -> torch.Tensor:
+def _predicting_positions(labels: torch.Tensor) -> torch.Tensor:
     """Return bool (B, L): the positions whose next token is supervised, the only ones whose logits are needed."""
     return F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)

@@ -1,4 +1,4 @@
-"""Make the data of a run: from the names of its datasets to samples, batches and the order in which they come."""
+"""Build the data of a run: from the names of its datasets to samples, batches and their order."""
 
 import gc
 import logging
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, TrainingArguments
 
 from qwenvl.data import data_list, load_datasets
 from qwenvl.data.annotations import Annotations, BadSample, BadSampleTracker, Record
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.collators import (
     DataCollatorForSupervisedDataset,
     FlattenedDataCollatorForSupervisedDataset,
@@ -35,65 +35,28 @@ from qwenvl.data.dataset_cache import (
 )
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
-from qwenvl.data.lengths import TokenCounter, TokenCounts, media_paths, usable_places
+from qwenvl.data.lengths import TokenCounter, TokenCounts, find_usable, media_paths
 from qwenvl.data.media.sizes import scan_media_sizes
 from qwenvl.data.normalization import PatchNormalizer
-from qwenvl.data.packing import PackSampler, PackTable, SampleRef, complete_packs, place_packs
-from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
+from qwenvl.data.packing import PackSampler, PackTable, SampleRef, complete_packs, renumber_packs
+from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.data.record_table import count_media, select
 from qwenvl.data.sample_digest import digest_samples
-from qwenvl.data.thinking_turns import count_thoughtless_answers, split_thinking_turns, tell_thoughtless_answers
+from qwenvl.data.thinking_turns import count_thoughtless_answers, describe_thoughtless_answers, split_thinking_turns
 from qwenvl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Flags that change nothing of what is read and counted.
-_FLAGS_BESIDE_THE_DATA = frozenset(
+# Flags that do not affect what is read and counted.
+_IRRELEVANT_FLAGS = frozenset(
     ("dataset_use", "eval_dataset_use", "data_flatten", "bad_sample_policy", "max_bad_samples", "media_cache_dir")
 )
-# Samples of kept data that are made to see that their lengths are still right.
+# Samples of cached data that are encoded to verify their lengths.
 _PROBES = 8
 
 
-class DataConfig(PixelLimits, Protocol):
-    """The data flags of a run, as `DataArguments` has them."""
-
-    dataset_use: str
-    eval_dataset_use: str
-    data_flatten: bool
-    data_packing: bool
-    bad_sample_policy: Literal["error", "skip"]
-    max_bad_samples: int
-    media_cache_dir: str | None
-    max_image_pixels: int
-    thinking_turns: Literal["each", "last"]
-
-
-class BatchConfig(Protocol):
-    """The training flags that decide how samples become batches, as `TrainingArguments` has them."""
-
-    model_max_length: int
-    per_device_train_batch_size: int
-    per_device_eval_batch_size: int
-    seed: int
-    data_seed: int | None
-    world_size: int
-    process_index: int
-    local_process_index: int
-
-    def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[None]:
-        """Let the first process of each node do something before the others."""
-
-
-class SampleError(UserError):
-    """A sample that cannot be loaded; stays one line when a DataLoader worker hands it on inside a traceback."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.strip().rpartition("\n")[2].removeprefix(f"{__name__}.{type(self).__name__}: "))
-
-
 class SupervisedDataset(Dataset):
-    """The usable records of a data set; `packs` lists the indices of those that come together."""
+    """The usable records of a dataset; `packs` lists the indices of the records that are packed together."""
 
     def __init__(
         self,
@@ -101,19 +64,17 @@ class SupervisedDataset(Dataset):
         counts: TokenCounts,
         packs: Sequence[Sequence[int]],
         encoder: RecordEncoder,
-        bad_sample_policy: Literal["error", "skip"] = "error",
         digest: str | None = None,
     ) -> None:
         self.records = records
         self.counts = counts
         self.packs = PackTable.of(packs)
         self.encoder = encoder
-        self._bad_sample_policy = bad_sample_policy
         self._digest = digest
 
     @property
     def digest(self) -> str:
-        """What tells these samples from other ones (see `digest_samples`); kept with the data of a large dataset."""
+        """Digest that identifies these samples (see `digest_samples`); cached with the data of a large dataset."""
         if self._digest is None:
             self._digest = digest_samples(self.records, self.counts, self.packs)
         return self._digest
@@ -124,7 +85,7 @@ class SupervisedDataset(Dataset):
         return self.counts.total
 
     def media_kinds(self) -> set[str]:
-        """Return which of "image" and "video" the records have."""
+        """Return which of "image" and "video" occur in the records."""
         images, videos = count_media(self.records)
         return {kind for kind, counts in (("image", images), ("video", videos)) if counts.any()}
 
@@ -132,20 +93,20 @@ class SupervisedDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
-        """Return the sample: what `RecordEncoder.encode` gives, its index, and whether it is padding.
+        """Return the sample: the output of `RecordEncoder.encode`, its index, and whether it is padding.
 
-        A sample whose files cannot be read raises `SampleError` under the policy "error", and under "skip" becomes
-        `{"bad": BadSample}`, for the main process to count.
+        A sample whose files cannot be read becomes `{"bad": BadSample}`. The collator passes it on with the batch, and
+        the main process reports it to the run's `BadSampleTracker`: an exception raised in a DataLoader worker would
+        arrive there as the text of a traceback, without its fields.
         """
         record = self.records[ref.index]
         try:
             sample = self.encoder.encode(record)
             self._check_length(ref.index, len(sample["input_ids"]))
-        except (UserError, OSError) as error:
-            bad = BadSample.of(record, None, str(error))
-            if self._bad_sample_policy == "error":
-                raise SampleError(str(bad)) from error
-            return {"bad": bad}
+        except UserError as error:
+            return {"bad": BadSample.of(record, error.path, error.reason)}
+        except OSError as error:
+            return {"bad": BadSample.of(record, None, str(error))}
         if ref.is_padding:
             sample["labels"].fill_(IGNORE_INDEX)
         return sample | {"index": ref.index, "is_padding": ref.is_padding}
@@ -160,7 +121,7 @@ class SupervisedDataset(Dataset):
 
 @dataclass(frozen=True)
 class DataModule:
-    """The data of a run: samples, how they are joined, and which of them each process draws when."""
+    """The data of a run: samples, collator, and samplers that assign the samples to processes and steps."""
 
     train_dataset: SupervisedDataset
     eval_dataset: SupervisedDataset | None
@@ -171,7 +132,7 @@ class DataModule:
 
     @property
     def datasets(self) -> list[SupervisedDataset]:
-        """The data sets that there are: for training, and for evaluation."""
+        """The training dataset, and the evaluation dataset if there is one."""
         return [dataset for dataset in (self.train_dataset, self.eval_dataset) if dataset is not None]
 
     def defer_normalization(self) -> PatchNormalizer | None:
@@ -181,7 +142,7 @@ class DataModule:
         return normalizers[0]
 
     def use_features(self, load_features: Callable[[str], torch.Tensor]) -> None:
-        """Take every picture as its encoder features, which `load_features` has for its path."""
+        """Load the encoder features of every image in place of its pixels; `load_features` returns them for a path."""
         for dataset in self.datasets:
             dataset.encoder.use_features(load_features)
         self.data_collator.dummies = self.train_dataset.encoder.blank_samples()
@@ -189,22 +150,23 @@ class DataModule:
 
 def make_supervised_data_module(
     processor: ProcessorMixin,
-    data_args: DataConfig,
-    training_args: BatchConfig,
-    varlen: bool = False,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    model_max_length: int,
     *,
+    varlen: bool = False,
     only_vision_is_trained: bool = False,
 ) -> DataModule:
-    """Read, check and count all samples of a run and plan its batches; no picture is decoded yet.
+    """Read, check and count all samples of a run and plan its batches; no image is decoded yet.
 
-    Sets the pixel limits of `processor`. `varlen` adds the boundaries that variable-length attention kernels want to
-    flattened batches. `only_vision_is_trained` puts a medium into every batch, because a loss that none has reached
-    cannot be differentiated. Raises `UserError` for whatever is wrong with the data.
+    Sets the pixel limits of `processor`. `varlen` adds the boundaries for variable-length attention kernels to
+    flattened batches. `only_vision_is_trained` puts a medium into every batch, because a loss that depends on none has
+    no gradient. Raises `UserError` for any problem with the data.
     """
     set_pixel_limits(processor, data_args)
     tracker = BadSampleTracker(data_args.bad_sample_policy, data_args.max_bad_samples)
     encoder = RecordEncoder(processor, data_args.max_image_pixels)
-    reader = _DatasetReader(encoder, tracker, data_args, training_args)
+    reader = _DatasetReader(encoder, tracker, data_args, training_args, model_max_length)
     train_dataset = reader.read(data_args.dataset_use)
     eval_dataset = reader.read(data_args.eval_dataset_use) if data_args.eval_dataset_use else None
     required_kinds: set[str] = set()
@@ -225,11 +187,13 @@ def make_supervised_data_module(
     )
 
 
-def _data_seed(training_args: BatchConfig) -> int:
+def _data_seed(training_args: TrainingArguments) -> int:
     return training_args.seed if training_args.data_seed is None else training_args.data_seed
 
 
-def _sampler(dataset: SupervisedDataset, training_args: BatchConfig, batch_size: int, shuffle: bool) -> PackSampler:
+def _sampler(
+    dataset: SupervisedDataset, training_args: TrainingArguments, batch_size: int, shuffle: bool
+) -> PackSampler:
     return PackSampler(
         dataset.packs,
         batch_size,
@@ -243,17 +207,18 @@ def _sampler(dataset: SupervisedDataset, training_args: BatchConfig, batch_size:
 
 @dataclass(frozen=True)
 class _DatasetReader:
-    """Reads data sets as one run's flags say."""
+    """Reads datasets according to the flags of a run."""
 
     encoder: RecordEncoder
     tracker: BadSampleTracker
-    data_args: DataConfig
-    training_args: BatchConfig
+    data_args: DataArguments
+    training_args: TrainingArguments
+    model_max_length: int
 
     def read(self, dataset_use: str) -> SupervisedDataset:
-        """Return the usable records of the named data sets with their packs, in which every record is exactly once.
+        """Return the usable records of the named datasets with their packs, which contain every record exactly once.
 
-        Large data are read and counted by one process of a node; the others, and later starts, take what it has kept.
+        Large data are read and counted by one process per node; the others, and later starts, load its cached result.
         """
         cache = self._cache(dataset_use)
         if cache is None:
@@ -261,13 +226,11 @@ class _DatasetReader:
             data, _ = self._prepare(dataset_use, first)
         else:
             with self.training_args.main_process_first(desc="reading the data"):
-                data = self._kept(cache) or self._prepare_and_keep(dataset_use, cache)
-        return SupervisedDataset(
-            data.records, data.counts, data.packs, self.encoder, self.data_args.bad_sample_policy, data.digest
-        )
+                data = self._load_cached(cache) or self._prepare_and_cache(dataset_use, cache)
+        return SupervisedDataset(data.records, data.counts, data.packs, self.encoder, data.digest)
 
     def _cache(self, dataset_use: str) -> DatasetCache | None:
-        """Return where the prepared data are kept; None for small data, and where their content cannot be told."""
+        """Return the cache entry of the prepared data; None for small data and if their content has no digest."""
         specs = data_list(dataset_use)
         files = sorted({spec.annotation_path for spec in specs})
         try:
@@ -276,32 +239,32 @@ class _DatasetReader:
             processor = digest_processor(self.encoder.processor)
             if processor is None:
                 return None
-            flags = {key: value for key, value in vars(self.data_args).items() if key not in _FLAGS_BESIDE_THE_DATA}
-            limit, seed = self.training_args.model_max_length, _data_seed(self.training_args)
-            places = [(spec.annotation_path, os.path.abspath(spec.data_path), spec.percent) for spec in specs]
-            key = digest_of(processor, digest_files(files), places, flags, limit, seed)
+            flags = {key: value for key, value in vars(self.data_args).items() if key not in _IRRELEVANT_FLAGS}
+            limit, seed = self.model_max_length, _data_seed(self.training_args)
+            entries = [(spec.annotation_path, os.path.abspath(spec.data_path), spec.percent) for spec in specs]
+            key = digest_of(processor, digest_files(files), entries, flags, limit, seed)
         except OSError:
             return None
         return DatasetCache(self.data_args.media_cache_dir, key)
 
-    def _kept(self, cache: DatasetCache) -> PreparedData | None:
-        """Return what was kept, after telling what was found then; the first process of a node has it checked."""
+    def _load_cached(self, cache: DatasetCache) -> PreparedData | None:
+        """Return the cached data, after repeating their log messages; the first process of a node verifies them."""
         is_first = self.training_args.local_process_index == 0
         data = cache.load(check=is_first)
         if data is None:
             return None
-        if is_first and not self._is_still_right(data):
+        if is_first and not self._is_valid(data):
             cache.remove()
             return None
-        logger.info("%d prepared records taken from %s", len(data.records), cache.folder)
+        logger.info("%d prepared records loaded from %s", len(data.records), cache.folder)
         for bad in data.bad:
             self.tracker.report(bad)
         for level, text in data.messages:
             logger.log(level, "%s", text)
         return data
 
-    def _is_still_right(self, data: PreparedData) -> bool:
-        """Whether a few samples have the lengths that were counted, should anything decide them that no key names."""
+    def _is_valid(self, data: PreparedData) -> bool:
+        """Whether a few samples have the lengths that were counted, in case something outside the key affects them."""
         for index in np.linspace(0, len(data.records) - 1, _PROBES, dtype=int).tolist():
             try:
                 sample = self.encoder.encode(data.records[index])
@@ -312,8 +275,8 @@ class _DatasetReader:
                 return False
         return True
 
-    def _prepare_and_keep(self, dataset_use: str, cache: DatasetCache) -> PreparedData:
-        """Prepare data on disk and return what is kept of them; in memory where they cannot be written."""
+    def _prepare_and_cache(self, dataset_use: str, cache: DatasetCache) -> PreparedData:
+        """Prepare data on disk and return the cached result; prepare them in memory if they cannot be written."""
         messages: list[tuple[int, str]] = []
         tracker = RecordingTracker(self.tracker)
         try:
@@ -322,62 +285,61 @@ class _DatasetReader:
                 data = replace(data, bad=tracker.samples, messages=messages)
                 cache.save(data, stamps, replace=self.training_args.process_index == 0)
         except OSError as error:
-            logger.warning("cannot keep the prepared data in %s (%s); each process reads them", cache.folder, error)
+            logger.warning("cannot write the prepared data to %s (%s); each process reads them", cache.folder, error)
         else:
-            # The counter and what it remembers refer to each other: without this they stay for a long time.
+            # The counter and its caches form a reference cycle: without this they stay in memory for a long time.
             del data, stamps
             gc.collect()
-        kept = cache.load(check=False)
-        return self._prepare(dataset_use, nullcontext())[0] if kept is None else kept
+        cached = cache.load(check=False)
+        return self._prepare(dataset_use, nullcontext())[0] if cached is None else cached
 
     def _prepare(
         self, dataset_use: str, first: AbstractContextManager[None], table_folder: Path | None = None
     ) -> tuple[PreparedData, MediaStamps | None]:
-        """Read, check and count; media headers within `first`.
+        """Read, check and count; media headers are read within `first`.
 
-        With a `table_folder`, records stay on disk there; returned are also the stamps of the media, taken before.
+        With a `table_folder`, records stay on disk there, and the stamps of the media, taken before, are also returned.
         """
         seed, cache_dir = _data_seed(self.training_args), self.data_args.media_cache_dir
         annotations = load_datasets(dataset_use, seed, self.tracker, cache_dir, table_folder)
         if annotations.packs is not None and not self.data_args.data_packing:
             raise UserError(
-                f"{dataset_use} is a nested list, in which samples are packed already; expected --data_packing True: "
+                f"{dataset_use} is a nested list of packed samples; expected --data_packing True: "
                 "set it, or give the list that the packs were made from"
             )
         media = media_paths(annotations.records)
         stamps = None if table_folder is None else MediaStamps(*media, self.tracker.samples)
-        annotations = self._with_thoughts(dataset_use, annotations)
+        annotations = self._split_thinking_turns(dataset_use, annotations)
         with first:
             sizes = scan_media_sizes(*media, cache_dir, self.data_args.max_image_pixels)
-        with _out_of_garbage_collection():
+        with _frozen_garbage_collection():
             counts = TokenCounter(self.encoder).count(annotations.records, sizes)
-        kept = usable_places(annotations.records, counts, self.training_args.model_max_length, self.tracker)
-        if not len(kept):
+        usable = find_usable(annotations.records, counts, self.model_max_length, self.tracker)
+        if not len(usable):
             raise UserError(f"{dataset_use}: none of the {len(annotations.records)} records is usable; see the log")
-        records, counts = select(annotations.records, kept), counts.of(kept)
+        records, counts = select(annotations.records, usable), counts.of(usable)
         if self.data_args.data_packing:
-            given = place_packs(annotations.packs or (), kept)
-            limit = self.training_args.model_max_length
-            packs = complete_packs(given, counts.total, limit, seed, lambda index: records[index].where)
+            given = renumber_packs(annotations.packs or (), usable)
+            packs = complete_packs(given, counts.total, self.model_max_length, seed, lambda index: records[index].where)
         else:
             packs = PackTable.singles(len(records))
         return PreparedData(records, counts, packs), stamps
 
-    def _with_thoughts(self, dataset_use: str, annotations: Annotations) -> Annotations:
-        """Return the records as a Thinking model's template keeps their thoughts, and tell what that means for them."""
-        annotations, told = split_thinking_turns(annotations, self.encoder, self.data_args.thinking_turns)
-        if told is not None:
-            logger.info("%s: %s", dataset_use, told)
+    def _split_thinking_turns(self, dataset_use: str, annotations: Annotations) -> Annotations:
+        """Split the records whose thoughts a Thinking model's template leaves out, and log what that changes."""
+        annotations, message = split_thinking_turns(annotations, self.encoder, self.data_args.thinking_turns)
+        if message is not None:
+            logger.info("%s: %s", dataset_use, message)
         if self.encoder.opens_thoughts:
             num_answers, num_thoughtless = count_thoughtless_answers(annotations.records)
             if num_thoughtless:
-                logger.warning("%s: %s", dataset_use, tell_thoughtless_answers(num_answers, num_thoughtless))
+                logger.warning("%s: %s", dataset_use, describe_thoughtless_answers(num_answers, num_thoughtless))
         return annotations
 
 
 @contextmanager
-def _out_of_garbage_collection() -> Iterator[None]:
-    """Spare Python the search for garbage among the millions of objects that are there, a third of the time."""
+def _frozen_garbage_collection() -> Iterator[None]:
+    """Exclude the millions of existing objects from garbage collection, which took a third of the time."""
     gc.freeze()
     try:
         yield

@@ -1,8 +1,8 @@
-"""Keep what was read and counted of a large dataset on disk, for the other processes and for the next start.
+"""Cache the prepared records of a large dataset on disk, for the other processes and for the next start.
 
-An entry is a folder named by a digest of all that decides its content: the annotation files byte by byte, how they are
-read, the model's tokenizer, template and processors, and the code of this package. Of media, time and size are compared
-with those of the reading; a file that was changed, came or went makes the entry worthless.
+An entry is a folder named by a digest of everything that determines its content: the bytes of the annotation files, the
+flags, the model's tokenizer, template and processors, and the code of this package. Media are compared by modification
+time and size; a file that was changed, added or removed invalidates the entry.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from qwenvl.data.media.store import DEFAULT_CACHE_DIR
 from qwenvl.data.packing import PackTable
 from qwenvl.data.record_table import RecordTable, write_table
 from qwenvl.data.sample_digest import digest_samples
+from qwenvl.utils.parallel import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,15 @@ _DAYS_KEPT, _DAYS_UNFINISHED = 30, 1
 _UNFINISHED = ".unfinished"
 _FOLDER, _META, _DIGEST = "datasets", "meta.json", "samples.sha256"
 _COUNTS = ("total", "supervised", "patches")
-_STAMP_THREADS, _STAMP_CHUNK = 8, 4096
+_STAMP_CHUNK = 4096
 _CODE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The usable records of a dataset with their counts and packs, and what is to be told.
+    """The usable records of a dataset with their counts, packs and messages.
 
-    `digest` is that of `digest_samples`, where it is known. `messages` are (level, text) pairs for the log.
+    `digest` is that of `digest_samples`, if known. `messages` are (level, text) pairs for the log.
     """
 
     records: Sequence[Record]
@@ -62,20 +63,20 @@ class PreparedData:
 
 
 class DatasetCache:
-    """One entry: the prepared data of one data set for one model and one set of flags."""
+    """One entry: the prepared data of one dataset for one model and one set of flags."""
 
     def __init__(self, media_cache_dir: str | None, key: str) -> None:
         self._root = Path(media_cache_dir or DEFAULT_CACHE_DIR).expanduser() / _FOLDER
         self.folder = self._root / key
 
     def load(self, check: bool = True) -> PreparedData | None:
-        """Return what is kept, or None where nothing is or it cannot be read.
+        """Return the cached data, or None if there are none or they cannot be read.
 
-        With `check`, an entry is removed of which a file is damaged or a medium has changed since.
+        With `check`, an entry with a damaged file or with media that have changed since is removed.
         """
         try:
             meta = json.loads((self.folder / _META).read_text())
-            if check and (flaw := self._flaw(meta)):
+            if check and (flaw := self._find_flaw(meta)):
                 logger.info("%s, %s: the data are read again", self.folder, flaw)
                 self.remove()
                 return None
@@ -93,7 +94,7 @@ class DatasetCache:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make a folder beside the entry, on the same disk, to prepare data in; raises `OSError`."""
+        """Create a temporary folder next to the entry, on the same disk, to prepare data in; raises `OSError`."""
         folder = self._root / f"{self.folder.name}.{uuid.uuid4().hex}{_UNFINISHED}"
         folder.mkdir(parents=True)
         try:
@@ -102,10 +103,10 @@ class DatasetCache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, data: PreparedData, stamps: "MediaStamps", replace: bool = True) -> None:
-        """Keep prepared data, whole or not at all; raises `OSError`.
+        """Write prepared data atomically; raises `OSError`.
 
-        Without `replace`, an entry that the first node has put into a shared folder meanwhile stays: it alone has told,
-        and so kept, all messages.
+        Without `replace`, an entry that the first node has written to a shared folder meanwhile stays: only that node
+        has logged, and so recorded, all messages.
         """
         with self.scratch() as partial:
             self._write(partial, data, stamps)
@@ -115,10 +116,10 @@ class DatasetCache:
                 partial.replace(self.folder)
         self._remove_old()
         size = annotation_bytes([str(self.folder)]) / 2**20
-        logger.info("kept %d prepared records (%.0f MB) in %s", len(data.records), size, self.folder)
+        logger.info("cached %d prepared records (%.0f MB) in %s", len(data.records), size, self.folder)
 
     def remove(self) -> None:
-        """Remove the entry, so that no process takes it any more."""
+        """Remove the entry, so that no process loads it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, folder: Path, data: PreparedData, stamps: "MediaStamps") -> None:
@@ -140,19 +141,19 @@ class DatasetCache:
     def _column(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
-    def _flaw(self, meta: dict[str, Any]) -> str | None:
+    def _find_flaw(self, meta: dict[str, Any]) -> str | None:
         if meta["digest"] != _digest_entry(self.folder):
             return "one of its files is damaged"
-        return None if self._media_are_as_kept() else "some media have changed since it was made"
+        return None if self._media_are_unchanged() else "some media have changed since it was made"
 
-    def _media_are_as_kept(self) -> bool:
-        kept = np.load(self.folder / "stamps.npy")
+    def _media_are_unchanged(self) -> bool:
+        stamps = np.load(self.folder / "stamps.npy")
         joined = (self.folder / "media.txt").read_bytes()
         paths = joined.split(b"\0") if joined else []
-        return len(paths) == len(kept) and np.array_equal(_stat_all(paths), kept)
+        return len(paths) == len(stamps) and np.array_equal(_stat_all(paths), stamps)
 
     def _remove_old(self) -> None:
-        """Remove entries that no run has used for a month, and what runs killed before yesterday have left."""
+        """Remove entries that no run has used for a month, and leftovers of runs that were killed before yesterday."""
         for folder in self._root.iterdir():
             meta = folder / _META
             used = meta.stat().st_mtime if meta.exists() else folder.stat().st_mtime
@@ -162,7 +163,7 @@ class DatasetCache:
 
 
 class MediaStamps:
-    """When the media of records were last changed and how long they are; taken before they are read."""
+    """Modification times and sizes of the media of records; taken before they are read."""
 
     def __init__(self, images: Iterable[str], videos: Iterable[str], bad: Iterable[BadSample]) -> None:
         paths = {*filter(os.path.isabs, images)}
@@ -176,14 +177,9 @@ class MediaStamps:
 
 
 def _stat_all(paths: Sequence[bytes]) -> np.ndarray:
-    """Return time (ns) and length of each file, int64 (n, 2); -1 where there is none."""
-
-    def stat(start: int) -> list[tuple[int, int]]:
-        return [_stamp(path) for path in paths[start : start + _STAMP_CHUNK]]
-
-    with ThreadPoolExecutor(_STAMP_THREADS) as pool:
-        parts = [np.array(part, np.int64) for part in pool.map(stat, range(0, len(paths), _STAMP_CHUNK))]
-    return np.concatenate([np.empty((0, 2), np.int64), *parts])
+    """Return modification time (ns) and size of each file, int64 (n, 2); -1 for a missing file."""
+    stamps = in_threads(_stamp, paths, chunk_size=_STAMP_CHUNK)
+    return np.fromiter(chain.from_iterable(stamps), np.int64, 2 * len(paths)).reshape(-1, 2)
 
 
 def _stamp(path: bytes) -> tuple[int, int]:
@@ -195,7 +191,7 @@ def _stamp(path: bytes) -> tuple[int, int]:
 
 
 def annotation_bytes(paths: Iterable[str]) -> int:
-    """Return how long the annotation files (or the files in these folders) are together."""
+    """Return the total size of the annotation files (or of the files in these folders)."""
     return sum(os.path.getsize(file) for path in set(paths) for file in _files(path))
 
 
@@ -205,7 +201,7 @@ def _digest_entry(folder: Path) -> str:
 
 
 def digest_files(paths: Iterable[str]) -> str:
-    """Return a digest of the content of files, and of all files in folders, with their names."""
+    """Return a digest of the names and contents of files, and of all files in folders."""
     digest = hashlib.sha256()
     for file in (file for path in paths for file in _files(path)):
         digest.update(f"{file}\0{_digest_file(file)}\0".encode("utf-8", "surrogateescape"))
@@ -224,12 +220,12 @@ def _files(path: str) -> list[str]:
 
 
 def digest_of(*parts: Any) -> str:
-    """Return a digest of values that JSON can write (others by their `repr`)."""
+    """Return a digest of JSON values (other values by their `repr`)."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def digest_processor(processor: ProcessorMixin) -> str | None:
-    """Return a digest of all that decides what a processor makes of a record; None where that cannot be told."""
+    """Return a digest of everything that determines a processor's output; None if that cannot be identified."""
     if not processor.tokenizer.is_fast:
         return None
     parts = [processor.tokenizer.backend_tokenizer.to_str(), processor.chat_template]
@@ -241,7 +237,7 @@ def digest_processor(processor: ProcessorMixin) -> str | None:
 
 
 class RecordingTracker(BadSampleTracker):
-    """Hands bad samples on to the tracker of the run and remembers them."""
+    """Tracker that forwards bad samples to the tracker of the run and records them."""
 
     def __init__(self, tracker: BadSampleTracker) -> None:
         super().__init__(tracker.policy, tracker.max_bad_samples)
@@ -255,9 +251,9 @@ class RecordingTracker(BadSampleTracker):
 
 @contextmanager
 def collect_messages(messages: list[tuple[int, str]]) -> Iterator[None]:
-    """Add what is told of the data meanwhile to `messages`, so that a later start can tell it too.
+    """Record the log messages about the data in `messages`, so that a later start can repeat them.
 
-    Bad samples are kept by themselves, and what files were read or written is told by those that read and write.
+    Bad samples are recorded separately, and messages about reading and writing files are not repeated.
     """
 
     def keep(entry: logging.LogRecord) -> None:
@@ -267,9 +263,9 @@ def collect_messages(messages: list[tuple[int, str]]) -> Iterator[None]:
 
     handler = logging.Handler()
     handler.emit = keep  # type: ignore[method-assign]
-    room = logging.getLogger("qwenvl.data")
-    room.addHandler(handler)
+    package_logger = logging.getLogger("qwenvl.data")
+    package_logger.addHandler(handler)
     try:
         yield
     finally:
-        room.removeHandler(handler)
+        package_logger.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""Turn one record into one sample: chat template, pictures and frames, tokens, labels and positions."""
+"""Encode one record as one sample: chat template, images and frames, tokens, labels and positions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,18 +18,18 @@ from qwenvl.data.media.images import MAX_IMAGE_PIXELS
 from qwenvl.data.messages import to_messages, tools_of
 from qwenvl.data.normalization import AS_LEVELS, PatchNormalizer, patch_normalizer
 from qwenvl.data.positions import MediaTokens, mrope_position_ids
-from qwenvl.data.rendered_words import SpecialTokens, missing_words
+from qwenvl.data.rendered_words import SpecialTokens, find_missing_text
 from qwenvl.errors import UserError
 
 Video = tuple[torch.Tensor, VideoMetadata]
-# A picture, also as uint8 (3, h, w), or its encoder features (rows, columns, D_vis) from a cache.
-Picture = Image.Image | torch.Tensor
+# An image, also as uint8 (3, h, w), or its encoder features (rows, columns, D_vis) from a cache.
+ImageOrFeatures = Image.Image | torch.Tensor
 
-# In pixels. The processor enlarges it where its own smallest picture is larger.
+# In pixels. The processor enlarges it if its own smallest image is larger.
 _BLANK_SIDE = 32
 
 
-# What a chat template raises for roles, calls or tools that it does not know.
+# What a chat template raises for unknown roles, calls or tools.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
 
 
@@ -39,7 +39,7 @@ def supervised_answers(record: Record) -> list[bool]:
 
 
 class RecordEncoder:
-    """Turns records into rendered text and into samples with one model's processor."""
+    """Encodes records as rendered text and as samples, with the processor of one model."""
 
     def __init__(self, processor: ProcessorMixin, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         self.processor = processor
@@ -48,17 +48,17 @@ class RecordEncoder:
         self._special_tokens = SpecialTokens(tokenizer)
         self._answer_marks = (tokenizer.decode(self.markers.header), tokenizer.decode([self.markers.end]))
         # Reads an image file; what is read is for the image processor.
-        self.load_image: Callable[[str], Picture] = ImageReader(processor.image_processor, max_image_pixels)
+        self.load_image: Callable[[str], ImageOrFeatures] = ImageReader(processor.image_processor, max_image_pixels)
         self._image_flags: dict[str, Any] = {"return_tensors": "pt"}
-        self._blank_picture: Picture = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
+        self._blank_image: ImageOrFeatures = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
         self._media_tokens = MediaTokens(
             processor.image_token_id, processor.video_token_id, processor.image_processor.merge_size
         )
 
     def use_features(self, load_features: Callable[[str], torch.Tensor]) -> None:
-        """Take each picture as the encoder features (rows, columns, D_vis) that `load_features` has for its path."""
+        """Load encoder features (rows, columns, D_vis) in place of images; `load_features` returns them for a path."""
         self.load_image = load_features
-        self._blank_picture = self.processor.image_processor.blank_features(_BLANK_SIDE, _BLANK_SIDE)
+        self._blank_image = self.processor.image_processor.blank_features(_BLANK_SIDE, _BLANK_SIDE)
 
     def defer_normalization(self) -> PatchNormalizer | None:
         """Leave `pixel_values` of images as uint8 levels, and return what normalizes them; None where that cannot be.
@@ -85,13 +85,13 @@ class RecordEncoder:
         return [next(texts) if record.tools is None else self._render_with_tools(record) for record in records]
 
     def render_checked(self, records: Sequence[Record]) -> list[str | UserError]:
-        """Return each record's chat as text, or why it cannot be used: nothing that it says may be lost."""
+        """Return each record's chat as text, or an error if the template drops any of its content."""
         try:
             texts: list[str | UserError] = [*self.render(records)]
         except TEMPLATE_ERRORS:
             texts = [self._render_alone(record) for record in records]
         return [
-            text if isinstance(text, UserError) else self._checked(record, text)
+            text if isinstance(text, UserError) else self._check_rendered(record, text)
             for record, text in zip(records, texts, strict=True)
         ]
 
@@ -102,10 +102,10 @@ class RecordEncoder:
         try:
             return self.render([record])[0]
         except TEMPLATE_ERRORS as error:
-            return UserError(f"the model's chat template refuses this record: {' '.join(str(error).split())}")
+            return UserError(f"the model's chat template rejects this record: {' '.join(str(error).split())}")
 
-    def _checked(self, record: Record, text: str) -> str | UserError:
-        flaw = self._special_tokens.flaw(record) or missing_words(record, text, *self._answer_marks)
+    def _check_rendered(self, record: Record, text: str) -> str | UserError:
+        flaw = self._special_tokens.find_flaw(record) or find_missing_text(record, text, *self._answer_marks)
         return text if flaw is None else UserError(flaw)
 
     def encode(self, record: Record) -> Sample:
@@ -125,7 +125,7 @@ class RecordEncoder:
         metadata = VideoMetadata(num_frames, fps=1.0, frames_indices=list(range(num_frames)))
         media: dict[str, tuple[list, list]] = {
             "text": ([], []),
-            "image": ([self._blank_picture], []),
+            "image": ([self._blank_image], []),
             "video": ([], [(frames, metadata)]),
         }
         blanks = {}
@@ -136,7 +136,7 @@ class RecordEncoder:
             blanks[kind] = sample | {"labels": torch.full_like(sample["input_ids"], IGNORE_INDEX)}
         return blanks
 
-    def _process(self, text: str, images: list[Picture], videos: list[Video]) -> Sample:
+    def _process(self, text: str, images: list[ImageOrFeatures], videos: list[Video]) -> Sample:
         media: dict[str, Any] = {}
         if images:
             media |= {"images": images, "images_kwargs": self._image_flags}

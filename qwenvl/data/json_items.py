@@ -1,7 +1,7 @@
-"""Read a JSON list item by item, so that no more than one item and one chunk of text are held at a time.
+"""Read a JSON list item by item, with at most one item and one chunk of text in memory.
 
-ijson does not replace this: it keeps the last of repeated keys without a word, and refuses NaN, whole numbers of more
-than 64 bits and a byte order mark, all of which `json` reads and a dataset may hold.
+ijson cannot replace this: it silently keeps the last of repeated keys, and rejects NaN, integers of more than 64 bits
+and a byte order mark, all of which `json` reads and a dataset may contain.
 """
 
 import json
@@ -13,18 +13,14 @@ _LARGEST_ITEM = 1 << 26
 
 
 class MalformedListError(ValueError):
-    """Text that is not read as a JSON list: what is wrong, and the number of the item (None: it is no list)."""
-
-    def __init__(self, index: int | None, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
+    """Text that cannot be read as a JSON list item by item."""
 
 
 class JsonItems:
-    """The items of the JSON list in a text stream; `decode(text, start)` returns a value and where it ends in a text.
+    """The items of the JSON list in a text stream; `decode(text, start)` returns a value and the index of its end.
 
-    Raises `MalformedListError`, also for an item of more than 64 MiB, and whatever `decode` raises beside
-    `json.JSONDecodeError`. `_text` is what was read and not yet used.
+    Raises `MalformedListError`, also for an item of more than 64 MiB, and anything that `decode` raises except
+    `json.JSONDecodeError`. `_text` is the text that was read and not yet decoded.
     """
 
     def __init__(self, stream: TextIO, decode: Callable[[str, int], tuple[Any, int]], chunk: int = _CHUNK) -> None:
@@ -33,38 +29,37 @@ class JsonItems:
 
     def __iter__(self) -> Iterator[Any]:
         if self._next_mark() != "[":
-            raise MalformedListError(None, "expected [ as the first character")
+            raise MalformedListError("expected [ as the first character")
         self._at += 1
-        index, closed = 0, self._next_mark() == "]"
+        closed = self._next_mark() == "]"
         self._at += closed
         while not closed:
-            value = self._value(index)
+            value = self._value()
             mark = self._next_mark()
             if mark not in (",", "]"):
-                raise MalformedListError(index, "no , or ] after it")
+                raise MalformedListError("no , or ] after it")
             self._at += 1
             closed = mark == "]"
             yield value
-            index += 1
         if self._next_mark():
-            raise MalformedListError(max(index - 1, 0), "more text after the end of the list")
+            raise MalformedListError("more text after the end of the list")
 
-    def _value(self, index: int) -> Any:
+    def _value(self) -> Any:
         self._next_mark()
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                # A number near the end of the chunk may go on in the next one: "-1", ".5" or "-1.5", "e+3".
+                # A number near the end of the chunk may continue in the next one: "-1", ".5" or "-1.5", "e+3".
                 if end < len(self._text) - 2 or self._ended:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
                 if self._ended or len(self._text) - self._at > _LARGEST_ITEM:
-                    raise MalformedListError(index, error.msg) from None
+                    raise MalformedListError(error.msg) from None
             self._read_more()
 
     def _next_mark(self) -> str:
-        """Skip white space; return the character that follows it, or "" at the end of the text."""
+        """Skip white space; return the next character, or "" at the end of the text."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
                 self._at += 1
@@ -73,6 +68,6 @@ class JsonItems:
             self._read_more()
 
     def _read_more(self) -> None:
-        # Twice what is waiting, so that a long item is not parsed again for each chunk.
+        # Doubles the pending text, so that a long item is not parsed again for every chunk.
         chunk = self._stream.read(max(self._chunk, len(self._text) - self._at))
         self._text, self._at, self._ended = self._text[self._at :] + chunk, 0, not chunk

@@ -1,4 +1,4 @@
-"""Read a JSON or JSONL file into rows, each with the place in the file where it stands."""
+"""Read a JSON or JSONL file as rows, each with its location in the file."""
 
 import codecs
 import gzip
@@ -19,8 +19,8 @@ _GIB = 1 << 30
 _CHUNK = 1 << 22
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
-_TOO_LONG = "it holds a whole number of too many digits: shorten it, or make it a text"
-_TOO_DEEP = "a record is nested too deeply to be read: make it flat, or delete it"
+_TOO_LONG = "an integer has too many digits: shorten it, or make it a string"
+_TOO_DEEP = "a record is nested too deeply to be read: flatten it, or delete it"
 
 OnBadRow = Callable[[str, str], None]
 
@@ -34,28 +34,27 @@ class Row(NamedTuple):
 
 
 class _Unusable(NamedTuple):
-    """What stands in a row in the place of a value that Python reads, but not as it is meant."""
+    """Marker in a row for a value that Python would silently read as something else."""
 
     reason: str
 
 
 class _UnusableError(ValueError):
-    """JSON that Python reads, but not as it is meant; the message says why."""
+    """JSON that Python would silently read as something else."""
 
-
-def read_json_rows(path: str, on_bad_row: OnBadRow) -> list[Row]:
-    """Return all rows that `iter_json_rows` yields."""
-    return list(iter_json_rows(path, on_bad_row))
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """Yield the rows of a JSON list, of JSONL, or of a file with one record, told apart by what the file holds.
+    """Yield the rows of a JSON list, of JSONL, or of a file with one record; the format is detected from the content.
 
-    A file called `.json` may hold JSONL and the other way round; UTF-8 with or without a byte order mark; `.gz` is
-    unpacked. Rows are read as they are asked for. `on_bad_row(place, reason)` is called for each malformed line of
-    JSONL, and for each row with a repeated key or a number that is too long: the others can still be read. Raises
-    `UserError` for a file that is missing, unreadable, empty, malformed as a whole, or no list of rows; of a list only
-    after the rows before the mistake.
+    A `.json` file may contain JSONL and vice versa; UTF-8 with or without a byte order mark; `.gz` is decompressed.
+    Rows are read lazily. `on_bad_row(location, reason)` is called for each malformed line of JSONL, and for each row
+    with a repeated key or a number that is too long: the other rows are still read. Raises `UserError` for a file that
+    is missing, unreadable, empty, malformed as a whole, or not a list of rows; for a list only after the rows before
+    the error.
     """
     shape = _inspect(path)
     if _has_one_value_per_line(path, shape):
@@ -66,47 +65,48 @@ def iter_json_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
         yield from _document_rows(path, on_bad_row)
 
 
-def open_binary(path: str) -> IO[bytes]:
-    """Open an annotation file, unpacked if it ends in `.gz`; raises `UserError` where it is no file of bounded size."""
+def _open_binary(path: str) -> IO[bytes]:
+    """Open an annotation file, decompressed if it ends in `.gz`; raises `UserError` unless it is a regular file."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: cannot read the annotation file (it is {_kind(status.st_mode)}); give a file")
+            raise UserError(f"cannot read the annotation file (it is {_kind(status.st_mode)}); give a file", path=path)
         if status.st_size > memory_bytes():
             raise UserError(
-                f"{path}: {status.st_size / _GIB:,.0f} GiB are more than this machine's memory of "
-                f"{memory_bytes() / _GIB:,.0f} GiB; split the file"
+                f"{status.st_size / _GIB:,.0f} GiB are more than this machine's memory of "
+                f"{memory_bytes() / _GIB:,.0f} GiB; split the file",
+                path=path,
             )
         return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such annotation file; correct the path or make the file first") from None
+        raise UserError("no such annotation file; correct the path or make the file first", path=path) from None
     # ValueError: a path with a null character.
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot read the annotation file ({reason}); give a readable file") from None
+        raise UserError(f"cannot read the annotation file ({reason}); give a readable file", path=path) from None
 
 
 def memory_bytes() -> int:
-    """Return the bytes of this machine's memory."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def whole_number(digits: str) -> int | str:
-    """Return a JSON integer as `json` would, or its digits where they are more than Python turns into a number."""
+def _whole_number(digits: str) -> int | str:
+    """Return a JSON integer as `json` does, or its digits if they are more than Python converts to a number."""
     return digits if len(digits) > sys.get_int_max_str_digits() > 0 else int(digits)
 
 
 class _Shape(NamedTuple):
-    """The first character of a text that is no white space, and whether anything stands below its line."""
+    """The first non-space character of a text, and whether its line is followed by more text."""
 
     first_character: str
     has_more_lines: bool
 
 
 def _inspect(path: str) -> _Shape:
-    """Read a file through once, holding a chunk of it; raises `UserError` unless all of it is text, and not empty."""
+    """Scan a file in chunks; raises `UserError` unless all of it is UTF-8 text, and not empty."""
     decode = codecs.getincrementaldecoder("utf-8")()
     first, in_first_line, has_more_lines, num_bytes = "", True, False, 0
     for chunk in _chunks(path):
@@ -116,7 +116,7 @@ def _inspect(path: str) -> _Shape:
         except UnicodeDecodeError as error:
             kind = " (it looks like UTF-16)" if chunk[:2] in _UTF_16 and not num_bytes else ""
             at = num_bytes - pending + error.start
-            raise UserError(f"{path}: byte {at} is not UTF-8 text{kind}; save the file as UTF-8") from None
+            raise UserError(f"byte {at} is not UTF-8 text{kind}; save the file as UTF-8", path=path) from None
         if not num_bytes:
             text = text.removeprefix("\ufeff")
         num_bytes += len(chunk)
@@ -128,29 +128,29 @@ def _inspect(path: str) -> _Shape:
             in_first_line = not line_end
         has_more_lines = has_more_lines or bool(not in_first_line and text.strip())
     if not first:
-        raise UserError(f"{path}: the annotation file is empty; expected a JSON list of records or JSONL")
+        raise UserError("the annotation file is empty; expected a JSON list of records or JSONL", path=path)
     return _Shape(first, has_more_lines)
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file, unpacked, and b"" at its end."""
+    """Yield the decompressed bytes of a file, and b"" at its end."""
     num_bytes = 0
-    with open_binary(path) as file, _readable(path):
+    with _open_binary(path) as file, _readable(path):
         while chunk := file.read(_CHUNK):
             num_bytes += len(chunk)
             if num_bytes > memory_bytes():
-                raise UserError(f"{path}: unpacked it is larger than this machine's memory; split the file")
+                raise UserError("decompressed, it is larger than this machine's memory; split the file", path=path)
             yield chunk
     yield b""
 
 
 @contextmanager
 def _open_text(path: str) -> Iterator[TextIO]:
-    """Open a file that `_inspect` has passed, as text whose lines end at a line feed alone.
+    """Open a file that `_inspect` has checked, as text whose lines end only at a line feed.
 
-    JSON strings may hold the other characters that `str.splitlines` cuts at, such as U+2028.
+    JSON strings may contain the other characters that `str.splitlines` splits at, such as U+2028.
     """
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="\n") as stream, _readable(path):
+    with io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", newline="\n") as stream, _readable(path):
         yield stream
 
 
@@ -160,7 +160,7 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot read the annotation file ({reason}); give a readable file") from None
+        raise UserError(f"cannot read the annotation file ({reason}); give a readable file", path=path) from None
 
 
 def _kind(mode: int) -> str:
@@ -174,7 +174,7 @@ def _load(text: str) -> Any:
         return _DECODER.decode(text)
     except (json.JSONDecodeError, _UnusableError):
         raise
-    # Python turns no more than sys.get_int_max_str_digits() digits into a whole number.
+    # Python converts at most sys.get_int_max_str_digits() digits to an integer.
     except ValueError:
         raise _UnusableError(_TOO_LONG) from None
 
@@ -189,7 +189,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _repeated(pairs: list[tuple[str, Any]]) -> str:
     keys = [key for key, _ in pairs]
     key = next(key for number, key in enumerate(keys) if key in keys[:number])
-    return f"the key {key[:60]!r} stands twice in one object: keep one of the two"
+    return f"the key {key[:60]!r} occurs twice in one object: keep one of the two"
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
@@ -201,11 +201,11 @@ def _marked_object(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def _marked_number(digits: str) -> Any:
-    number = whole_number(digits)
+    number = _whole_number(digits)
     return number if isinstance(number, int) else _Unusable(_TOO_LONG)
 
 
-# Puts an `_Unusable` in the place of each value that cannot be taken as it stands.
+# Replaces each value that cannot be read as it is written by an `_Unusable`.
 _MARKING_DECODER = json.JSONDecoder(object_pairs_hook=_marked_object, parse_int=_marked_number)
 
 
@@ -232,14 +232,15 @@ def _flaw(value: Any) -> str | None:
 
 def _malformed(path: str, error: json.JSONDecodeError) -> UserError:
     return UserError(
-        f"{path}: malformed JSON at line {error.lineno} column {error.colno}: {_reason(error)}; "
-        "expected a JSON list of records, or JSONL with one record per line: correct the file there"
+        f"malformed JSON at line {error.lineno} column {error.colno}: {_reason(error)}; "
+        "expected a JSON list of records, or JSONL with one record per line: correct the file there",
+        path=path,
     )
 
 
 def _reason(error: json.JSONDecodeError) -> str:
     before = error.doc[max(error.pos - 100, 0) : error.pos].rstrip()
-    return f"{error.msg} (is the comma before it one too many?)" if before.endswith(",") else error.msg
+    return f"{error.msg} (remove the trailing comma before it?)" if before.endswith(",") else error.msg
 
 
 def _has_one_value_per_line(path: str, shape: _Shape) -> bool:
@@ -252,7 +253,7 @@ def _has_one_value_per_line(path: str, shape: _Shape) -> bool:
         _load(first_line.lstrip().removesuffix("\n"))
     except json.JSONDecodeError:
         return False
-    # A value all the same, which is reported in its line.
+    # It is a value nevertheless, which is reported with its line.
     except (_UnusableError, RecursionError):
         return True
     return True
@@ -263,22 +264,22 @@ def _jsonl_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
         for index, line in enumerate(lines):
             if not line.strip():
                 continue
-            place = f"line {index + 1}"
+            location = f"line {index + 1}"
             try:
                 value = _load(line.removesuffix("\n"))
             except json.JSONDecodeError as error:
                 reason = f"malformed JSON at column {error.colno}: {_reason(error)}; correct or delete the line"
-                on_bad_row(place, reason)
+                on_bad_row(location, reason)
             except _UnusableError as error:
-                on_bad_row(place, str(error))
+                on_bad_row(location, error.reason)
             except RecursionError:
-                on_bad_row(place, _TOO_DEEP)
+                on_bad_row(location, _TOO_DEEP)
             else:
-                yield Row(place, index, value)
+                yield Row(location, index, value)
 
 
 def _list_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """Yield the items of a list; those that cannot be used are told at its end, when all of it is known to be JSON."""
+    """Yield the items of a list; unusable items are reported at its end, when all of it is known to be valid JSON."""
     flaws: list[tuple[str, str]] = []
     index = -1
     try:
@@ -289,14 +290,14 @@ def _list_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
                 else:
                     yield Row(f"row {index}", index, value)
     except MalformedListError:
-        # Only the whole text tells the line and the column; and an item may just be very long.
+        # Line and column of the error need the whole text; and an item may just be very long.
         flaws.clear()
         rest = [*_document_rows(path, lambda *flaw: flaws.append(flaw))]
         yield from (row for row in rest if row.index > index)
     except RecursionError:
-        raise UserError(f"{path}: {_TOO_DEEP}") from None
-    for place, reason in flaws:
-        on_bad_row(place, reason)
+        raise UserError(_TOO_DEEP, path=path) from None
+    for location, reason in flaws:
+        on_bad_row(location, reason)
 
 
 def _decode_item(text: str, start: int) -> tuple[Any, int]:
@@ -304,14 +305,14 @@ def _decode_item(text: str, start: int) -> tuple[Any, int]:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError:
         raise
-    # Of a number that is too long, or `_UnusableError`.
+    # Raised for a number that is too long, or as `_UnusableError`.
     except ValueError:
         value, end = _MARKING_DECODER.raw_decode(text, start)
         return _Unusable(_flaw(value) or _TOO_LONG), end
 
 
 def _document_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """Yield the rows of a text that is held as a whole."""
+    """Yield the rows of a file that is read as a whole."""
     with _open_text(path) as stream:
         text = stream.read()
     marked = False
@@ -323,10 +324,12 @@ def _document_rows(path: str, on_bad_row: OnBadRow) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         raise _malformed(path, error) from None
     except RecursionError:
-        raise UserError(f"{path}: {_TOO_DEEP}") from None
+        raise UserError(_TOO_DEEP, path=path) from None
     if isinstance(document, dict | _Unusable):
         document = [document]
     if not isinstance(document, list):
-        raise UserError(f"{path}: got a JSON {type(document).__name__}, expected a list of records: correct the file")
+        raise UserError(
+            f"got a JSON {type(document).__name__}, expected a list of records: correct the file", path=path
+        )
     for index, value in _usable(document, on_bad_row) if marked else enumerate(document):
         yield Row(f"row {index}", index, value)

@@ -1,4 +1,4 @@
-"""Decide which tokens the loss covers: token ids -> labels on the assistant's turns and on nothing else."""
+"""Compute labels from token ids: the loss covers the assistant's turns only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ _ANSWER = "Answer"
 
 @dataclass(frozen=True)
 class AssistantMarkers:
-    """The token ids that enclose an assistant's turn, as the model's own chat template writes them.
+    """The token ids that delimit an assistant's turn in the model's own chat template.
 
-    `header` opens every turn; `thought` may follow it, where the generation prompt opens a thought; `end` closes it.
+    `header` opens every turn; `thought` may follow it, if the generation prompt opens a thought; `end` closes the turn.
     """
 
     header: tuple[int, ...]
@@ -29,7 +29,7 @@ class AssistantMarkers:
 
     @classmethod
     def from_processor(cls, processor: ProcessorMixin) -> "AssistantMarkers":
-        """Find the markers by rendering small chats; raises `UserError` for a template that has none."""
+        """Find the markers by rendering small chats; raises `UserError` for a template without markers."""
         asked = processor.apply_chat_template([_message("user", _QUESTION)])
         prompt = processor.apply_chat_template([_message("user", _QUESTION)], add_generation_prompt=True)
         turns = [_message("user", _QUESTION), _message("assistant", _ANSWER)]
@@ -37,7 +37,7 @@ class AssistantMarkers:
         header = first_turn.removeprefix(asked)
         if not (found and first_turn.startswith(asked) and header and prompt.startswith(first_turn)):
             raise UserError(
-                "the chat template does not enclose answers: expected the generation prompt to open the assistant's "
+                "the chat template does not delimit answers: expected the generation prompt to open the assistant's "
                 f"turn, got the prompt {prompt!r} and the turn {first_turn + found!r}; use the model's own processor"
             )
         tokenizer = processor.tokenizer
@@ -56,7 +56,7 @@ def make_labels(input_ids: torch.Tensor, markers: AssistantMarkers, supervised: 
     """Return labels (L,): the ids of each supervised assistant turn after its header, end token included; else -100.
 
     `input_ids` is (L,), one sample; `supervised` has one entry for each of its assistant turns, in their order. Raises
-    `ValueError` when another number of turns is found.
+    `ValueError` if a different number of turns is found.
     """
     mask, _ = supervised_mask(np.asarray(input_ids), markers, np.asarray(supervised, dtype=bool))
     return input_ids.masked_fill(torch.from_numpy(~mask), IGNORE_INDEX)
@@ -65,17 +65,17 @@ def make_labels(input_ids: torch.Tensor, markers: AssistantMarkers, supervised: 
 def supervised_mask(
     ids: np.ndarray, markers: AssistantMarkers, supervised: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the ids (L,) the loss covers, as bool (L,), and where each assistant turn's header starts.
+    """Return which of the ids (L,) the loss covers, as bool (L,), and the start of each assistant turn's header.
 
-    `ids` may hold several samples one after another. A turn that is never closed is not counted. `supervised`, bool,
-    says of each turn whether it is covered (None: all are); raises `ValueError` when it is for another number of turns.
+    `ids` may contain several samples one after another. A turn that is never closed is not counted. `supervised`, bool,
+    has one entry per turn, True if it is covered (None: all are); raises `ValueError` for a wrong number of entries.
     """
     ends = np.flatnonzero(ids == markers.end)
     headers = _occurrences(ids, markers.header)
     headers = headers[headers < ends[-1]] if len(ends) else headers[:0]
     starts = headers + len(markers.header)
     if markers.thought:
-        # Counted in tokens: where a thought is empty, its line break may be one token together with the next one.
+        # Counted in tokens: in an empty thought, the line break may be merged with the next one into one token.
         starts = starts + len(markers.thought) * (ids[starts] == markers.thought[0])
     if supervised is not None:
         if len(headers) != len(supervised):
@@ -89,11 +89,11 @@ def supervised_mask(
 
 
 def _occurrences(ids: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
-    """Return the places in `ids` where the sequence `wanted` starts."""
-    places = np.flatnonzero(ids[: max(len(ids) - len(wanted) + 1, 0)] == wanted[0])
+    """Return the indices in `ids` at which the sequence `wanted` starts."""
+    starts = np.flatnonzero(ids[: max(len(ids) - len(wanted) + 1, 0)] == wanted[0])
     for step, token in enumerate(wanted[1:], start=1):
-        places = places[ids[places + step] == token]
-    return places
+        starts = starts[ids[starts + step] == token]
+    return starts
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Count the exact number of tokens that a record will take, counted from its text and from its media's headers."""
+"""Count the exact number of tokens of each record from its text and from the headers of its media."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from qwenvl.data.media.sizes import ImageSize, MediaSizes, Unreadable, scan_medi
 from qwenvl.data.media.videos import VideoInfo, frames_metadata, sample_frame_indices
 from qwenvl.errors import UserError
 
-# Records whose tokens are held at a time.
+# Records whose tokens are in memory at a time.
 _CHUNK = 2048
 
 _Counted = TypeVar("_Counted")
@@ -26,9 +26,10 @@ _Counted = TypeVar("_Counted")
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """What each record takes, int64 (n,): tokens in all, supervised tokens, and patches of its media.
+    """Counts for each record, int64 (n,): tokens in total, supervised tokens, and patches of its media.
 
-    `bad` tells, by position, why a record cannot be rendered or its media cannot be read; such a record takes nothing.
+    `bad` maps the index of a record that cannot be rendered, or whose media cannot be read, to the reason; its counts
+    are zero.
     """
 
     total: np.ndarray
@@ -38,71 +39,71 @@ class TokenCounts:
 
     @classmethod
     def zeros(cls, num_records: int) -> "TokenCounts":
-        """Return counts of zero for so many records."""
+        """Return counts of zero for `num_records` records."""
         return cls(*(np.zeros(num_records, np.int64) for _ in range(3)))
 
-    def of(self, places: np.ndarray) -> "TokenCounts":
-        """Return the counts of the records at these places, none of which is bad."""
-        return TokenCounts(self.total[places], self.supervised[places], self.patches[places])
+    def of(self, indices: np.ndarray) -> "TokenCounts":
+        """Return the counts of the records at these indices, none of which is bad."""
+        return TokenCounts(self.total[indices], self.supervised[indices], self.patches[indices])
 
 
 class _Media(NamedTuple):
-    """What is not counted from a record's text: placeholders beyond the one written for each grid, and patches."""
+    """Counts that are not in a record's text: placeholders beyond the one written for each grid, and patches."""
 
     extra_tokens: int
     patches: int
 
 
 class TokenCounter:
-    """Counts what `RecordEncoder.encode` will give, without decoding a picture."""
+    """Counts the output of `RecordEncoder.encode` without decoding any image."""
 
     def __init__(self, encoder: RecordEncoder) -> None:
         self._encoder = encoder
         self._processor = encoder.processor
         self._tokenize = BulkTokenizer(encoder.processor.tokenizer)
-        # Many media share few sizes.
+        # Many media share a few sizes.
         self._image = cache(self._count_image)
         self._video = cache(self._count_video)
 
     def count(self, records: Sequence[Record], sizes: MediaSizes) -> TokenCounts:
-        """Return the exact counts; `sizes` holds every picture and video of the records."""
+        """Return the exact counts; `sizes` has an entry for every image and video of the records."""
         counts = TokenCounts.zeros(len(records))
         for start in range(0, len(records), _CHUNK):
             self._count_chunk(records[start : start + _CHUNK], start, sizes, counts)
         return counts
 
     def _count_chunk(self, records: Sequence[Record], start: int, sizes: MediaSizes, counts: TokenCounts) -> None:
-        places, texts, media, supervised = [], [], [], []
+        indices, texts, media, supervised = [], [], [], []
         rendered = self._encoder.render_checked(records)
-        for place, (record, text) in enumerate(zip(records, rendered, strict=True), start):
+        for index, (record, text) in enumerate(zip(records, rendered, strict=True), start):
             if isinstance(text, UserError):
-                counts.bad[place] = BadSample.of(record, None, str(text))
+                counts.bad[index] = BadSample.of(record, text.path, text.reason)
                 continue
             try:
-                text, record_media = self._shortened(record, text, sizes)
+                text, record_media = self._shorten_text(record, text, sizes)
             except InvalidRecordError as error:
-                counts.bad[place] = BadSample.of(record, error.path, error.reason)
+                counts.bad[index] = BadSample.of(record, error.path, error.reason)
                 continue
-            places.append(place)
+            indices.append(index)
             texts.append(text)
             media.append(record_media)
             supervised += supervised_answers(record)
-        if not places:
+        if not indices:
             return
         ids, lengths = self._tokenize(texts)
         mask, _ = supervised_mask(ids, self._encoder.markers, np.array(supervised, dtype=bool))
-        extra_tokens, counts.patches[places] = np.array(media).T
-        counts.total[places] = lengths + extra_tokens
-        counts.supervised[places] = np.add.reduceat(mask, lengths.cumsum() - lengths, dtype=np.int64)
+        extra_tokens, counts.patches[indices] = np.array(media).T
+        counts.total[indices] = lengths + extra_tokens
+        counts.supervised[indices] = np.add.reduceat(mask, lengths.cumsum() - lengths, dtype=np.int64)
 
-    def _shortened(self, record: Record, text: str, sizes: MediaSizes) -> tuple[str, _Media]:
-        """Return the text with one placeholder for each picture or frame, and what its media take beside it."""
-        media = [_checked(path, size_of(sizes, path, "image"), self._image) for path in record.images]
+    def _shorten_text(self, record: Record, text: str, sizes: MediaSizes) -> tuple[str, _Media]:
+        """Return the text with one placeholder for each image or frame, and the counts of its media beyond them."""
+        media = [_apply_to_size(path, size_of(sizes, path, "image"), self._image) for path in record.images]
         if record.videos:
-            # Time stamps are text: they are written out, so that they are counted as they will be read.
+            # Timestamps are text: they are written out, so that they are counted as in the encoded sample.
             pieces = text.split(self._processor.video_token)
             for number, path in enumerate(record.videos):
-                frames, video = _checked(path, size_of(sizes, path, "video"), self._video)
+                frames, video = _apply_to_size(path, size_of(sizes, path, "video"), self._video)
                 pieces[number] += frames
                 media.append(video)
             text = "".join(pieces)
@@ -114,7 +115,7 @@ class TokenCounter:
         return _Media(patches // image_processor.merge_size**2 - 1, patches)
 
     def _count_video(self, info: VideoInfo) -> tuple[str, _Media]:
-        """Return the processor's text for a video with one placeholder a grid, and what it takes beside it."""
+        """Return the processor's text for a video with one placeholder per grid, and the counts beyond it."""
         video_processor = self._processor.video_processor
         indices = sample_frame_indices(info, video_processor)
         merge_size = video_processor.merge_size
@@ -131,7 +132,7 @@ class TokenCounter:
 def read_media_sizes(
     records: Sequence[Record], cache_dir: str | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> MediaSizes:
-    """Return the sizes of all pictures and videos of the records, from the cache in `cache_dir` where it knows them."""
+    """Return the sizes of all images and videos of the records, from the cache in `cache_dir` where it has them."""
     return scan_media_sizes(*media_paths(records), cache_dir, max_image_pixels)
 
 
@@ -145,28 +146,28 @@ def media_paths(records: Iterable[Record]) -> tuple[set[str], set[str]]:
     return images, videos
 
 
-def usable_places(records: Sequence[Record], counts: TokenCounts, limit: int, tracker: BadSampleTracker) -> np.ndarray:
-    """Return the places of the records that can be read and have at most `limit` tokens, (n,), reporting the others."""
+def find_usable(records: Sequence[Record], counts: TokenCounts, limit: int, tracker: BadSampleTracker) -> np.ndarray:
+    """Return the indices of the records that can be read and have at most `limit` tokens, (n,); report the others."""
     too_long = np.flatnonzero(counts.total > limit).tolist()
-    for place in sorted([*counts.bad, *too_long]):
-        images, videos = len(records[place].images), len(records[place].videos)
+    for index in sorted([*counts.bad, *too_long]):
+        images, videos = len(records[index].images), len(records[index].videos)
         reason = (
-            f"{counts.total[place]} tokens are more than --model_max_length {limit}; it has {images} images and "
+            f"{counts.total[index]} tokens are more than --model_max_length {limit}; it has {images} images and "
             f"{videos} videos: raise the limit, give fewer or smaller ones (--max_pixels, --video_max_pixels; with a "
             "custom encoder --vision_input_size), or shorten the text"
         )
-        tracker.report(counts.bad.get(place, BadSample.of(records[place], None, reason)))
+        tracker.report(counts.bad.get(index, BadSample.of(records[index], None, reason)))
     usable = counts.total <= limit
     usable[list(counts.bad)] = False
     return np.flatnonzero(usable)
 
 
-def _checked(path: str, size: ImageSize | VideoInfo | Unreadable, count: Callable[[Any], _Counted]) -> _Counted:
-    """Apply `count` to the size of a file; raises `InvalidRecordError` where there is no usable size."""
+def _apply_to_size(path: str, size: ImageSize | VideoInfo | Unreadable, count: Callable[[Any], _Counted]) -> _Counted:
+    """Return `count(size)` for the size of a file; raises `InvalidRecordError` if there is no usable size."""
     if isinstance(size, Unreadable):
         raise InvalidRecordError(size.reason, path)
     try:
         return count(size)
-    # The processors refuse extreme aspect ratios, and videos of fewer frames than one temporal patch.
+    # The processors reject extreme aspect ratios, and videos of fewer frames than one temporal patch.
     except ValueError as error:
-        raise InvalidRecordError(f"the processor refuses its size {tuple(size)}: {error}", path) from error
+        raise InvalidRecordError(f"the processor rejects its size {tuple(size)}: {error}", path) from error

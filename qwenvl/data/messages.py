@@ -1,4 +1,4 @@
-"""Turn a checked record into the chat messages that the processor's chat template reads."""
+"""Convert a checked record to the chat messages that the processor's chat template reads."""
 
 import json
 import re
@@ -12,10 +12,10 @@ _PLACEHOLDER = re.compile(r"<(image|video)>")
 def to_messages(record: Record) -> list[dict[str, Any]]:
     r"""Return the record as chat messages whose content is a list of `{"type": "image" | "video" | "text", ...}` parts.
 
-    The media themselves are not in the messages: `record.images` and `record.videos` have them in the parts' order.
-    White space around a user's text and beside a placeholder is left out, as upstream does, so that a sample written
+    The messages contain no media: `record.images` and `record.videos` list them in the order of the parts. White space
+    around a user's text and next to a placeholder is stripped, as upstream does, so that a sample written
     "<image>\nDescribe it." becomes the same tokens as an image and "Describe it." sent to the model in a chat.
-    A thought is the message's `reasoning_content`, and calls are its `tool_calls`, as templates and servers name them.
+    A thought is the message's `reasoning_content`, and calls are its `tool_calls`, as in templates and servers.
     """
     return [_message(turn) for turn in record.turns]
 
@@ -26,13 +26,13 @@ def tools_of(record: Record) -> list[dict[str, Any]] | None:
 
 
 def calls_of(turn: Turn) -> list[dict[str, Any]]:
-    """Return the calls of a turn, their arguments as objects where they are JSON, which is how servers render them."""
+    """Return the calls of a turn; arguments that are JSON text become objects, as servers render them."""
     calls = [] if turn.tool_calls is None else json.loads(turn.tool_calls)
-    return [_parsed(call) for call in calls]
+    return [_parse_arguments(call) for call in calls]
 
 
 def turn_texts(turn: Turn) -> list[str]:
-    """Return the texts of a turn as its message has them, in their order and without the media between them."""
+    """Return the text parts of a turn's message, in order and without the media between them."""
     return [part["text"] for part in _content(turn) if part["type"] == "text"]
 
 
@@ -48,22 +48,22 @@ def _message(turn: Turn) -> dict[str, Any]:
 def _content(turn: Turn) -> list[dict[str, str]]:
     text = turn.text
     if turn.role != "user" and (turn.role != "tool" or _PLACEHOLDER.search(text) is None):
-        # An empty part beside tool calls would be taken for text.
+        # An empty part next to tool calls would be rendered as text.
         return [{"type": "text", "text": text}] if text or turn.role != "assistant" else []
     if "<image>" not in text and "<video>" not in text:
         text = text.strip()
         return [{"type": "text", "text": text}] if text else []
     parts = []
-    # Splitting at a captured group gives texts at even places and the captured kinds at odd ones.
-    for place, piece in enumerate(_PLACEHOLDER.split(text)):
-        if place % 2:
+    # Splitting at a captured group gives texts at even indices and the captured kinds at odd ones.
+    for index, piece in enumerate(_PLACEHOLDER.split(text)):
+        if index % 2:
             parts.append({"type": piece})
         elif piece.strip():
             parts.append({"type": "text", "text": piece.strip()})
     return parts
 
 
-def _parsed(call: dict[str, Any]) -> dict[str, Any]:
+def _parse_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function", call)
     try:
         arguments = json.loads(function["arguments"])

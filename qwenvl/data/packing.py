@@ -1,4 +1,4 @@
-"""Plan which samples are seen together and in what order: lengths -> packs -> the micro-batches of each process."""
+"""Plan packs and batches: lengths of samples -> packs -> the micro-batches of each process."""
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
@@ -10,19 +10,19 @@ import numpy as np
 
 from qwenvl.errors import UserError
 
-# Steps of the golden ratio, modulo 1, spread evenly over (0, 1): they round a fraction up exactly as often as it says.
+# Multiples of the golden ratio, modulo 1, are evenly distributed: a fraction f is rounded up in a share f of the cases.
 _GOLDEN_RATIO = 0.6180339887498949
 
 
 class SampleRef(NamedTuple):
-    """One sample to load; a padding sample is loaded with no supervised token, so that it carries zero weight."""
+    """One sample to load; a padding sample is loaded without supervised tokens, so that its weight is zero."""
 
     index: int
     is_padding: bool = False
 
 
 class PackTable(Sequence[list[int]]):
-    """Packs as two arrays, since a million lists take 100 MB: `indices` (n,), and where each pack ends in them (p,)."""
+    """Packs as two arrays, since a million lists take 100 MB: `indices` (n,), and the end of each pack in them (p,)."""
 
     def __init__(self, indices: np.ndarray, ends: np.ndarray) -> None:
         self.indices = indices
@@ -64,21 +64,21 @@ class PackTable(Sequence[list[int]]):
         return np.diff(sums[np.concatenate([[0], self.ends])])
 
 
-def place_packs(packs: Sequence[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
-    """Return packs with the places that the samples at `kept`, (n,), now have, without those that were left out."""
+def renumber_packs(packs: Sequence[Sequence[int]], kept: np.ndarray) -> list[list[int]]:
+    """Return packs with the new indices of the samples `kept`, (n,), without the samples that were left out."""
     # With a million samples the dictionary takes 150 MB.
-    places = {old: new for new, old in enumerate(kept.tolist())} if packs else {}
-    placed = [[places[index] for index in pack if index in places] for pack in packs]
-    return [pack for pack in placed if pack]
+    new_indices = {old: new for new, old in enumerate(kept.tolist())} if packs else {}
+    renumbered = [[new_indices[index] for index in pack if index in new_indices] for pack in packs]
+    return [pack for pack in renumbered if pack]
 
 
 def complete_packs(
     given: Iterable[list[int]], lengths: np.ndarray, capacity: int, seed: int, describe: Callable[[int], str]
 ) -> PackTable:
-    """Return the given packs of several samples, with packs planned for the samples that these leave alone.
+    """Return the given packs of several samples, and packs planned for the remaining samples.
 
-    `lengths` is (n,), in tokens. Raises `UserError` for a given pack over the capacity, naming its first sample as
-    `describe` does.
+    `lengths` is (n,), in tokens. Raises `UserError` for a given pack over the capacity, naming its first sample by
+    `describe`.
     """
     packs = [pack for pack in given if len(pack) > 1]
     for pack in packs:
@@ -87,9 +87,9 @@ def complete_packs(
                 f"{describe(pack[0])}: its pack has {lengths[pack].sum()} tokens, expected at most "
                 f"--model_max_length {capacity}: raise it, or pack the file again with tools/pack_data.py"
             )
-    alone = np.setdiff1d(np.arange(len(lengths)), [index for pack in packs for index in pack])
-    planned = plan_pack_table(lengths[alone], capacity, seed)
-    planned = PackTable(alone[planned.indices], planned.ends)
+    remaining = np.setdiff1d(np.arange(len(lengths)), [index for pack in packs for index in pack])
+    planned = plan_pack_table(lengths[remaining], capacity, seed)
+    planned = PackTable(remaining[planned.indices], planned.ends)
     return PackTable.of([*packs, *planned]) if packs else planned
 
 
@@ -101,9 +101,9 @@ def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0
 def plan_pack_table(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> PackTable:
     """Put every sample into exactly one pack of at most `capacity` tokens.
 
-    `lengths` is (n,), in tokens. Two plans are made and the one with fewer packs is taken: best-fit decreasing, better
-    where lengths differ widely, and an even fill, better where they are alike. The same arguments give the same packs
-    everywhere. Raises `UserError` for a sample longer than a pack.
+    `lengths` is (n,), in tokens. Two plans are computed and the one with fewer packs is returned: best-fit decreasing,
+    which is better for widely varying lengths, and an even fill, which is better for similar ones. The result is
+    deterministic. Raises `UserError` for a sample longer than a pack.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if not len(lengths):
@@ -124,7 +124,7 @@ def _best_fit_decreasing(lengths: np.ndarray, order: np.ndarray, capacity: int) 
     """Place samples from the longest to the shortest, each into the fullest pack with room for it (Johnson 1973)."""
     order = order[np.argsort(-lengths[order], kind="stable")]
     packs: list[list[int]] = []
-    # Packs by the room that is left in them: with the rooms sorted, the fullest pack that fits is one bisection away.
+    # Packs by their remaining room: with the rooms sorted, the fullest pack that fits is found by bisection.
     packs_by_room: dict[int, list[int]] = {}
     rooms: list[int] = []
     # `data` gives Python's integers one by one; a list of a million of them takes 40 MB.
@@ -147,7 +147,7 @@ def _best_fit_decreasing(lengths: np.ndarray, order: np.ndarray, capacity: int) 
 
 
 class _Pool:
-    """The samples not yet packed, found by length."""
+    """The samples not yet packed, indexed by length."""
 
     def __init__(self, lengths: np.ndarray, order: np.ndarray) -> None:
         self._samples: dict[int, list[int]] = {}
@@ -164,11 +164,11 @@ class _Pool:
         return self._tokens / self._count
 
     def longest_within(self, room: int) -> int:
-        """Return the greatest length that is not above `room`, which the shortest sample must fit."""
+        """Return the greatest length of at most `room`; the shortest sample must fit."""
         return self.sizes[bisect_right(self.sizes, room) - 1]
 
     def nearest(self, wanted: float, room: int) -> int:
-        """Return the length nearest to `wanted` that is not above `room`, which the shortest sample must fit."""
+        """Return the length of at most `room` nearest to `wanted`; the shortest sample must fit."""
         above = bisect_left(self.sizes, wanted)
         candidates = [size for size in self.sizes[max(above - 1, 0) : above + 1] if size <= room]
         return min(candidates, key=lambda size: abs(size - wanted))
@@ -185,26 +185,26 @@ class _Pool:
 
 
 def _even_fill(lengths: np.ndarray, order: np.ndarray, capacity: int) -> list[list[int]]:
-    """Start each pack with the longest sample left and fill it with samples of equal share, the last one to measure.
+    """Start each pack with the longest remaining sample, then add samples near an equal share of the room left.
 
-    How many samples a pack gets is capacity / mean length, rounded up as often as its fraction says, so that the mean
-    of what is left stays put and the last packs are as full as the first. (Sorting alone puts alike with alike, and
-    seven of 540 tokens leave a hole in 4096 that nothing fits.)
+    A pack gets capacity / mean length samples, rounded up in as many cases as the fraction says, so that the mean of
+    the remaining samples stays constant and the last packs are as full as the first. (Sorting alone packs similar
+    lengths together, and seven samples of 540 tokens leave a gap in 4096 that no sample fits.)
     """
     pool = _Pool(lengths, order)
     packs: list[list[int]] = []
     fraction = 0.5
     while len(pool):
         fraction = (fraction + _GOLDEN_RATIO) % 1
-        still_wanted = int(capacity / pool.mean + fraction) - 1
+        num_wanted = int(capacity / pool.mean + fraction) - 1
         length = pool.sizes[-1]
         pack, room = [pool.take(length)], capacity - length
         while len(pool) and room >= pool.sizes[0]:
-            still_wanted = min(still_wanted, room // pool.sizes[0])
-            length = pool.nearest(room / still_wanted, room) if still_wanted > 1 else pool.longest_within(room)
+            num_wanted = min(num_wanted, room // pool.sizes[0])
+            length = pool.nearest(room / num_wanted, room) if num_wanted > 1 else pool.longest_within(room)
             pack.append(pool.take(length))
             room -= length
-            still_wanted -= 1
+            num_wanted -= 1
         packs.append(pack)
     return packs
 
@@ -215,7 +215,7 @@ class PackSampler:
     Each (seed, epoch) gives one permutation of the packs, cut into global micro-batches of `packs_per_batch *
     num_replicas` consecutive packs. An optimizer step therefore sees the same samples for one process with batch 8, for
     batch 1 with 8 accumulation steps, and for two processes. Within a global micro-batch the packs are assigned to the
-    processes so that each gets about as many tokens; a process for which nothing is left gets a padding sample.
+    processes so that each gets about as many tokens; a process without a pack gets a padding sample.
     """
 
     def __init__(

@@ -1,67 +1,43 @@
 """Set the limits of pixels and frames on a processor, from the flags that bound images and videos."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import ProcessorMixin, Qwen2VLImageProcessor
 
+from qwenvl.data.arguments import OFFICIAL_PIXEL_LIMITS, DataArguments
 from qwenvl.errors import UserError
 
-
-class PixelLimits(Protocol):
-    """The flags, each `None` for its default. A video's pixels are those of all its frames together."""
-
-    max_pixels: int | None
-    min_pixels: int | None
-    video_fps: float | None
-    video_max_frames: int | None
-    video_min_frames: int | None
-    video_max_pixels: int | None
-    video_min_pixels: int | None
-
-
-# The official repository's, for limits that are left out; a custom encoder keeps its own.
-OFFICIAL_PIXEL_LIMITS = {
-    "max_pixels": 28 * 28 * 576,
-    "min_pixels": 28 * 28 * 16,
-    "video_max_pixels": 28 * 28 * 1024,
-    "video_min_pixels": 28 * 28 * 256,
-}
 _PIXEL_LIMITS = ("shortest_edge", "longest_edge")
 
 
 def has_official_pixels(processor: ProcessorMixin) -> bool:
-    """Whether pictures are cut by the official processor, also where a custom tower puts them together again."""
+    """Whether images are patchified by the official processor, also where a custom tower reassembles them."""
     image_processor = processor.image_processor
     return isinstance(image_processor, Qwen2VLImageProcessor) or bool(getattr(image_processor, "official", None))
 
 
 def takes_pixel_limits(media_processor: Any) -> bool:
-    """Whether the size of an image or video processor is a pair of limits to the number of pixels."""
+    """Whether the size of an image or video processor is a pair of pixel limits."""
     return all(dict(media_processor.size).get(key) is not None for key in _PIXEL_LIMITS)
 
 
-def set_pixel_limits(processor: ProcessorMixin, limits: PixelLimits) -> None:
-    """Set the limits on the processor, so that every later call and the saved processor obey them.
+def set_pixel_limits(processor: ProcessorMixin, data_args: DataArguments) -> None:
+    """Set the limits on the processor, so that they apply to every later call and are saved with it.
 
-    Raises `UserError` for limits that contradict each other, and for those given to an encoder that takes pictures of
-    one size.
+    Raises `UserError` for limits that contradict each other, and for limits
+    given to an encoder with a fixed input size.
     """
-    given = {name: getattr(limits, name) for name in OFFICIAL_PIXEL_LIMITS}
+    given = {name: getattr(data_args, name) for name in OFFICIAL_PIXEL_LIMITS}
     if has_official_pixels(processor):
         given = {name: OFFICIAL_PIXEL_LIMITS[name] if value is None else value for name, value in given.items()}
     _set_size(processor.image_processor, "", given["min_pixels"], given["max_pixels"])
     video_processor = processor.video_processor
     _set_size(video_processor, "video_", given["video_min_pixels"], given["video_max_pixels"])
-    frames = {"fps": limits.video_fps, "min_frames": limits.video_min_frames, "max_frames": limits.video_max_frames}
-    for name, value in frames.items():
-        if value is not None:
-            setattr(video_processor, name, value)
-    if video_processor.min_frames > video_processor.max_frames:
-        raise UserError(
-            f"--video_min_frames {video_processor.min_frames} is above --video_max_frames {video_processor.max_frames}"
-        )
-    # Unset, Transformers warns that its meaning will change. Off, the limits are those of the whole video, as in the
-    # official training code for Qwen3-VL.
+    video_processor.fps = data_args.video_fps
+    video_processor.min_frames, video_processor.max_frames = data_args.video_min_frames, data_args.video_max_frames
+    # Off: the limits are those of the whole video, as in the official training code for Qwen3-VL. Unset, Transformers
+    # warns that the default will change; can go when it no longer does:
+    # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/qwen3_vl/video_processing_qwen3_vl.py#L283
     video_processor.cap_pixels_per_frame = False
 
 
@@ -71,7 +47,7 @@ def _set_size(media_processor: Any, prefix: str, min_pixels: int | None, max_pix
     if not takes_pixel_limits(media_processor):
         if given:
             raise UserError(
-                f"--{prefix}min_pixels and --{prefix}max_pixels have no effect: this vision encoder takes pictures of "
+                f"--{prefix}min_pixels and --{prefix}max_pixels have no effect: this vision encoder takes images of "
                 f"one size, {dict(media_processor.size)}; leave them out"
             )
         return

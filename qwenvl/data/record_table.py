@@ -1,10 +1,11 @@
-"""Records in files instead of memory: written once, read one at a time by every process and DataLoader worker.
+"""Table of records on disk: written once, read one at a time by every process and DataLoader worker.
 
-A million records as Python objects take gigabytes in each process, and a forked worker copies what it looks at, because
-looking counts references. Here a process holds an open file and the place of each record in it.
+A million records as Python objects take gigabytes in each process, and a forked worker copies the pages it reads,
+because reading an object changes its reference count. Here a process only has an open file and the offsets of the
+records in it.
 
-The files of a table of n records: `records.jsonl`, a record a line; `classes.json`, the dataclasses it is made of; and
-int64 (n,) each: `ends.npy`, where the lines end, `images.npy` and `videos.npy`, how many media the records have.
+The files of a table of n records: `records.jsonl`, one record per line; `classes.json`, the dataclasses in it; and
+int64 (n,) each: `ends.npy`, the ends of the lines, `images.npy` and `videos.npy`, the numbers of media of the records.
 """
 
 import json
@@ -24,13 +25,13 @@ from qwenvl.data.annotations import Record
 
 _LINES, _ENDS, _CLASSES = "records.jsonl", "ends.npy", "classes.json"
 _MEDIA = ("images", "videos")
-# The dataclasses that a table may hold are those of this package: names in a file choose no other code.
+# A table may contain dataclasses of this package only: names in a file must not select any other code.
 _PACKAGE = "qwenvl.data."
 _LINES_AT_ONCE = 4096
 
 
 class RecordTable(Sequence[Record]):
-    """The records that a `RecordWriter` put into a folder; equal to them, whatever dataclasses their fields hold."""
+    """The records that a `RecordWriter` wrote to a folder, equal to the originals."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -52,21 +53,21 @@ class RecordTable(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [*map(self.decode, self.lines(np.arange(*index.indices(len(self)))))]
-        place = range(len(self))[index]
-        return self.decode(next(self._neighbors(place, place + 1)))
+        index = range(len(self))[index]
+        return self.decode(next(self._read_lines(index, index + 1)))
 
     def __iter__(self) -> Iterator[Record]:
         for start in range(0, len(self), _LINES_AT_ONCE):
             yield from self[start : start + _LINES_AT_ONCE]
 
-    def lines(self, places: np.ndarray) -> Iterator[bytes]:
-        """Yield the lines of the records at these places, (n,), without their ends; neighbors are read at once."""
-        borders = np.flatnonzero(np.diff(places) != 1) + 1
-        for run in np.split(places, borders) if len(places) else ():
-            yield from self._neighbors(int(run[0]), int(run[-1]) + 1)
+    def lines(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Yield the lines of the records at these indices, (n,), without line ends; adjacent lines are read at once."""
+        borders = np.flatnonzero(np.diff(indices) != 1) + 1
+        for run in np.split(indices, borders) if len(indices) else ():
+            yield from self._read_lines(int(run[0]), int(run[-1]) + 1)
 
-    def _neighbors(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the lines of neighboring records; `pread` moves no position that processes share."""
+    def _read_lines(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the lines of adjacent records; `pread` does not move the file position that processes share."""
         begin, end = int(self.ends[start - 1]) if start else 0, int(self.ends[stop - 1])
         yield from os.pread(self._file.fileno(), end - begin, begin).splitlines()
 
@@ -79,23 +80,23 @@ class RecordTable(Sequence[Record]):
 
 
 class RecordSelection(Sequence[Record]):
-    """The records of a table at some places, (n,), in their order; one may be there several times."""
+    """The records of a table at some indices, (n,), in their order; indices may repeat."""
 
-    def __init__(self, table: RecordTable, places: np.ndarray) -> None:
-        self.table, self.places = table, places
+    def __init__(self, table: RecordTable, indices: np.ndarray) -> None:
+        self.table, self.indices = table, indices
 
     @property
     def num_images(self) -> np.ndarray:
         """How many images each record has, (n,)."""
-        return self.table.num_images[self.places]
+        return self.table.num_images[self.indices]
 
     @property
     def num_videos(self) -> np.ndarray:
         """How many videos each record has, (n,)."""
-        return self.table.num_videos[self.places]
+        return self.table.num_videos[self.indices]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -103,8 +104,8 @@ class RecordSelection(Sequence[Record]):
     def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
-            return [*map(self.table.decode, self.table.lines(self.places[index]))]
-        return self.table[int(self.places[index])]
+            return [*map(self.table.decode, self.table.lines(self.indices[index]))]
+        return self.table[int(self.indices[index])]
 
     def __iter__(self) -> Iterator[Record]:
         for start in range(0, len(self), _LINES_AT_ONCE):
@@ -112,7 +113,7 @@ class RecordSelection(Sequence[Record]):
 
 
 class RecordWriter:
-    """Writes the table of the records that it is given, one after another; to be closed with `with`."""
+    """Context manager that writes a table record by record."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,7 @@ class RecordWriter:
         self._ends = array("q")
         self._counts = {kind: array("q") for kind in _MEDIA}
         self._end = 0
-        self._waiting: list[bytes] = []
+        self._pending: list[bytes] = []
 
     def __enter__(self) -> "RecordWriter":
         self._stream = open(self._folder / _LINES, "wb")  # noqa: SIM115
@@ -130,7 +131,7 @@ class RecordWriter:
     def __exit__(self, kind: type | None, *_: object) -> None:
         with self._stream:
             if kind is None:
-                self._stream.writelines(self._waiting)
+                self._stream.writelines(self._pending)
                 columns = (np.array(column, np.int64) for column in (self._ends, *self._counts.values()))
                 _write_columns(self._folder, *columns)
                 (self._folder / _CLASSES).write_text(json.dumps(self._encode.classes))
@@ -139,36 +140,36 @@ class RecordWriter:
         return len(self._ends)
 
     def add(self, record: Record) -> None:
-        """Write a record behind the others."""
+        """Append a record."""
         line = self._encode.line(record)
-        self._waiting.append(line)
+        self._pending.append(line)
         self._end += len(line)
         self._ends.append(self._end)
         for kind, counts in self._counts.items():
             counts.append(len(getattr(record, kind)))
-        if len(self._waiting) == _LINES_AT_ONCE:
-            self._stream.writelines(self._waiting)
-            self._waiting.clear()
+        if len(self._pending) == _LINES_AT_ONCE:
+            self._stream.writelines(self._pending)
+            self._pending.clear()
 
 
 def write_table(folder: Path, records: Iterable[Record]) -> None:
-    """Write records into a folder, which `RecordTable` then reads."""
+    """Write records to a folder that `RecordTable` reads."""
     if isinstance(records, RecordSelection):
-        _copy(records.table, records.places, folder)
+        _copy(records.table, records.indices, folder)
         return
     with RecordWriter(folder) as writer:
         for record in records:
             writer.add(record)
 
 
-def _copy(table: RecordTable, places: np.ndarray, folder: Path) -> None:
-    """Write the records of a table at these places, (n,), without reading what is in them."""
+def _copy(table: RecordTable, indices: np.ndarray, folder: Path) -> None:
+    """Write the records of a table at these indices, (n,), without decoding them."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _LINES, "wb") as stream:
-        for start in range(0, len(places), _LINES_AT_ONCE):
-            stream.writelines(line + b"\n" for line in table.lines(places[start : start + _LINES_AT_ONCE]))
-    ends = np.diff(table.ends, prepend=0)[places].cumsum()
-    _write_columns(folder, ends, table.num_images[places], table.num_videos[places])
+        for start in range(0, len(indices), _LINES_AT_ONCE):
+            stream.writelines(line + b"\n" for line in table.lines(indices[start : start + _LINES_AT_ONCE]))
+    ends = np.diff(table.ends, prepend=0)[indices].cumsum()
+    _write_columns(folder, ends, table.num_images[indices], table.num_videos[indices])
     shutil.copy(table.folder / _CLASSES, folder / _CLASSES)
 
 
@@ -180,13 +181,13 @@ def _write_columns(folder: Path, ends: np.ndarray, num_images: np.ndarray, num_v
         np.save(folder / name, column)
 
 
-def select(records: Sequence[Record], places: np.ndarray) -> Sequence[Record]:
-    """Return the records at these places, (n,); those of a table stay on disk."""
+def select(records: Sequence[Record], indices: np.ndarray) -> Sequence[Record]:
+    """Return the records at these indices, (n,); records of a table stay on disk."""
     if isinstance(records, RecordTable):
-        return RecordSelection(records, places)
+        return RecordSelection(records, indices)
     if isinstance(records, RecordSelection):
-        return RecordSelection(records.table, records.places[places])
-    return [records[place] for place in places.tolist()]
+        return RecordSelection(records.table, records.indices[indices])
+    return [records[index] for index in indices.tolist()]
 
 
 def count_media(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +200,7 @@ def count_media(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Encoder:
-    """Writes dataclasses as {"number of the class": [values of its fields]}."""
+    """Encodes dataclasses as {"number of the class": [values of its fields]}."""
 
     def __init__(self) -> None:
         self._numbers: dict[type, tuple[str, Callable[[Any], Any]]] = {}
@@ -210,14 +211,14 @@ class _Encoder:
         return [f"{kind.__module__}:{kind.__qualname__}" for kind in self._numbers]
 
     def line(self, record: Record) -> bytes:
-        # JSON escapes line breaks, so that a line is a record. A record's own text may hold half of a surrogate pair.
+        # JSON escapes line breaks, so that one line is one record. A text may contain half of a surrogate pair.
         return self._dumps(record).encode("utf-8", "surrogatepass") + b"\n"
 
     def _values(self, value: Any) -> dict[str, list]:
         kind = type(value)
         if kind not in self._numbers:
             if not is_dataclass(value) or not kind.__module__.startswith(_PACKAGE):
-                raise TypeError(f"a record table holds JSON's types and dataclasses of {_PACKAGE}*, got {value!r}")
+                raise TypeError(f"a record table takes JSON's types and dataclasses of {_PACKAGE}*, got {value!r}")
             names = [field.name for field in fields(value)]
             get = attrgetter(*names) if len(names) > 1 else lambda value: [getattr(value, names[0])]
             self._numbers[kind] = (str(len(self._numbers)), get)
@@ -227,7 +228,7 @@ class _Encoder:
 
 class _Decoder:
     def __init__(self, classes: Sequence[str]) -> None:
-        self._classes = {str(number): _class(name) for number, name in enumerate(classes)}
+        self._classes = {str(number): _find_class(name) for number, name in enumerate(classes)}
         self._loads = json.JSONDecoder(object_hook=self._object).decode
 
     def record(self, line: bytes) -> Record:
@@ -235,20 +236,20 @@ class _Decoder:
 
     def _object(self, value: dict[str, list]) -> Any:
         ((number, values),) = value.items()
-        # Most fields are no sequences: a call for each of them would take as long as all else.
+        # Most fields are not sequences: a call for each of them would double the time.
         return self._classes[number](*[_as_tuple(value) if type(value) is list else value for value in values])
 
 
-def _class(name: str) -> type:
+def _find_class(name: str) -> type:
     module, _, qualname = name.partition(":")
     if not module.startswith(_PACKAGE):
         raise ValueError(f"a record table names the class {name!r}, expected one of {_PACKAGE}*")
     kind = attrgetter(qualname)(import_module(module))
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        raise ValueError(f"a record table names {name!r}, which is no dataclass")
+        raise ValueError(f"a record table names {name!r}, which is not a dataclass")
     return kind
 
 
 def _as_tuple(values: list) -> tuple:
-    """Return a list of a line as records have it: their sequences are tuples."""
+    """Return a decoded list as a tuple, as sequences are in records."""
     return tuple([_as_tuple(value) if type(value) is list else value for value in values])

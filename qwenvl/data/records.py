@@ -1,4 +1,4 @@
-"""The data model of one training sample: a record and its turns."""
+"""Data model of one training sample: a record and its turns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,10 +6,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says; `text` holds one `<image>` or `<video>` for each medium of the turn.
+    """One turn of a chat; `text` has one `<image>` or `<video>` for each medium of the turn.
 
-    `thought` is reasoning that the record gives apart from the text. A turn that is not `supervised` is context only.
-    `tool_calls` is a JSON list in the OpenAI form.
+    `thought` is reasoning that the record gives separately from the text. A turn that is not `supervised` is context
+    only. `tool_calls` is a JSON list in the OpenAI form.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -25,7 +25,7 @@ class Record:
 
     A video may be a list of frames, which is a file as well (see `qwenvl.data.media.frames`). `tools` is the JSON list
     of functions that the model may call. `row` counts rows (or JSONL lines, or the items of a pack) from 0;
-    `location` says it as a reader of the file counts.
+    `location` names it as an editor of the file counts.
     """
 
     source: str

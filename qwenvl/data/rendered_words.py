@@ -1,4 +1,4 @@
-"""Check what a chat template makes of a record: that no special token stands in its texts and that no word is lost."""
+"""Check a rendered chat: no special token occurs in the texts of its record, and the template drops no text."""
 
 import json
 import os
@@ -12,34 +12,34 @@ from qwenvl.data.annotations import RESERVED_TOKENS, Record, Turn
 from qwenvl.data.messages import calls_of, tools_of, turn_texts
 
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
-# Also a thought whose opening mark was part of the prompt that an answer was generated from.
+# Also a thought whose opening tag was part of the prompt that the answer was generated from.
 _THOUGHT = re.compile(r"(?:^(?:(?!<think>).)*?|<think>.*?)</think>", re.DOTALL)
 _SNIPPET = 60
 
 
 class SpecialTokens:
-    """The special tokens of a model, which a text must not hold: they would be read as structure.
+    """The special tokens of a model, which a text must not contain: they would be read as structure.
 
-    Answers lose them too: decoding leaves special tokens out. This is the one rule for training and for every check.
+    In answers they would also be lost, since decoding leaves them out. Training and all checks share this rule.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         words = {*tokenizer.all_special_tokens}
         words |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        # A look for what all of them begin with spares nearly all texts the search for each.
+        # A test for their common prefix avoids the search in nearly all texts.
         self._prefix = os.path.commonprefix([*words])
         longest_first = sorted(words, key=len, reverse=True)
         self._pattern = re.compile("|".join([*map(re.escape, longest_first), RESERVED_TOKENS.pattern]))
 
-    def flaw(self, record: Record) -> str | None:
-        """Return why a record's texts, thoughts, calls or tools cannot be used, or None."""
+    def find_flaw(self, record: Record) -> str | None:
+        """Return the reason why a record's texts, thoughts, calls or tools cannot be used, or None."""
         for number, turn in enumerate(record.turns):
             for text in (turn.text, turn.thought, turn.tool_calls):
                 found = self._search(text)
                 if found:
-                    return f"turn {number} holds {found}, a special token of the model: {_remedy(found)}"
+                    return f"turn {number} contains {found}, a special token of the model: {_remedy(found)}"
         found = self._search(record.tools)
-        return found and f"`tools` hold {found}, a special token of the model: delete it"
+        return found and f"`tools` contain {found}, a special token of the model: delete it"
 
     def _search(self, text: str | None) -> str | None:
         if not text or self._prefix not in text:
@@ -55,20 +55,20 @@ def _remedy(token: str) -> str:
 
 
 def is_thoughtless(turn: Turn) -> bool:
-    """Whether an answer comes without a thought."""
+    """Whether an answer has no thought."""
     return not (turn.thought and turn.thought.strip()) and THOUGHT_END not in turn.text
 
 
-def missing_words(record: Record, rendered: str, header: str, end: str) -> str | None:
-    """Return which words of the record its rendered chat lacks and what to do, or None where all are there, in order.
+def find_missing_text(record: Record, rendered: str, header: str, end: str) -> str | None:
+    """Return which text of a record is missing from its rendered chat and what to do, or None if all is there.
 
-    `header` opens an answer and `end` closes it. White space beside the marks of a thought may differ. Of an answer
-    that is context only, the thought may be missing, as it is at inference.
+    `header` opens an answer and `end` closes it. White space next to the tags of a thought may differ. The thought of
+    an answer that is context only may be missing, as at inference.
     """
     for tool in tools_of(record) or ():
         name = tool.get("function", tool).get("name")
         if not isinstance(name, str) or name not in rendered:
-            return f"the chat template leaves out the tool {name!r}: take a model whose template knows tools"
+            return f"the chat template leaves out the tool {name!r}: use a model whose template supports tools"
     position = 0
     for number, turn in enumerate(record.turns):
         stop = rendered.find(header, position)
@@ -77,9 +77,9 @@ def missing_words(record: Record, rendered: str, header: str, end: str) -> str |
                 return f"turn {number}: the chat template leaves out this answer"
             position = stop + len(header)
             stop = rendered.find(end, position)
-        lost, position = _find_pieces(_pieces(turn), rendered, position, stop if stop >= 0 else len(rendered))
-        if lost is not None:
-            return _reason(number, turn, lost)
+        missing, position = _find_pieces(_pieces(turn), rendered, position, stop if stop >= 0 else len(rendered))
+        if missing is not None:
+            return _explain_missing(number, turn, missing)
         if turn.role == "assistant":
             position = stop
     return None
@@ -101,7 +101,7 @@ def _pieces(turn: Turn) -> Iterator[str]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Yield the name of a call and all that its arguments hold, whatever notation a template has for them."""
+    """Yield the name of a call and all values in its arguments, which templates write in different notations."""
     if isinstance(value, dict) and "name" in value and "arguments" in value:
         yield str(value["name"])
         yield from _leaves(value["arguments"])
@@ -117,7 +117,7 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _find_pieces(pieces: Iterator[str], rendered: str, position: int, stop: int) -> tuple[str | None, int]:
-    """Find the pieces one after another; return the first that is missing, if any, and where the last one ends."""
+    """Find the pieces in order; return the first missing piece, if any, and the end of the last one found."""
     for piece in pieces:
         piece = piece.strip()
         found = rendered.find(piece, position, stop)
@@ -128,30 +128,30 @@ def _find_pieces(pieces: Iterator[str], rendered: str, position: int, stop: int)
         found = rendered.find(escaped, position, stop)
         if found >= 0:
             position = found + len(escaped)
-        elif not _is_there_with_other_spaces(piece, rendered[position:stop]):
+        elif not _differs_in_spaces_only(piece, rendered[position:stop]):
             return piece, position
     return None, position
 
 
-def _is_there_with_other_spaces(piece: str, rendered: str) -> bool:
-    """Whether a template that takes thoughts apart and writes them anew has changed white space alone.
+def _differs_in_spaces_only(piece: str, rendered: str) -> bool:
+    """Whether a template that parses thoughts and writes them again has changed white space only.
 
-    Where no mark opens the thought, what stands before the closing one may as well be the answer itself.
+    If no tag opens the thought, the text before the closing tag may as well be the answer itself.
     """
     opens_with_thought = piece.startswith(THOUGHT_START) and THOUGHT_END in piece
     return opens_with_thought and "".join(piece.split()) in "".join(rendered.split())
 
 
-def _reason(number: int, turn: Turn, lost: str) -> str:
-    shown = lost if len(lost) <= _SNIPPET else f"{lost[: _SNIPPET - 3]}..."
-    reason = f"turn {number}: the chat template does not write {shown!r} as it stands"
-    if turn.role == "assistant" and turn.thought and lost == turn.thought.strip():
+def _explain_missing(number: int, turn: Turn, missing: str) -> str:
+    snippet = missing if len(missing) <= _SNIPPET else f"{missing[: _SNIPPET - 3]}..."
+    reason = f"turn {number}: the chat template does not write {snippet!r} unchanged"
+    if turn.role == "assistant" and turn.thought and missing == turn.thought.strip():
         return f"{reason}: this thought needs a Thinking model (or leave it out, or write it into the answer itself)"
     if THOUGHT_END in turn.text or THOUGHT_START in turn.text:
         return (
-            f"{reason}: an answer may hold one thought, {THOUGHT_START}...{THOUGHT_END} at its beginning; move the "
-            "thought there, or take the marks out"
+            f"{reason}: an answer may have one thought, {THOUGHT_START}...{THOUGHT_END} at its beginning; move the "
+            "thought there, or delete the tags"
         )
     if turn.tool_calls is not None:
-        return f"{reason}: take a model whose template knows tool calls"
-    return f"{reason}: take the model's own template, or leave this turn out"
+        return f"{reason}: use a model whose template supports tool calls"
+    return f"{reason}: use the model's own template, or leave this turn out"

@@ -1,4 +1,4 @@
-"""Tell the samples of a run from other ones by a digest of what they say, how long they are, and their packs."""
+"""Identify the samples of a run by a digest of their content, their lengths and their packs."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from qwenvl.data.lengths import TokenCounts
 from qwenvl.data.packing import PackTable
 from qwenvl.data.records import Record, Turn
 
-# Where a record was read is not what it says: a data set may be moved.
+# The location of a record is not part of its content: a dataset may be moved.
 _LOCATION_FIELDS = ("source", "row", "location")
 _MEDIA_FIELDS = ("images", "videos")
 _turn_values = attrgetter(*(field.name for field in dataclasses.fields(Turn)))
@@ -28,7 +28,7 @@ _record_values = attrgetter(
 def digest_samples(records: Sequence[Record], counts: TokenCounts, packs: PackTable) -> str:
     """Return a SHA-256 of the records, their lengths and their packs.
 
-    Media count by their paths below the folder that they share, so that the digest stays when all of them are moved.
+    Media are identified by their paths below their common folder, so that moving all of them keeps the digest.
     """
     root = len(_shared_folder(path for record in records for path in (*record.images, *record.videos)))
     digest = hashlib.sha256()
@@ -41,7 +41,7 @@ def digest_samples(records: Sequence[Record], counts: TokenCounts, packs: PackTa
 
 
 def _shared_folder(paths: Iterable[str]) -> str:
-    """Return the folder, with its last separator, in which all files lie; "" if there is none."""
+    """Return the common folder of all files, with its last separator; "" if there is none."""
     shared: str | None = None
     for path in paths:
         if shared is None or not path.startswith(shared):

@@ -1,4 +1,4 @@
-"""Sum up what is known of a run's batches before the first of them is made."""
+"""Summarize a run's batches before the first of them is loaded."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from qwenvl.data.record_table import count_media
 
 @dataclass(frozen=True)
 class DataSummary:
-    """One pass over a data set: totals of all processes, and the most that one micro-batch of one process holds.
+    """One pass over a dataset: totals of all processes, and maxima over the micro-batches of one process.
 
-    `padding_share` is the part of all computed tokens that belongs to no sample; dummy media are not counted.
+    `padding_share` is the share of computed tokens that belong to no sample; dummy media are not counted.
     """
 
     num_samples: int
@@ -32,7 +32,7 @@ class DataSummary:
 
 
 def summarize(dataset: SupervisedDataset, sampler: PackSampler, padded: bool) -> DataSummary:
-    """Go through the sampler's present epoch without loading a sample; `padded` says whether samples are rows."""
+    """Summarize the sampler's current epoch without loading a sample; `padded`: each sample is a padded row."""
     counts = dataset.counts
     computed = max_tokens = most_supervised = most_patches = 0
     # One batch at a time: those of a million samples would take hundreds of megabytes.

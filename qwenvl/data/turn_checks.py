@@ -1,4 +1,4 @@
-"""Check that turns make a conversation, and that their texts hold nothing that stands for something else."""
+"""Check that turns form a conversation, and that their texts contain no reserved tokens or foreign placeholders."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,24 @@ from typing import Any
 from qwenvl.data.dialects.neutral import PLACEHOLDERS, InvalidRecordError
 from qwenvl.data.records import Turn
 
-# Words that the chat template and the processor write themselves; in a text they would pass for structure.
+# Tokens that the chat template and the processor write themselves; in a text they would be read as structure.
 RESERVED_TOKENS = re.compile(r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|image_pad|video_pad)\|>")
-# Placeholders of other tools, learned as words if they stayed; with a closing tag, two of them are markup instead.
+# Placeholders of other tools, which would be trained on as text; with a closing tag, two of them are markup instead.
 _FOREIGN_MARKS = re.compile(r"<img>[^<>\n]+</img>|<(audio|ref-object|bbox)>(?!.*</\1>)", re.S)
 _REMEDIES = {
-    "audio": "the model hears nothing: leave the record out",
+    "audio": "the model takes no audio: leave the record out",
     "ref-object": "the record has no `objects` to fill it in from: add them, or write the name out",
     "bbox": "the record has no `objects` to fill it in from: add them, or write the box out",
 }
 
 
 def check_roles(turns: Sequence[Turn]) -> None:
-    """Raise `InvalidRecordError` unless there are a question and an answer to learn, and no late system prompt."""
+    """Raise `InvalidRecordError` unless there are a question and a supervised answer, and no late system prompt."""
     roles = [turn.role for turn in turns]
     if "assistant" not in roles:
-        raise InvalidRecordError("no assistant turn, so there is nothing to learn: add a turn from gpt (or assistant)")
+        raise InvalidRecordError(
+            "no assistant turn, so there is nothing to train on: add a turn from gpt (or assistant)"
+        )
     if "user" not in roles:
         raise InvalidRecordError("no user turn: add one from human (or user) before the answer")
     if "system" in roles[1:]:
@@ -33,18 +35,18 @@ def check_roles(turns: Sequence[Turn]) -> None:
 
 
 def check_texts(turns: Sequence[Turn]) -> None:
-    """Raise `InvalidRecordError` for a text, a thought or a tool call that cannot be learned as it is written."""
+    """Raise `InvalidRecordError` for a text, a thought or a tool call that cannot be trained on as it is written."""
     for number, turn in enumerate(turns):
         if turn.role == "assistant" and not turn.text and not turn.tool_calls:
             raise InvalidRecordError(f"turn {number} is an empty answer: write it or delete the record")
         for text in (turn.text, turn.thought, turn.tool_calls):
-            # All that is looked for holds one of these; most texts have neither.
+            # Everything that is searched for contains one of these; most texts have neither.
             if text and ("<" in text or not text.isascii()):
                 _check_text(text, turn, number)
 
 
 def add_placeholders(turns: list[Turn], media: Mapping[str, Sequence[Any]]) -> list[Turn]:
-    """Return the turns with a placeholder for each medium: where a kind has none, all go before the first user text."""
+    """Return the turns with one placeholder per medium: if a kind has none, all are put before the first user text."""
     missing = ""
     for kind, mark in PLACEHOLDERS.items():
         marks = sum([turn.text.count(mark) for turn in turns])
@@ -61,12 +63,12 @@ def add_placeholders(turns: list[Turn], media: Mapping[str, Sequence[Any]]) -> l
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Raise `InvalidRecordError` for half of a surrogate pair, which no tokenizer takes."""
+    """Raise `InvalidRecordError` for half of a surrogate pair, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise InvalidRecordError(
-            f"{what} holds half of a surrogate pair, which no tokenizer takes: correct the text"
+            f"{what} contains half of a surrogate pair, which no tokenizer accepts: correct the text"
         ) from None
 
 
@@ -76,16 +78,19 @@ def _check_text(text: str, turn: Turn, number: int) -> None:
         if found:
             kind = {"assistant": "an answer", "system": "the system prompt"}.get(turn.role, "a tool's answer")
             raise InvalidRecordError(
-                f"turn {number}, {kind}, holds the placeholder {found}: only user turns may show media"
+                f"turn {number}, {kind}, contains the placeholder {found}: only user turns may have media"
             )
     check_unicode(text, f"turn {number}")
     reserved = RESERVED_TOKENS.search(text)
     if reserved:
-        raise InvalidRecordError(f"turn {number} holds {reserved[0]}, which the chat template writes itself: delete it")
+        raise InvalidRecordError(
+            f"turn {number} contains {reserved[0]}, which the chat template writes itself: delete it"
+        )
     foreign = _FOREIGN_MARKS.search(text)
     if foreign and foreign[1]:
-        raise InvalidRecordError(f"turn {number} holds {foreign[0]}, but {_REMEDIES[foreign[1]]}")
+        raise InvalidRecordError(f"turn {number} contains {foreign[0]}, but {_REMEDIES[foreign[1]]}")
     if foreign:
         raise InvalidRecordError(
-            f"turn {number} holds {foreign[0][:80]}, which is not read: write <image> there and the path under `image`"
+            f"turn {number} contains {foreign[0][:80]}, which is not read: write <image> instead, and the path under "
+            "`image`"
         )

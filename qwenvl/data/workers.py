@@ -1,4 +1,4 @@
-"""Start the processes that prepare data so that they outlive signals, and say in one line why one of them died."""
+"""Make DataLoader workers ignore signals, and explain in one line why one of them died."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ from qwenvl.errors import UserError
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 _SECONDS_FOR_A_SIGNAL = 2
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
-_OUT_OF_MEMORY = (
-    "most often because memory ran out: lower --dataloader_num_workers{given} or --dataloader_prefetch_factor"
-)
-_GO_ON = "go on from the last checkpoint with --resume_from_checkpoint auto"
+_LESS_MEMORY = "lower --dataloader_num_workers (now {given}) or --dataloader_prefetch_factor"
+_OUT_OF_MEMORY = f"most often because memory ran out: {_LESS_MEMORY}"
+_MEMORY_LIMIT = f"the memory limit of this container was hit, {_LESS_MEMORY}"
+_CONTINUE = "continue from the last checkpoint with --resume_from_checkpoint auto"
 _CRASH = "a library that reads images or videos crashed: tools/check_data.py --decode full finds the file"
 _REASONS = {
     "Bus error": "the shared memory is full: start the container with --shm-size=8g, or set --dataloader_num_workers 0",
@@ -30,17 +30,17 @@ _REASONS = {
 
 
 def ignore_signals(worker_id: int) -> None:
-    """Let a DataLoader worker outlive what its whole process group gets: the trainer decides, and ends it."""
+    """Let a DataLoader worker ignore signals to its whole process group: the trainer decides when to end it."""
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def explain_dead_workers(num_workers: int, go_on: str = _GO_ON) -> Iterator[None]:
-    """Raise `UserError` with which and why, where a DataLoader worker's death ends what is done inside.
+def explain_dead_workers(num_workers: int, go_on: str = _CONTINUE) -> Iterator[None]:
+    """Raise `UserError` with the worker and the reason if the death of a DataLoader worker ends the block.
 
-    `num_workers` is how many there are and `go_on` what to do next, both for the message. PyTorch raises its error
-    anywhere in the main thread, from a signal handler: all work belongs inside that goes on while the workers live.
+    The message names `num_workers`, and `go_on` as what to do next. PyTorch raises its error anywhere in the main
+    thread, from a signal handler: the block must contain all work that is done while workers are alive.
     """
     killed_before = _processes_killed_for_memory()
     try:
@@ -55,25 +55,25 @@ def explain_dead_workers(num_workers: int, go_on: str = _GO_ON) -> Iterator[None
 
 
 def _find_death(error: BaseException | None) -> re.Match[str] | None:
-    """Return what PyTorch said of a worker's death, in an error or in one that it was raised from or during.
+    """Return PyTorch's message about a worker's death, from an error or its chain of causes and contexts.
 
-    The broken pipes and connections that a death leaves come before or after it, as chance has it.
+    The broken pipes and connections that a death causes may be raised before or after it.
     """
     seen = set()
     found = None
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         match = _DEAD_WORKER.search(str(error))
-        if match is not None and (found is None or match[2]):  # the one that names the signal says more
+        if match is not None and (found is None or match[2]):  # the one that names the signal is more specific
             found = match
         error = error.__cause__ or error.__context__
     return found
 
 
 def _await_death(error: Exception) -> re.Match[str] | None:
-    """Return what PyTorch says of a worker's death a moment after the connection to it has broken, if that is `error`.
+    """Wait for PyTorch's message about a worker's death if `error` is a broken connection; return it, or None.
 
-    A process lets go of its connections before its parent is told that it is dead.
+    The connections of a process close before its parent gets the signal of its death.
     """
     if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
         return None
@@ -88,19 +88,17 @@ def _explain(death: re.Match[str], num_workers: int, memory_limit_hit: bool, go_
     pids, signal_name = death.groups()
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = f" of training process {os.environ['RANK']}" if world_size > 1 else ""
-    what = f"was ended by a signal ({signal_name.strip()})" if signal_name else "ended without a word"
-    reason = _REASONS.get((signal_name or "").strip(), _OUT_OF_MEMORY)
-    if memory_limit_hit:
-        reason = f"the memory limit of this container was hit, {_OUT_OF_MEMORY.partition(': ')[2]}"
-    reason = reason.format(given=f" (now {num_workers})")
-    return f"a data worker{rank} (pid {pids}) {what}, {reason}; {go_on}"
+    event = f"was ended by a signal ({signal_name.strip()})" if signal_name else "ended without a message"
+    reason = _MEMORY_LIMIT if memory_limit_hit else _REASONS.get((signal_name or "").strip(), _OUT_OF_MEMORY)
+    reason = reason.format(given=num_workers)
+    return f"a data worker{rank} (pid {pids}) {event}, {reason}; {go_on}"
 
 
 def _processes_killed_for_memory() -> int:
-    """Return how many processes of this container were killed for want of memory; 0 where nothing tells."""
+    """Return how many processes of this container were killed for lack of memory; 0 if unknown."""
     try:
-        words = _MEMORY_EVENTS.read_text(encoding="ascii").split()
+        fields = _MEMORY_EVENTS.read_text(encoding="ascii").split()
     except OSError:
         return 0
-    events = dict(zip(words[::2], words[1::2], strict=False))
+    events = dict(zip(fields[::2], fields[1::2], strict=False))
     return int(events.get("oom_kill", 0))

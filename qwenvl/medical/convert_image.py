@@ -69,7 +69,7 @@ def convert_image(task: ImageTask) -> str | None:
     try:
         image = _shrink(_read(task.source, task.options), task.options)
     except UserError as error:
-        return str(error).removeprefix(f"{task.source}: ")
+        return error.reason_for(task.source)
     target = Path(task.target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

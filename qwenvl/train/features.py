@@ -69,7 +69,7 @@ def cache_features(
 
     def report_unreadable(path: str, reason: str) -> None:
         for source, location in locations[path]:
-            data.bad_samples.report(BadSample(source, location, None, reason))
+            data.bad_samples.report(BadSample(source, location, path, reason))
 
     if training_args.dry_run:
         _log_size(len(paths), num_bytes(paths), folder)

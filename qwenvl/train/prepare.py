@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from qwenvl.data.arguments import DataArguments
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
-from qwenvl.data.pixel_limits import PixelLimits, set_pixel_limits
+from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.model.arguments import ModelArguments
 from qwenvl.model.attention import Attention, resolve_attention
 from qwenvl.model.base_files import refuse_broken_weights, refuse_other_processor
@@ -39,7 +39,7 @@ class Prepared:
     data: DataModule
 
 
-def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str | None = None) -> BasePlan:
+def prepare_base(model_args: ModelArguments, data_args: DataArguments, cache_dir: str | None = None) -> BasePlan:
     """Load configuration and processor, plan the tower, and set the pixel limits; no weights of the model are read.
 
     Training, `check_data` and `pack_data` count tokens with this processor. Raises `UserError` for a model other
@@ -53,7 +53,7 @@ def prepare_base(model_args: ModelArguments, limits: PixelLimits, cache_dir: str
     vision_config = plan_custom_vision(model_args, config, processor)
     if vision_config is not None:
         processor = swap_processor(processor, vision_config)
-    set_pixel_limits(processor, limits)
+    set_pixel_limits(processor, data_args)
     return BasePlan(config, vision_config, processor)
 
 
@@ -72,6 +72,7 @@ def prepare(model_args: ModelArguments, data_args: DataArguments, training_args:
         base.processor,
         data_args,
         training_args,
+        training_args.model_max_length,
         varlen=attention.backend == "varlen",
         only_vision_is_trained=not model_args.tune_mm_llm,
     )

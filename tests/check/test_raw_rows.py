@@ -9,7 +9,7 @@ import pytest
 
 from qwenvl.check.raw_rows import iter_items, iter_rows, rebase_row, write_valid_rows
 from qwenvl.data.json_rows import Row
-from qwenvl.data.rows import read_rows
+from qwenvl.data.rows import stream_rows
 from qwenvl.tools.check_data import main
 from tests.check.conftest import answers_and_bytes, make_record, row, valid_rows, write
 
@@ -35,8 +35,8 @@ def test_jsonl_keeps_its_line_numbers_and_malformed_lines_are_reported(check, im
 def test_rows_read_one_by_one_are_those_that_training_reads(tmp_path: Path, name: str, text: str):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8", newline="")
-    expected = read_rows(str(path), lambda place, reason: None)
-    assert list(iter_rows(str(path), expected[0].location.startswith("line"))) == expected
+    expected = stream_rows(str(path), lambda place, reason: None)
+    assert list(iter_rows(str(path))) == list(expected)
 
 
 def test_half_a_surrogate_pair_in_a_key_that_training_ignores_is_kept(check, images: Path):

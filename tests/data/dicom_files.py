@@ -1,4 +1,4 @@
-"""DICOM data sets made in code for tests."""
+"""DICOM datasets made in code for tests."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 
 def make_dicom(pixels: np.ndarray, bits: int | None = None, **tags: Any) -> Dataset:
-    """Return a data set with `pixels` (H, W) or (frames, H, W), uint8, uint16 or int16; `tags` are set on top."""
+    """Return a dataset with `pixels` (H, W) or (frames, H, W), uint8, uint16 or int16; `tags` are set on top."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -119,12 +119,15 @@ def test_many_turns_keep_their_order_and_answers_lose_outer_white_space(folder: 
         ({"conversations": talk()[1:]}, "no user turn"),
         ({"conversations": [*talk(), {"from": "system", "value": "x"}]}, "turn 2 is a system turn"),
         ({"conversations": talk(answer="  \n")}, "turn 1 is an empty answer"),
-        ({"conversations": talk(answer="see <image>"), "image": "a.png"}, "turn 1, an answer, holds the placeholder"),
-        ({"conversations": talk(answer="<video>")}, "holds the placeholder <video>"),
-        ({"conversations": [{"from": "system", "value": "<image>"}, *talk()]}, "the system prompt, holds"),
-        ({"conversations": talk("a <|image_pad|>")}, "turn 0 holds <|image_pad|>"),
-        ({"conversations": talk(answer="a<|im_end|>")}, "turn 1 holds <|im_end|>"),
-        ({"conversations": talk("half \ud83d")}, "turn 0 holds half of a surrogate pair"),
+        (
+            {"conversations": talk(answer="see <image>"), "image": "a.png"},
+            "turn 1, an answer, contains the placeholder",
+        ),
+        ({"conversations": talk(answer="<video>")}, "contains the placeholder <video>"),
+        ({"conversations": [{"from": "system", "value": "<image>"}, *talk()]}, "the system prompt, contains"),
+        ({"conversations": talk("a <|image_pad|>")}, "turn 0 contains <|image_pad|>"),
+        ({"conversations": talk(answer="a<|im_end|>")}, "turn 1 contains <|im_end|>"),
+        ({"conversations": talk("half \ud83d")}, "turn 0 contains half of a surrogate pair"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "turn 0 has the part {'type': 'audio'}"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, "turn 0 has the part 'hi'"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 0 has the part {'type': 'text'}"),
@@ -213,9 +216,9 @@ def test_placeholders_that_are_there_stay_where_they_are(folder: Path):
         ("", {"image": ["a.png", ""]}, "expected a path or a list of paths"),
         ("", {"video": 7}, "`video` is 7"),
         ("", {"image": "https://host/a.png"}, "https://host/a.png: media are read from files only"),
-        ("", {"image": "data:image/png;base64,AAA"}, "no base64"),
-        ("", {"image": "data:image/png,AAAA"}, "no address of the form data:image/png;base64"),
-        ("", {"image": "file://["}, "'file://[' is no address of a file (Invalid IPv6 URL)"),
+        ("", {"image": "data:image/png;base64,AAA"}, "is not base64"),
+        ("", {"image": "data:image/png,AAAA"}, "not a URL of the form data:image/png;base64"),
+        ("", {"image": "file://["}, "'file://[' is not a file URL (Invalid IPv6 URL)"),
         ("", {"image": "a\x00.png"}, "holds a control character"),
         ("", {"image": "a\n.png"}, "holds a control character"),
         ("", {"image": "\ud83d.png"}, "half of a surrogate pair"),
@@ -292,7 +295,7 @@ def test_skip_also_covers_malformed_lines_of_jsonl(folder: Path):
 def test_bad_samples_come_in_one_order_however_many_records_are_held_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, name: str
 ):
-    monkeypatch.setattr(annotations, "_DRAFTS_AT_ONCE", at_once)
+    monkeypatch.setattr(annotations, "_DRAFTS_PER_BATCH", at_once)
     rows = [*BAD_AND_GOOD, {"image_path": "a.png", "conversations": talk()}, ROWS[0]]
     texts = [*map(json.dumps, rows), '{"a": 1, "a": 2}', json.dumps(BAD_AND_GOOD[0])]
     text = "\n".join(texts) if name.endswith("l") else f"[{','.join(texts)}]"
@@ -305,7 +308,7 @@ def test_bad_samples_come_in_one_order_however_many_records_are_held_at_once(
 
 
 def test_packs_that_lie_across_what_is_held_at_once_stay_together(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(annotations, "_DRAFTS_AT_ONCE", 1)
+    monkeypatch.setattr(annotations, "_DRAFTS_PER_BATCH", 1)
     packs = [ROWS[:2], ROWS[2], [BAD_AND_GOOD[0], ROWS[0]]]
     assert read(folder, packs, tracker=BadSampleTracker("skip", 1)).packs == [[0, 1], [2], [3]]
 

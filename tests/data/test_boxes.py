@@ -1,4 +1,4 @@
-"""Tests of box conversions: worked examples, and properties over many random pictures and boxes (seeded)."""
+"""Tests of box conversions: worked examples, and properties over many random images and boxes (seeded)."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from qwenvl.data.boxes import (
     FORMATS,
     SPACES,
     Box,
-    Size,
+    ImageSize,
     boxes_from_text,
     boxes_to_text,
     check_box,
@@ -25,14 +25,14 @@ from qwenvl.data.boxes import (
 )
 from qwenvl.errors import UserError
 
-SIZE = Size(height=200, width=400)
+SIZE = ImageSize(height=200, width=400)
 
 
-def _cases(largest: int = 5000, count: int = 500) -> Iterator[tuple[Size, Box]]:
-    """Yield random pictures with a random box of whole pixels inside each, those that touch the edges among them."""
+def _cases(largest: int = 5000, count: int = 500) -> Iterator[tuple[ImageSize, Box]]:
+    """Yield random images with a random box of whole pixels inside each, those that touch the edges among them."""
     draw = random.Random(7)
     for _ in range(count):
-        size = Size(draw.randint(1, largest), draw.randint(1, largest))
+        size = ImageSize(draw.randint(1, largest), draw.randint(1, largest))
         x1, y1 = draw.randrange(size.width), draw.randrange(size.height)
         box = Box(x1, y1, draw.randint(x1 + 1, size.width), draw.randint(y1 + 1, size.height))
         yield size, draw.choice([box, box, Box(0, 0, size.width, size.height)])
@@ -58,7 +58,7 @@ def test_each_format_reads_and_writes_the_same_box(box_format: str, values: tupl
     [("absolute", (100, 50, 300, 100)), ("resized", (25, 15, 75, 30)), ("relative", (250, 250, 750, 500))],
 )
 def test_each_space_reads_and_writes_the_same_box(space: str, values: tuple[int, ...]):
-    resized = Size(height=60, width=100)
+    resized = ImageSize(height=60, width=100)
     assert to_space(Box(100, 50, 300, 100), space, SIZE, resized) == values
     assert from_space(values, space, SIZE, resized) == Box(100, 50, 300, 100)
 
@@ -86,14 +86,14 @@ def test_every_pair_of_formats_agrees():
                 assert to_format(middle, second, size) == pytest.approx(to_format(box, second, size), abs=1e-6)
 
 
-def test_relative_coordinates_are_exact_for_pictures_up_to_1000_pixels():
+def test_relative_coordinates_are_exact_for_images_up_to_1000_pixels():
     for size, box in _cases(largest=1000):
         relative = to_space(box, "relative", size)
         again = from_space(relative, "relative", size)
         assert tuple(round(value) for value in again) == tuple(box)
 
 
-def test_relative_coordinates_are_off_by_half_a_unit_at_most_for_larger_pictures():
+def test_relative_coordinates_are_off_by_half_a_unit_at_most_for_larger_images():
     for size, box in _cases():
         if box.x2 - box.x1 < size.width / 1000 or box.y2 - box.y1 < size.height / 1000:
             continue
@@ -106,26 +106,26 @@ def test_relative_coordinates_are_off_by_half_a_unit_at_most_for_larger_pictures
 def test_what_a_model_writes_comes_back_as_the_same_numbers(space: str):
     draw = random.Random(1)
     for size, _ in _cases():
-        resized = Size(28 * draw.randint(1, 60), 28 * draw.randint(1, 60))
-        limit = {"absolute": size, "resized": resized, "relative": Size(1000, 1000)}[space]
+        resized = ImageSize(28 * draw.randint(1, 60), 28 * draw.randint(1, 60))
+        limit = {"absolute": size, "resized": resized, "relative": ImageSize(1000, 1000)}[space]
         x1, y1 = draw.randrange(limit.width), draw.randrange(limit.height)
         written = (x1, y1, draw.randint(x1 + 1, limit.width), draw.randint(y1 + 1, limit.height))
         assert to_space(from_space(written, space, size, resized), space, size, resized) == written
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_a_box_inside_the_picture_stays_a_box_inside_the_range(space: str):
+def test_a_box_inside_the_image_stays_a_box_inside_the_range(space: str):
     for size, box in _cases():
-        resized = Size(56, 84)
+        resized = ImageSize(56, 84)
         x1, y1, x2, y2 = to_space(box, space, size, resized)
-        limit = {"absolute": size, "resized": resized, "relative": Size(1000, 1000)}[space]
+        limit = {"absolute": size, "resized": resized, "relative": ImageSize(1000, 1000)}[space]
         assert 0 <= x1 < x2 <= limit.width and 0 <= y1 < y2 <= limit.height
 
 
 def test_numbers_of_numpy_are_taken_and_do_not_overflow():
     values = np.array([1000, 900, 2000, 1900], dtype=np.int16)
-    box = from_format(values, "xyxy", Size(4000, 4000))
-    assert to_space(box, "relative", Size(4000, 4000)) == (250, 225, 500, 475)
+    box = from_format(values, "xyxy", ImageSize(4000, 4000))
+    assert to_space(box, "relative", ImageSize(4000, 4000)) == (250, 225, 500, 475)
 
 
 @pytest.mark.parametrize("factor", [28, 32])
@@ -138,7 +138,7 @@ def test_the_resized_size_is_that_of_the_processor_and_keeps_to_its_limits(facto
         assert resized.height % factor == resized.width % factor == 0
         assert limits[0] <= resized.height * resized.width <= limits[1]
     with pytest.raises(UserError, match="10 x 3000 pixels"):
-        resized_size(Size(3000, 10), factor, *limits)
+        resized_size(ImageSize(3000, 10), factor, *limits)
 
 
 def test_text_of_boxes_is_read_back_from_plain_fenced_and_running_text():
@@ -154,14 +154,14 @@ def test_text_without_boxes_has_none():
         assert boxes_from_text(text) == []
 
 
-def test_boxes_that_are_none_or_leave_the_picture_are_named():
+def test_boxes_that_are_none_or_leave_the_image_are_named():
     check_box(Box(0, 0, 400, 200), SIZE)
     for box, message in [
-        (Box(10, 10, 10, 20), "is no box"),
-        (Box(10, 20, 30, 10), "is no box"),
-        (Box(0, 0, float("nan"), 10), "is no box"),
-        (Box(-1, 0, 10, 10), r"box \(-1, 0, 10, 10\) leaves the picture of 400 x 200 pixels"),
-        (Box(0, 0, 401, 10), "leaves the picture"),
+        (Box(10, 10, 10, 20), "is not a box"),
+        (Box(10, 20, 30, 10), "is not a box"),
+        (Box(0, 0, float("nan"), 10), "is not a box"),
+        (Box(-1, 0, 10, 10), r"box \(-1, 0, 10, 10\) exceeds the image of 400 x 200 pixels"),
+        (Box(0, 0, 401, 10), "exceeds the image"),
     ]:
         with pytest.raises(UserError, match=message):
             check_box(box, SIZE)
@@ -169,7 +169,7 @@ def test_boxes_that_are_none_or_leave_the_picture_are_named():
 
 def test_clipping_keeps_the_part_inside():
     assert clip_box(Box(-5, 10, 500, 300), SIZE) == Box(0, 10, 400, 200)
-    with pytest.raises(UserError, match="is no box"):
+    with pytest.raises(UserError, match="is not a box"):
         clip_box(Box(401, 0, 500, 10), SIZE)
 
 
@@ -191,12 +191,12 @@ def test_unknown_names_list_the_known_ones():
 
 
 def test_drawn_edges_lie_inside_the_box_and_the_original_is_untouched():
-    picture = Image.new("L", (100, 80))
-    drawn = np.asarray(draw_boxes(picture, [("", Box(10, 20, 60, 70))]))
+    image = Image.new("L", (100, 80))
+    drawn = np.asarray(draw_boxes(image, [("", Box(10, 20, 60, 70))]))
     rows, columns = np.nonzero(drawn.any(axis=2))
     assert (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1) == (10, 60, 20, 70)
-    assert not np.asarray(picture).any()
-    whole = np.asarray(draw_boxes(picture, [("all", Box(0, 0, 100, 80))]))
+    assert not np.asarray(image).any()
+    whole = np.asarray(draw_boxes(image, [("all", Box(0, 0, 100, 80))]))
     assert whole[0].any(axis=1).all() and whole[-1].any(axis=1).all()
 
 

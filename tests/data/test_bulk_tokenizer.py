@@ -52,7 +52,7 @@ def test_no_token_is_lost_that_spans_spaces_and_signs(processor: ProcessorMixin)
 
 
 def test_tokens_are_the_same_after_the_words_were_forgotten(processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("qwenvl.data.bulk_tokenizer._MOST_WORDS", 3)
+    monkeypatch.setattr("qwenvl.data.bulk_tokenizer._MAX_WORDS", 3)
     tokenize = BulkTokenizer(processor.tokenizer)
     for text in ("one two three four five", "six seven one", "two"):
         assert_same(tokenize, processor.tokenizer, [text])

@@ -35,7 +35,7 @@ def encoder(processor: ProcessorMixin) -> RecordEncoder:
 
 @pytest.fixture(scope="module")
 def samples(encoder: RecordEncoder, every_kind: dict[str, Record]) -> list[Sample]:
-    """Return samples of every kind as the data set gives them."""
+    """Return samples of every kind as the dataset gives them."""
     return [
         encoder.encode(record) | {"index": index, "is_padding": False}
         for index, record in enumerate(every_kind.values())
@@ -54,12 +54,12 @@ def pad(encoder: RecordEncoder, processor: ProcessorMixin) -> DataCollatorForSup
 
 @torch.no_grad()
 def kept_logits(model: PreTrainedModel, batch: dict) -> torch.Tensor:
-    """Return the logits of the positions that predict a learnt token, (T, V)."""
+    """Return the logits of the positions that predict a supervised token, (T, V)."""
     return model(**{key: value for key, value in batch.items() if key not in ("meta", "labels")}).logits
 
 
 def text_samples(*lengths: int) -> list[Sample]:
-    """Return samples of so many tokens, the second half of each learnt."""
+    """Return samples of so many tokens, the second half of each supervised."""
     made = []
     for index, length in enumerate(lengths):
         ids = torch.arange(length) + 100 * index
@@ -95,11 +95,11 @@ def test_joined_samples_give_the_logits_of_separate_ones(
     torch.testing.assert_close(joined, torch.cat(separate), rtol=0, atol=1e-5)
 
 
-def test_logits_are_kept_for_exactly_the_learnt_tokens_and_never_across_samples(
+def test_logits_are_kept_for_exactly_the_supervised_tokens_and_never_across_samples(
     flatten: FlattenedDataCollatorForSupervisedDataset, pad: DataCollatorForSupervisedDataset
 ):
     samples = text_samples(4, 2, 6)
-    samples[1]["labels"] = samples[1]["input_ids"].clone()  # learnt from its first token on, which nothing predicts
+    samples[1]["labels"] = samples[1]["input_ids"].clone()  # supervised from its first token on, which nothing predicts
     flat = flatten(samples)
     assert flat["logits_to_keep"][0].nonzero().flatten().tolist() == [1, 2, 4, 8, 9, 10]
     predicted = flat["labels"][0, 1:][flat["logits_to_keep"][0, :-1]]
@@ -146,10 +146,10 @@ def test_media_are_joined_in_the_order_of_their_samples_whatever_their_shape(
     batch = flatten(samples)
     for key in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
         assert torch.equal(batch[key], torch.cat([sample[key] for sample in samples if key in sample]))
-    pictures = text_samples(3, 3)
-    for sample, size in zip(pictures, (2, 1), strict=True):
+    images = text_samples(3, 3)
+    for sample, size in zip(images, (2, 1), strict=True):
         sample |= {"pixel_values": torch.full((size, 3, 5, 5), float(size)), "image_grid_thw": torch.ones(size, 3)}
-    assert flatten(pictures)["pixel_values"].shape == (3, 3, 5, 5)
+    assert flatten(images)["pixel_values"].shape == (3, 3, 5, 5)
 
 
 def test_a_batch_without_media_has_no_media_keys(flatten: FlattenedDataCollatorForSupervisedDataset):

@@ -4,9 +4,11 @@ import copy
 import json
 import logging
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,18 +19,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.collators import DataCollatorForSupervisedDataset, FlattenedDataCollatorForSupervisedDataset
-from qwenvl.data.data_processor import DataModule, SampleError, make_supervised_data_module
+from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.data.labels import IGNORE_INDEX
 from qwenvl.data.packing import SampleRef
 from qwenvl.data.summary import summarize
 from qwenvl.errors import UserError
 
 DATA_FLAGS = {
-    "thinking_turns": "each",
-    "eval_dataset_use": "",
-    "data_flatten": False,
-    "data_packing": False,
     "max_pixels": 128 * 128,
     "min_pixels": 32 * 32,
     "video_fps": 2.0,
@@ -36,12 +35,9 @@ DATA_FLAGS = {
     "video_min_frames": 4,
     "video_max_pixels": 4 * 64 * 64,
     "video_min_pixels": 4 * 32 * 32,
-    "bad_sample_policy": "error",
     "max_bad_samples": 5,
-    "max_image_pixels": 2**26,
 }
 TRAINING_FLAGS = {
-    "model_max_length": 256,
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 3,
     "seed": 5,
@@ -57,33 +53,34 @@ def conversation(question: str, answer: str, **media: Any) -> dict:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Return a folder with pictures of several sizes that the test may change."""
+def image_folder(tmp_path: Path) -> Path:
+    """Return a folder with images of several sizes that the test may change."""
     for number in range(4):
         Image.new("RGB", (32 + 32 * number, 64), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
     return tmp_path
 
 
 @pytest.fixture
-def load(own_processor: ProcessorMixin, pictures: Path) -> Callable[..., DataModule]:
+def load(own_processor: ProcessorMixin, image_folder: Path) -> Callable[..., DataModule]:
     """Return a function that makes the data module of the given rows with the given flags."""
 
     def make(rows: list | None = None, **flags: Any) -> DataModule:
-        path = pictures / "train.json"
+        path = image_folder / "train.json"
         path.write_text(json.dumps(rows if rows is not None else mixed_rows()))
-        data_args = DATA_FLAGS | {"dataset_use": str(path), "media_cache_dir": str(pictures)}
-        data_args = SimpleNamespace(**data_args | {key: flags.pop(key) for key in [*flags] if key in data_args})
+        known = {field.name for field in fields(DataArguments)}
+        data_flags = DATA_FLAGS | {key: flags.pop(key) for key in [*flags] if key in known}
+        data_args = DataArguments(dataset_use=str(path), media_cache_dir=str(image_folder), **data_flags)
         varlen, processor = flags.pop("varlen", False), flags.pop("processor", own_processor)
         training_args = SimpleNamespace(
             main_process_first=lambda local=True, desc="": nullcontext(), **TRAINING_FLAGS | flags
         )
-        return make_supervised_data_module(processor, data_args, training_args, varlen=varlen)
+        return make_supervised_data_module(processor, data_args, training_args, 256, varlen=varlen)
 
     return make
 
 
 def mixed_rows() -> list[dict]:
-    """Return 13 records: with a picture, with two, and of text alone."""
+    """Return 13 records: with an image, with two, and of text alone."""
     rows = [conversation("<image>What?", f"It is {'so ' * n}red.", image=f"{n % 4}.png") for n in range(7)]
     rows += [conversation("<image><image>Both?", "Yes. " * n, image=["0.png", "3.png"]) for n in (1, 9)]
     return rows + [conversation("Why?", "Because " * n + ".") for n in (1, 3, 20, 2)]
@@ -185,9 +182,11 @@ def test_only_several_processes_ask_for_the_kinds_of_media_that_the_data_have(
     assert load(rows[9:12], world_size=2).data_collator.required_kinds == []
 
 
-def test_evaluation_samples_come_in_order_and_their_media_count_too(load: Callable[..., DataModule], pictures: Path):
-    (pictures / "valid.json").write_text(json.dumps(mixed_rows()[:4]))
-    data = load(mixed_rows()[9:], eval_dataset_use=str(pictures / "valid.json"), world_size=2)
+def test_evaluation_samples_come_in_order_and_their_media_count_too(
+    load: Callable[..., DataModule], image_folder: Path
+):
+    (image_folder / "valid.json").write_text(json.dumps(mixed_rows()[:4]))
+    data = load(mixed_rows()[9:], eval_dataset_use=str(image_folder / "valid.json"), world_size=2)
     assert [[draw.index for draw in batch] for batch in data.eval_sampler.all_batches().__next__()] == [[3, 0], [2, 1]]
     assert len(data.eval_sampler) == 1 and len(data.eval_dataset) == 4
     assert data.data_collator.required_kinds == ["image"]
@@ -204,11 +203,11 @@ def test_a_sample_over_the_maximum_length_is_named_with_its_length(load: Callabl
 
 @pytest.mark.parametrize("mode", [{}, {"data_packing": True}])
 def test_under_skip_unusable_samples_are_left_out_and_counted(
-    load: Callable[..., DataModule], pictures: Path, mode: dict
+    load: Callable[..., DataModule], image_folder: Path, mode: dict
 ):
     rows = mixed_rows()
     rows[4] = conversation("<image>What?", "word " * 400, image="1.png")
-    (pictures / "broken.png").write_bytes(b"no picture")
+    (image_folder / "broken.png").write_bytes(b"no image")
     rows[2] = conversation("<image>What?", "That.", image="broken.png")
     data = load(rows, bad_sample_policy="skip", **mode)
     assert [bad.where.rpartition(" ")[2] for bad in data.bad_samples.samples] == ["2", "4"]
@@ -221,7 +220,7 @@ def test_a_special_token_in_a_text_is_refused_before_training(load: Callable[...
     rows = mixed_rows()
     rows[4] = conversation("<image>Where?", "<|box_start|>(1,2),(3,4)<|box_end|>", image="1.png")
     with pytest.raises(
-        UserError, match=r"train.json row 4: turn 1 holds <\|box_start\|>, a special token of the model"
+        UserError, match=r"train.json row 4: turn 1 contains <\|box_start\|>, a special token of the model"
     ):
         load(rows)
 
@@ -238,13 +237,13 @@ def test_thoughts_of_earlier_answers_become_samples_of_their_own(
     with caplog.at_level(logging.INFO, "qwenvl"):
         data = load(rows, processor=copy.deepcopy(thinking_processor))
     assert len(data.train_dataset) == 14 == sum(batch["meta"].num_samples for batch in batches(data))
-    assert "1 records hold thoughts in earlier answers" in caplog.text
-    assert "12 of 14 answers come without a thought" in caplog.text
+    assert "1 records have thoughts in earlier answers" in caplog.text
+    assert "12 of 14 answers have no thought" in caplog.text
     assert len(load(rows, processor=copy.deepcopy(thinking_processor), thinking_turns="last").train_dataset) == 13
 
 
-def test_a_broken_picture_is_named_before_training(load: Callable[..., DataModule], pictures: Path):
-    (pictures / "2.png").write_bytes(b"no picture")
+def test_a_broken_image_is_named_before_training(load: Callable[..., DataModule], image_folder: Path):
+    (image_folder / "2.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"train.json row 2: .*2.png: not an image"):
         load()
 
@@ -257,32 +256,37 @@ def test_data_without_a_usable_sample_are_refused(load: Callable[..., DataModule
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_vanishes_during_training_is_named_in_one_line(
-    load: Callable[..., DataModule], pictures: Path, workers: int
+    load: Callable[..., DataModule], image_folder: Path, workers: int
 ):
     data = load()
-    (pictures / "2.png").unlink()
+    (image_folder / "2.png").unlink()
+    bad = [bad for batch in batches(data, workers) for bad in batch["meta"].bad]
+    assert {sample.location for sample in bad} == {"row 2", "row 6"}
+    assert {sample.path for sample in bad} == {str(image_folder / "2.png")}
+    assert {sample.reason for sample in bad} == {"no such image file; correct the path"}
     with pytest.raises(UserError, match=r"^\S*train.json row [26]: \S*2.png: no such image file") as raised:
-        batches(data, workers)
-    assert isinstance(raised.value, SampleError) and "\n" not in str(raised.value)
+        data.bad_samples.report(bad[0])
+    assert "\n" not in str(raised.value)
 
 
 def test_under_skip_a_file_that_vanishes_is_handed_on_as_bad_and_the_batch_goes_on(
-    load: Callable[..., DataModule], pictures: Path
+    load: Callable[..., DataModule], image_folder: Path
 ):
     data = load(bad_sample_policy="skip")
-    (pictures / "2.png").unlink()
+    (image_folder / "2.png").unlink()
     metas = [batch["meta"] for batch in batches(data, workers=1)]
     assert sorted(index for meta in metas for index in meta.indices) == [0, 1, 3, 4, 5, 7, 8, 9, 10, 11, 12]
     assert sorted(bad.where.rpartition(" ")[2] for meta in metas for bad in meta.bad) == ["2", "6"]
 
 
-def test_a_picture_that_changed_its_size_since_it_was_counted_is_refused(
-    load: Callable[..., DataModule], pictures: Path
+def test_an_image_that_changed_its_size_since_it_was_counted_is_refused(
+    load: Callable[..., DataModule], image_folder: Path
 ):
     data = load()
-    Image.new("RGB", (128, 128)).save(pictures / "0.png")
-    with pytest.raises(UserError, match=r"train.json row 0: \d+ tokens, but \d+ when the run began"):
-        data.train_dataset[SampleRef(0)]
+    Image.new("RGB", (128, 128)).save(image_folder / "0.png")
+    bad = data.train_dataset[SampleRef(0)]["bad"]
+    assert (bad.location, bad.path) == ("row 0", None)
+    assert re.match(r"\d+ tokens, but \d+ when the run began", bad.reason)
 
 
 def test_packs_from_the_file_are_kept_and_single_records_are_packed(load: Callable[..., DataModule]):
@@ -319,7 +323,7 @@ def test_the_summary_is_what_a_pass_then_shows(load: Callable[..., DataModule], 
     rows = mixed_rows()[::-1]
     data = load(rows, **mode, world_size=processes)
     summary = summarize(data.train_dataset, data.train_sampler, padded=not mode)
-    # The dummies of batches without a picture are left out, as the summary says.
+    # The dummies of batches without an image are left out, as the summary says.
     passes = [load(rows, **mode, world_size=processes, process_index=rank) for rank in range(processes)]
     for data in passes:
         data.data_collator.required_kinds = []
@@ -340,20 +344,20 @@ def test_an_image_over_the_limit_is_refused_and_read_where_allowed_whatever_the_
     # Pillow has a limit of its own.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for allowed in (128 * 64, 128 * 64 + 1):
-        dataset = load(rows, max_image_pixels=allowed).train_dataset
+        monkeypatch.setattr(DataArguments, "max_image_pixels", allowed)
+        dataset = load(rows).train_dataset
         assert "pixel_values" in dataset[SampleRef(0)]
+    monkeypatch.setattr(DataArguments, "max_image_pixels", 128 * 64 - 1)
     with pytest.raises(UserError, match="3.png: 128 x 64 pixels are more than the limit of 8191"):
-        load(rows, max_image_pixels=128 * 64 - 1)
+        load(rows)
 
 
-def test_a_dicom_whose_decoder_panics_is_a_bad_sample_that_a_worker_can_tell(load, pictures: Path):
+def test_a_dicom_whose_decoder_panics_is_a_bad_sample_that_a_worker_can_tell(load, image_folder: Path):
     pytest.importorskip("pydicom")
     from tests.data.dicom_files import rle_dicom
 
-    rle_dicom(pictures / "broken.dcm", runs=33)
+    rle_dicom(image_folder / "broken.dcm", runs=33)
     rows = [conversation("<image>?", "A chest.", image="broken.dcm")]
     bad = load(rows, bad_sample_policy="skip").train_dataset[SampleRef(0)]["bad"]
-    assert f"{pictures / 'broken.dcm'}: cannot read the image (the pixel data cannot be decoded" in str(bad)
-    with pytest.raises(SampleError, match="row 0: .*broken.dcm: cannot read the image") as error:
-        load(rows).train_dataset[SampleRef(0)]
-    assert "broken.dcm" in str(pickle.loads(pickle.dumps(error.value)))
+    assert f"{image_folder / 'broken.dcm'}: cannot read the image (the pixel data cannot be decoded" in str(bad)
+    assert pickle.loads(pickle.dumps(bad)) == bad

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +19,13 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from qwenvl.data import data_processor, dataset_cache
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.data_processor import DataModule, make_supervised_data_module
 from qwenvl.data.packing import SampleRef
 from qwenvl.data.record_table import RecordTable
 from qwenvl.errors import UserError
 
 DATA_FLAGS = {
-    "eval_dataset_use": "",
-    "thinking_turns": "each",
-    "data_flatten": False,
-    "data_packing": False,
-    "max_image_pixels": 10**8,
     "max_pixels": 128 * 128,
     "min_pixels": 32 * 32,
     "video_fps": 2.0,
@@ -40,7 +37,6 @@ DATA_FLAGS = {
     "max_bad_samples": 5,
 }
 TRAINING_FLAGS = {
-    "model_max_length": 256,
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 2,
     "seed": 5,
@@ -52,7 +48,7 @@ TRAINING_FLAGS = {
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
-    """Return a record with a picture of its own."""
+    """Return a record with an image of its own."""
     turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": f"It is {'so ' * number}red."}]
     return {"conversations": turns, "image": f"{number}.png"} | fields
 
@@ -84,10 +80,12 @@ def start(
     def make(**flags: Any) -> tuple[DataModule, bool]:
         reads.clear()
         given = DATA_FLAGS | {"dataset_use": str(folder / "train.json"), "media_cache_dir": str(folder / "cache")}
-        given |= {key: flags.pop(key) for key in [*flags] if key in given}
-        data_args = SimpleNamespace(**given)
+        known = {field.name for field in fields(DataArguments)}
+        data_args = DataArguments(**given | {key: flags.pop(key) for key in [*flags] if key in known})
+        max_length = flags.pop("model_max_length", 256)
         training_args = SimpleNamespace(main_process_first=lambda **_: nullcontext(), **TRAINING_FLAGS | flags)
-        return make_supervised_data_module(copy.deepcopy(thinking_processor), data_args, training_args), bool(reads)
+        processor = copy.deepcopy(thinking_processor)
+        return make_supervised_data_module(processor, data_args, training_args, max_length), bool(reads)
 
     return make
 
@@ -115,7 +113,7 @@ def test_a_later_start_has_the_same_data_and_tells_the_same(
         told.append(sorted(entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING))
     first, second = data
     assert told[0] == told[1] and len(told[0]) == 3
-    assert "answers come without a thought" in "".join(told[0])
+    assert "answers have no thought" in "".join(told[0])
     assert first.bad_samples.samples == second.bad_samples.samples and second.bad_samples.count == 2
     assert isinstance(second.train_dataset.records, RecordTable)
     assert [*first.train_dataset.records] == [*second.train_dataset.records]
@@ -146,19 +144,19 @@ def changed_answer(folder: Path) -> None:
     (folder / "train.json").write_text(text.replace("so red", "so RED"))
 
 
-def changed_picture(folder: Path) -> None:
+def changed_image(folder: Path) -> None:
     Image.new("RGB", (128, 128)).save(folder / "0.png")
 
 
-def found_picture(folder: Path) -> None:
+def found_image(folder: Path) -> None:
     shutil.copy(folder / "0.png", folder / "gone.png")
 
 
-def lost_picture(folder: Path) -> None:
+def lost_image(folder: Path) -> None:
     (folder / "1.png").unlink()
 
 
-@pytest.mark.parametrize("change", [changed_answer, changed_picture, found_picture, lost_picture])
+@pytest.mark.parametrize("change", [changed_answer, changed_image, found_image, lost_image])
 def test_whatever_has_changed_is_read_again(
     start: Callable[..., tuple[DataModule, bool]], folder: Path, change: Callable[[Path], None]
 ):
@@ -239,7 +237,7 @@ def test_the_other_processes_of_a_node_take_what_the_first_has_kept(
     start: Callable[..., tuple[DataModule, bool]], folder: Path
 ):
     start(world_size=2)
-    changed_picture(folder)  # only the first looks at the media
+    changed_image(folder)  # only the first looks at the media
     assert not start(world_size=2, process_index=1, local_process_index=1)[1]
 
 
@@ -249,7 +247,7 @@ def test_a_folder_that_cannot_be_written_costs_the_keeping_and_nothing_else(
     (folder / "cache").write_text("no folder")
     data, has_read = start()
     assert has_read and len(data.train_dataset) == 10
-    assert "cannot keep the prepared data" in caplog.text
+    assert "cannot write the prepared data" in caplog.text
 
 
 def test_old_entries_and_what_killed_runs_left_are_removed(start: Callable[..., tuple[DataModule, bool]], folder: Path):

@@ -1,4 +1,4 @@
-"""Tests of naming, finding and sampling data sets."""
+"""Tests of naming, finding and sampling datasets."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ def rows(name: str, count: int) -> list[dict]:
 
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Register the data sets a (20 records), b (10) and packed (5 packs of 2) and return their folder."""
+    """Register the datasets a (20 records), b (10) and packed (5 packs of 2) and return their folder."""
     packed = rows("packed", 10)
     contents = {"a": rows("a", 20), "b": rows("b", 10), "packed": [packed[i : i + 2] for i in range(0, 10, 2)]}
     for name, content in contents.items():
@@ -54,15 +54,15 @@ def test_a_percentage_outside_its_range_is_refused(registered: Path, share: str)
 def test_an_unknown_name_is_refused_with_the_known_and_the_near_ones(registered: Path):
     with pytest.raises(UserError) as error:
         data_list("mimic_trian")
-    assert "unknown data set 'mimic_trian'; did you mean mimic_train" in str(error.value)
+    assert "unknown dataset 'mimic_trian'; did you mean mimic_train" in str(error.value)
     assert "known: a, b, mimic_test, mimic_train, mimic_valid, packed" in str(error.value)
-    with pytest.raises(UserError, match="unknown data set 'zzz'; known: a, b"):
+    with pytest.raises(UserError, match="unknown dataset 'zzz'; known: a, b"):
         data_list("zzz%50")
 
 
 @pytest.mark.parametrize("nothing", ["", " , ", []])
-def test_naming_no_data_set_is_refused(nothing):
-    with pytest.raises(UserError, match="no data set named"):
+def test_naming_no_dataset_is_refused(nothing):
+    with pytest.raises(UserError, match="no dataset named"):
         data_list(nothing)
 
 
@@ -112,11 +112,11 @@ def test_an_unset_variable_in_a_path_is_refused_by_name(monkeypatch: pytest.Monk
         data_list("c")
 
 
-def test_data_sets_follow_one_another_in_the_order_named(registered: Path):
+def test_datasets_follow_one_another_in_the_order_named(registered: Path):
     assert questions("b,a") == [f"b {i}" for i in range(10)] + [f"a {i}" for i in range(20)]
 
 
-def test_the_same_data_set_named_twice_is_there_twice_and_read_once(registered: Path):
+def test_the_same_dataset_named_twice_is_there_twice_and_read_once(registered: Path):
     assert questions("b,b") == [f"b {i}" for i in range(10)] * 2
     (registered / "b.json").write_text(json.dumps([*rows("b", 10), {"conversations": []}]))
     tracker = BadSampleTracker("skip", 1)
@@ -161,7 +161,7 @@ def test_other_kinds_of_files_are_named_by_their_path(tmp_path: Path):
     (spec,) = data_list(f"{tmp_path}%50")
     assert spec == DatasetSpec(str(tmp_path), str(tmp_path), str(tmp_path), 50)
     assert data_list("hf:org/name:train%5") == [DatasetSpec("hf:org/name:train", "hf:org/name:train", "", 5)]
-    with pytest.raises(UserError, match="unknown data set 'org/name'.* hf:org/name from the Hugging Face hub"):
+    with pytest.raises(UserError, match="unknown dataset 'org/name'.* hf:org/name from the Hugging Face hub"):
         data_list("org/name")
 
 

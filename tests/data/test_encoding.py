@@ -19,11 +19,11 @@ def test_a_sample_is_what_the_processor_makes_of_the_chat(
     processor: ProcessorMixin, make_record: Callable[..., Record]
 ):
     record = make_record("<image>What?", "Red.", "<image>And this?", "Wide.", images=("red.png", "wide.png"))
-    pictures = [load_image(path) for path in record.images]
+    images = [load_image(path) for path in record.images]
     chat = [
-        {"role": "user", "content": [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "What?"}]},
+        {"role": "user", "content": [{"type": "image", "image": images[0]}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
-        {"role": "user", "content": [{"type": "image", "image": pictures[1]}, {"type": "text", "text": "And this?"}]},
+        {"role": "user", "content": [{"type": "image", "image": images[1]}, {"type": "text", "text": "And this?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "Wide."}]},
     ]
     expected = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
@@ -68,7 +68,7 @@ def test_a_video_has_the_markers_that_the_processor_writes_at_inference(
     assert re.search(rf"user\n<\|vision_start\|>({step}){{{steps}}}<\|vision_end\|>What happens\?", text), text
 
 
-def test_pixels_belong_to_the_pictures_in_their_order(processor: ProcessorMixin, make_record: Callable[..., Record]):
+def test_pixels_belong_to_the_images_in_their_order(processor: ProcessorMixin, make_record: Callable[..., Record]):
     encoder = RecordEncoder(processor)
     both = encoder.encode(make_record("<image><image>?", "Yes.", images=("tall.png", "red.png")))
     alone = [encoder.encode(make_record("<image>?", "Yes.", images=(name,))) for name in ("tall.png", "red.png")]
@@ -85,8 +85,8 @@ def test_encoding_twice_gives_the_same_bits(processor: ProcessorMixin, every_kin
 
 def test_labels_are_those_of_the_answers(processor: ProcessorMixin, every_kind: dict[str, Record]):
     sample = RecordEncoder(processor).encode(every_kind["images in two turns"])
-    learnt = sample["labels"][sample["labels"] != IGNORE_INDEX]
-    assert processor.tokenizer.decode(learnt) == "Grey.<|im_end|>Red.<|im_end|>"
+    supervised = sample["labels"][sample["labels"] != IGNORE_INDEX]
+    assert processor.tokenizer.decode(supervised) == "Grey.<|im_end|>Red.<|im_end|>"
 
 
 def test_a_file_that_cannot_be_read_is_named(processor: ProcessorMixin, make_record: Callable[..., Record]):

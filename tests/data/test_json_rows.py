@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.data import json_items, json_rows
-from qwenvl.data.json_rows import Row, iter_json_rows, read_json_rows
+from qwenvl.data.json_rows import OnBadRow, Row, iter_json_rows
 from qwenvl.errors import UserError
 
 VALUES = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
@@ -19,11 +19,16 @@ INDENTED = json.dumps(VALUES, indent=2)
 LINES = "\n".join(json.dumps(value) for value in VALUES) + "\n"
 
 
+def read_all(path: str, on_bad_row: OnBadRow) -> list[Row]:
+    """Return all rows of a file."""
+    return list(iter_json_rows(path, on_bad_row))
+
+
 def read(folder: Path, content: str | bytes, name: str) -> list[Row]:
     """Write `content` to a file and read its rows; a malformed line fails the test."""
     data = content.encode() if isinstance(content, str) else content
     (folder / name).write_bytes(data)
-    return read_json_rows(str(folder / name), lambda place, reason: pytest.fail(f"{place}: {reason}"))
+    return read_all(str(folder / name), lambda place, reason: pytest.fail(f"{place}: {reason}"))
 
 
 @pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
@@ -72,7 +77,7 @@ def test_one_single_record_is_one_row(tmp_path: Path, name: str, indent: int | N
             "t.json",
             "byte 0 is not UTF-8 text (it looks like UTF-16); save",
         ),
-        ('[{"a": 1},\n]', "t.json", "(is the comma before it one too many?)"),
+        ('[{"a": 1},\n]', "t.json", "(remove the trailing comma before it?)"),
         ("[" * 100_000, "t.json", "nested too deeply"),
         ('[{"a": ' + "[" * 5000 + "]" * 5000 + "}]", "t.json", "nested too deeply"),
         (gzip.compress(INDENTED.encode(), mtime=0)[:30], "t.json.gz", "cannot read the annotation file"),
@@ -92,18 +97,16 @@ def test_an_unusable_file_is_refused_with_its_path_and_place(
 def test_a_malformed_line_is_reported_and_the_others_are_read(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text('{"a": \n' + LINES + '{"b": [')
     bad = []
-    rows = read_json_rows(
-        str(tmp_path / "t.jsonl"), lambda place, reason: bad.append((place, reason.partition(":")[0]))
-    )
+    rows = read_all(str(tmp_path / "t.jsonl"), lambda place, reason: bad.append((place, reason.partition(":")[0])))
     assert [row.value for row in rows] == VALUES
     assert bad == [("line 1", "malformed JSON at column 7"), ("line 5", "malformed JSON at column 8")]
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no such annotation file"):
-        read_json_rows(str(tmp_path / "no.json"), print)
+        read_all(str(tmp_path / "no.json"), print)
     with pytest.raises(UserError, match="cannot read the annotation file"):
-        read_json_rows(str(tmp_path), print)
+        read_all(str(tmp_path), print)
 
 
 LONG = "9" * 5000
@@ -112,10 +115,10 @@ LONG = "9" * 5000
 @pytest.mark.parametrize(
     ("bad", "expected"),
     [
-        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' stands twice in one object"),
-        ('{"a": [{"b": [{"c": 1, "c": 2}]}]}', "the key 'c' stands twice in one object"),
-        (f'{{"a": [[{LONG}]]}}', "a whole number of too many digits"),
-        (LONG, "a whole number of too many digits"),
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' occurs twice in one object"),
+        ('{"a": [{"b": [{"c": 1, "c": 2}]}]}', "the key 'c' occurs twice in one object"),
+        (f'{{"a": [[{LONG}]]}}', "an integer has too many digits"),
+        (LONG, "an integer has too many digits"),
     ],
 )
 def test_a_row_that_would_not_be_read_as_it_is_meant_is_reported_and_the_others_are_read(
@@ -126,7 +129,7 @@ def test_a_row_that_would_not_be_read_as_it_is_meant_is_reported_and_the_others_
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     reported: list[tuple[str, str]] = []
     for name in ("t.json", "t.jsonl"):
-        read = read_json_rows(str(tmp_path / name), lambda *args: reported.append(args))
+        read = read_all(str(tmp_path / name), lambda *args: reported.append(args))
         assert [(row.index, row.value) for row in read] == [(0, VALUES[0]), (2, VALUES[1])]
     assert [place for place, _ in reported] == ["row 1", "line 2"]
     assert all(expected in reason for _, reason in reported)
@@ -135,8 +138,8 @@ def test_a_row_that_would_not_be_read_as_it_is_meant_is_reported_and_the_others_
 def test_a_line_that_is_nested_too_deeply_is_reported(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text(LINES + '{"a": ' + "[" * 5000 + "]" * 5000 + "}")
     reported = []
-    assert len(read_json_rows(str(tmp_path / "t.jsonl"), lambda *args: reported.append(args))) == 3
-    assert reported == [("line 4", "a record is nested too deeply to be read: make it flat, or delete it")]
+    assert len(read_all(str(tmp_path / "t.jsonl"), lambda *args: reported.append(args))) == 3
+    assert reported == [("line 4", "a record is nested too deeply to be read: flatten it, or delete it")]
 
 
 @pytest.mark.parametrize("name", ["t.json.gz", "t.jsonl.gz"])
@@ -155,18 +158,18 @@ def test_what_is_no_file_is_refused_before_it_is_read(tmp_path: Path):
             (tmp_path / "s.json", "a socket"),
         ):
             with pytest.raises(UserError, match=f"cannot read the annotation file .it is {kind}"):
-                read_json_rows(str(path), print)
+                read_all(str(path), print)
 
 
 def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with open(tmp_path / "t.json", "wb") as file:
         file.truncate(1 << 43)
     with pytest.raises(UserError, match="t.json: 8,192 GiB are more than this machine's memory"):
-        read_json_rows(str(tmp_path / "t.json"), print)
+        read_all(str(tmp_path / "t.json"), print)
     (tmp_path / "t.json.gz").write_bytes(gzip.compress(bytes(1 << 16)))
     monkeypatch.setattr("qwenvl.data.json_rows.memory_bytes", lambda: 1 << 15)
-    with pytest.raises(UserError, match="unpacked it is larger than this machine's memory"):
-        read_json_rows(str(tmp_path / "t.json.gz"), print)
+    with pytest.raises(UserError, match="decompressed, it is larger than this machine's memory"):
+        read_all(str(tmp_path / "t.json.gz"), print)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
@@ -180,7 +183,7 @@ def test_rows_are_the_same_however_the_file_is_cut_into_chunks(
         "\n\n" + "\r\n".join(json.dumps(value, ensure_ascii=False) for value in rows), encoding="utf-8", newline=""
     )
     for name in ("list.json", "lines.jsonl"):
-        assert [row.value for row in read_json_rows(str(tmp_path / name), pytest.fail)] == rows
+        assert [row.value for row in read_all(str(tmp_path / name), pytest.fail)] == rows
 
 
 @pytest.mark.parametrize("text", ["[{}, {},\n {}] []", "[{},\n {}] x", '[{}, {"a": 1, "a": 2}, {"b" 1}]', "[{}, {}"])
@@ -188,7 +191,7 @@ def test_a_list_malformed_anywhere_is_refused_before_a_row_of_it_is_reported(tmp
     (tmp_path / "t.json").write_text(text)
     reported = []
     with pytest.raises(UserError, match="t.json: malformed JSON at line"):
-        read_json_rows(str(tmp_path / "t.json"), lambda *flaw: reported.append(flaw))
+        read_all(str(tmp_path / "t.json"), lambda *flaw: reported.append(flaw))
     assert not reported
 
 
@@ -199,7 +202,7 @@ def test_an_item_longer_than_what_is_read_at_once_is_read_all_the_same(tmp_path:
     text = json.dumps(rows[:1])[:-1] + ', {"d": 1, "d": 2}, ' + json.dumps(rows[1:])[1:]
     (tmp_path / "t.json").write_text(text)
     reported = []
-    read = read_json_rows(str(tmp_path / "t.json"), lambda place, reason: reported.append(place))
+    read = read_all(str(tmp_path / "t.json"), lambda place, reason: reported.append(place))
     assert [(row.location, row.value) for row in read] == [("row 0", rows[0]), ("row 2", rows[1]), ("row 3", rows[2])]
     assert reported == ["row 1"]
 
@@ -215,3 +218,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str, start: st
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 * 2**20 < len(data)
+
+
+def test_whole_numbers_of_any_length_and_other_values_beyond_standard_json_are_read_as_json_does(tmp_path: Path):
+    (row,) = read(tmp_path, '[{"big": 123456789012345678901234567890, "nan": NaN}]', "t.json")
+    assert row.value["big"] == 123456789012345678901234567890 and row.value["nan"] != row.value["nan"]

@@ -78,7 +78,7 @@ def test_counts_are_exact_where_every_patch_is_a_token(
     assert_exact(own_processor, list(every_kind.values()), tmp_path)
 
 
-def test_counts_are_exact_for_pictures_of_any_size(own_processor: ProcessorMixin, tmp_path: Path):
+def test_counts_are_exact_for_images_of_any_size(own_processor: ProcessorMixin, tmp_path: Path):
     own_processor.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 160 * 160}
     sizes = np.random.default_rng(0).integers(1, 400, (30, 2)).tolist() + [[1, 1], [1, 150], [399, 2], [33, 31]]
     records = []
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_read_or_used_is_reported_and_the_others_are_count
     processor: ProcessorMixin, tmp_path: Path
 ):
     broken, thin, fine = tmp_path / "broken.png", tmp_path / "thin.png", tmp_path / "fine.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     Image.new("L", (1, 300)).save(thin)
     Image.new("L", (64, 64)).save(fine)
     records = [question(image=path) for path in (broken, fine, thin)]

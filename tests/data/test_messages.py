@@ -48,7 +48,7 @@ def test_every_turn_becomes_a_message_with_its_text_untouched():
     ]
 
 
-def test_the_chat_template_renders_a_written_sample_like_a_chat_with_a_picture(processor):
+def test_the_chat_template_renders_a_written_sample_like_a_chat_with_an_image(processor):
     record = Record("t.json", 0, (Turn("user", "<image>\nWhat is it?"), Turn("assistant", "A cat.")), ("a.png",))
     chat = [{"role": "user", "content": [IMAGE, text("What is it?")]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)

@@ -9,11 +9,11 @@ from qwenvl.data.packing import PackSampler, SampleRef, plan_packs
 from qwenvl.errors import UserError
 
 
-def chest_film_lengths(count: int) -> np.ndarray:
-    """Return lengths like those of chest films with their reports: some 400 picture tokens and 50 to 300 of text."""
+def chest_xray_lengths(count: int) -> np.ndarray:
+    """Return lengths like those of chest X-rays with their reports: some 400 image tokens and 50 to 300 of text."""
     rng = np.random.default_rng(7)
-    picture = rng.choice([391, 400, 414, 420, 432, 441, 450], count)
-    return picture + 40 + np.minimum(rng.lognormal(4.4, 0.5, count), 600).astype(int)
+    image_tokens = rng.choice([391, 400, 414, 420, 432, 441, 450], count)
+    return image_tokens + 40 + np.minimum(rng.lognormal(4.4, 0.5, count), 600).astype(int)
 
 
 def optimizer_steps(packs, lengths, *, batch, replicas, accumulation, epoch=0):
@@ -31,7 +31,7 @@ def optimizer_steps(packs, lengths, *, batch, replicas, accumulation, epoch=0):
     ]
 
 
-@pytest.mark.parametrize("lengths", [chest_film_lengths(3000), np.arange(1, 2049), np.full(50, 4096), np.ones(9)])
+@pytest.mark.parametrize("lengths", [chest_xray_lengths(3000), np.arange(1, 2049), np.full(50, 4096), np.ones(9)])
 def test_every_sample_is_in_exactly_one_pack_and_no_pack_is_over_its_capacity(lengths):
     packs = plan_packs(lengths, 4096)
     assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
@@ -39,8 +39,8 @@ def test_every_sample_is_in_exactly_one_pack_and_no_pack_is_over_its_capacity(le
 
 
 @pytest.mark.parametrize("capacity", [4096, 8192, 16384])
-def test_packs_of_chest_film_samples_are_at_least_97_percent_full(capacity):
-    lengths = chest_film_lengths(20_000)
+def test_packs_of_chest_xray_samples_are_at_least_97_percent_full(capacity):
+    lengths = chest_xray_lengths(20_000)
     packs = plan_packs(lengths, capacity)
     assert lengths.sum() / (len(packs) * capacity) >= 0.97
 
@@ -51,7 +51,7 @@ def test_packs_of_widely_different_lengths_are_at_least_99_percent_full():
 
 
 def test_the_same_seed_gives_the_same_packs_and_another_seed_gives_others():
-    lengths = chest_film_lengths(500)
+    lengths = chest_xray_lengths(500)
     assert plan_packs(lengths, 4096, seed=1) == plan_packs(list(lengths), 4096, seed=1)
     assert plan_packs(lengths, 4096, seed=1) != plan_packs(lengths, 4096, seed=2)
 
@@ -70,7 +70,7 @@ def test_nothing_to_pack_gives_no_packs():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("count", [64, 61, 57])
 def test_every_optimizer_step_sees_the_samples_of_batch_8_on_one_process(layout, packed, count, epoch):
-    lengths = chest_film_lengths(count)
+    lengths = chest_xray_lengths(count)
     packs = plan_packs(lengths, 2048) if packed else [[index] for index in range(count)]
     batch, replicas, accumulation = layout
     expected = optimizer_steps(packs, lengths, batch=8, replicas=1, accumulation=1, epoch=epoch)
@@ -80,7 +80,7 @@ def test_every_optimizer_step_sees_the_samples_of_batch_8_on_one_process(layout,
 
 
 def test_each_epoch_has_its_own_order_and_a_pass_can_be_repeated_exactly():
-    lengths = chest_film_lengths(40)
+    lengths = chest_xray_lengths(40)
     sampler = PackSampler([[index] for index in range(40)], 4, 1, 0, seed=0, lengths=lengths)
     first = list(sampler)
     assert list(sampler) == first
@@ -92,7 +92,7 @@ def test_each_epoch_has_its_own_order_and_a_pass_can_be_repeated_exactly():
 
 
 def test_another_seed_gives_another_order():
-    lengths = chest_film_lengths(40)
+    lengths = chest_xray_lengths(40)
     packs = [[index] for index in range(40)]
     assert list(PackSampler(packs, 4, 1, 0, 0, lengths)) != list(PackSampler(packs, 4, 1, 0, 1, lengths))
 

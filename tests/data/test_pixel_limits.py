@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from transformers import AutoProcessor, ProcessorMixin
 
 from qwenvl.data.annotations import Record
+from qwenvl.data.arguments import DataArguments
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.pixel_limits import set_pixel_limits
 from qwenvl.errors import UserError
@@ -25,8 +25,8 @@ FLAGS = {
 
 
 def grids(processor: ProcessorMixin, record: Record, **flags: float | None) -> tuple[list[int], list[int]]:
-    """Return the grids (t, h, w), in patches, of the record's picture and of its video under the limits."""
-    set_pixel_limits(processor, SimpleNamespace(**FLAGS | flags))
+    """Return the grids (t, h, w), in patches, of the record's image and of its video under the limits."""
+    set_pixel_limits(processor, DataArguments(**FLAGS | flags))
     sample = RecordEncoder(processor).encode(record)
     return sample["image_grid_thw"][0].tolist(), sample["video_grid_thw"][0].tolist()
 
@@ -57,11 +57,11 @@ def test_each_limit_acts_on_what_it_names_alone(
 
 
 def test_a_limit_left_out_is_the_official_repositorys(own_processor: ProcessorMixin):
-    own_processor.video_processor.min_frames = 3
-    set_pixel_limits(own_processor, SimpleNamespace(**dict.fromkeys(FLAGS)))
+    set_pixel_limits(own_processor, DataArguments())
     assert dict(own_processor.image_processor.size) == {"shortest_edge": 16 * 28 * 28, "longest_edge": 576 * 28 * 28}
     assert dict(own_processor.video_processor.size) == {"shortest_edge": 256 * 28 * 28, "longest_edge": 1024 * 28 * 28}
-    assert own_processor.video_processor.min_frames == 3
+    video = own_processor.video_processor
+    assert (video.fps, video.min_frames, video.max_frames) == (2.0, 4, 8)
 
 
 def test_limits_are_saved_with_the_processor(
@@ -84,14 +84,14 @@ def test_limits_are_saved_with_the_processor(
 )
 def test_limits_that_contradict_each_other_are_refused(own_processor: ProcessorMixin, flags: dict, told: str):
     with pytest.raises(UserError, match=told):
-        set_pixel_limits(own_processor, SimpleNamespace(**FLAGS | flags))
+        set_pixel_limits(own_processor, DataArguments(**FLAGS | flags))
 
 
-def test_a_processor_for_pictures_of_one_size_keeps_it_and_refuses_limits(standin: Path):
+def test_a_processor_for_images_of_one_size_keeps_it_and_refuses_limits(standin: Path):
     _, processor = swap(standin, with_encoder("dinov2"))
     size = dict(processor.image_processor.size)
     unset = dict.fromkeys(("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels"))
-    set_pixel_limits(processor, SimpleNamespace(**FLAGS | unset))
+    set_pixel_limits(processor, DataArguments(**FLAGS | unset))
     assert dict(processor.image_processor.size) == size
     with pytest.raises(UserError, match="--max_pixels have no effect"):
-        set_pixel_limits(processor, SimpleNamespace(**FLAGS))
+        set_pixel_limits(processor, DataArguments(**FLAGS))

@@ -45,7 +45,7 @@ def test_positions_of_encoded_records_are_those_of_the_model(
 
 
 def random_sample(seed: int, merge_size: int) -> dict[str, torch.Tensor]:
-    """Return the ids and grids of a sample with text, pictures and videos in a random order."""
+    """Return the ids and grids of a sample with text, images and videos in a random order."""
     random = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -83,7 +83,7 @@ def test_text_alone_counts_up_in_all_rows():
     assert mrope_position_ids(torch.tensor([1, 2, 3]), TOKENS).tolist() == [[0, 1, 2]] * 3
 
 
-def test_pictures_without_text_between_them_keep_their_own_grids():
+def test_images_without_text_between_them_keep_their_own_grids():
     grids = torch.tensor([[1, 2, 4], [1, 2, 2]])
     positions = mrope_position_ids(torch.tensor([IMAGE] * 3), TOKENS, grids)
     assert positions.tolist() == [[0, 0, 2], [0, 0, 2], [0, 1, 2]]

@@ -48,7 +48,7 @@ def test_a_medium_may_be_a_dataclass_of_the_package(tmp_path: Path):
 
 
 def test_what_a_table_cannot_hold_is_an_error_when_it_is_written(tmp_path: Path):
-    with pytest.raises(TypeError, match="a record table holds JSON's types and dataclasses"):
+    with pytest.raises(TypeError, match="a record table takes JSON's types and dataclasses"):
         write_table(tmp_path, [Record("t.json", 0, TURNS, videos=({1},))])
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from qwenvl.data import data_list, load_datasets
 from qwenvl.data.annotations import BadSampleTracker
-from qwenvl.data.rows import read_rows
+from qwenvl.data.rows import stream_rows
 from qwenvl.errors import UserError
 
 
@@ -105,7 +105,7 @@ def test_a_dataset_of_the_hub_is_named_with_its_split_and_its_configuration(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (spec,) = data_list(name)
-    assert len(list(read_rows(spec.annotation_path, print))) == 3
+    assert len(list(stream_rows(spec.annotation_path, print))) == 3
     assert calls == [called] and spec.percent == (50 if name.endswith("%50") else 100)
 
 
@@ -115,12 +115,12 @@ def test_a_dataset_of_the_hub_that_cannot_be_had_is_one_line(monkeypatch: pytest
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match=r"hf:org/name: cannot read the dataset \(no network\)"):
-        read_rows("hf:org/name", print)
+        stream_rows("hf:org/name", print)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: datasets.DatasetDict(a=None, b=None))
     with pytest.raises(UserError, match="name one of its splits, as in hf:org/name:SPLIT: a, b"):
-        read_rows("hf:org/name", print)
+        stream_rows("hf:org/name", print)
     with pytest.raises(UserError, match="expected hf:org/name, hf:org/name:split or"):
-        read_rows("hf:a:b:c:d", print)
+        stream_rows("hf:a:b:c:d", print)
 
 
 def test_a_table_that_is_none_is_one_line(tmp_path: Path):
@@ -133,7 +133,7 @@ def test_a_table_that_is_none_is_one_line(tmp_path: Path):
         ("empty", "a folder without parquet files"),
     ):
         with pytest.raises(UserError, match=expected):
-            read_rows(str(tmp_path / name), print)
+            stream_rows(str(tmp_path / name), print)
 
 
 def test_a_damaged_table_is_named_with_the_row(table: datasets.Dataset, tmp_path: Path):
@@ -142,10 +142,10 @@ def test_a_damaged_table_is_named_with_the_row(table: datasets.Dataset, tmp_path
     data[2000:9000] = b"\xff" * 7000
     (tmp_path / "t.parquet").write_bytes(data)
     with pytest.raises(UserError, match=r"t.parquet: cannot read it after row \d+"):
-        list(read_rows(str(tmp_path / "t.parquet"), print))
+        list(stream_rows(str(tmp_path / "t.parquet"), print))
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"needs the package datasets .* pip install -e .\[datasets\]"):
-        read_rows(str(tmp_path / "t.parquet"), print)
+        stream_rows(str(tmp_path / "t.parquet"), print)

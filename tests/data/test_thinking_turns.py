@@ -51,7 +51,7 @@ def test_each_answer_with_its_thought_is_learned_once_after_the_history_of_infer
         [*history, {"role": "user", "content": "Q2"}], add_generation_prompt=True
     )
     assert second == f"{prompt}R2\n</think>\n\nA2<|im_end|>\n"
-    assert told.startswith("1 records hold thoughts in earlier answers") and "become 2 samples" in told
+    assert told.startswith("1 records have thoughts in earlier answers") and "become 2 samples" in told
 
 
 def test_last_learns_the_answer_to_the_last_question_and_tells_what_is_not_learned(thinking_processor: ProcessorMixin):

@@ -72,7 +72,7 @@ def test_a_connection_that_breaks_before_the_death_is_told_is_the_same_line(brok
 
 
 def test_a_death_that_only_an_empty_queue_tells_is_found_behind_other_errors():
-    with pytest.raises(UserError, match=r"pid 7, 8\) ended without a word"), explain_dead_workers(2):
+    with pytest.raises(UserError, match=r"pid 7, 8\) ended without a message"), explain_dead_workers(2):
         try:
             raise RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
         except RuntimeError as error:

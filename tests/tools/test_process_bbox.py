@@ -24,7 +24,7 @@ def test_the_notebook_runs_and_draws_the_boxes_back_where_they_were(
     difference = np.asarray(space["drawn"]).astype(int) - np.asarray(space["image"].convert("RGB"))
     for _, box in space["boxes"]:
         assert difference[int(box.y1), int(box.x1)].any()
-    assert "leaves the " in capsys.readouterr().out
+    assert "exceeds the image" in capsys.readouterr().out
     assert space["record"]["conversations"][1]["value"].count("bbox_2d") == 3
 
 

@@ -1,7 +1,7 @@
-"""Turn a row of any known dialect into one neutral form: `to_conversation`.
+"""Convert a row of any known dialect to one neutral form: `to_conversation`.
 
 A dialect is a form of records (`forms`); its turns (`turns`, `parts`), media (`media`) and functions (`tools`) are
-read alike in all of them. What nothing reads is accounted for (`unread`).
+read in the same way in all of them. Keys that are not read are reported (`unread`).
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from qwenvl.data.dialects.neutral import (
     InvalidRecordError,
     Medium,
     UnreadMediumError,
+    format_value,
     is_missing,
-    shown,
 )
 from qwenvl.data.dialects.objects import has_object_marks
 from qwenvl.data.dialects.parts import PartMedia
@@ -31,9 +31,9 @@ _PREFERENCE_KEYS = ("chosen", "rejected", "rejected_response", "rejected_message
 
 
 def to_conversation(row: Any) -> Conversation:
-    """Return what a row says in the neutral form; raises `InvalidRecordError` for a row of no known form.
+    """Return the neutral form of a row; raises `InvalidRecordError` for a row of no known form.
 
-    Texts, and whether media and placeholders fit, are not checked here.
+    Texts, and whether media and placeholders match, are not checked here.
     """
     if not isinstance(row, dict):
         expected = "an object with `conversations` or `messages`"
@@ -47,7 +47,7 @@ def to_conversation(row: Any) -> Conversation:
     conversation = Conversation(turns, unread=unread)
     for kind in PLACEHOLDERS:
         own = _record_media(row, kind)
-        conversation.media[kind] = _merged(own, in_parts.slots[kind], kind) if in_parts.slots[kind] else own
+        conversation.media[kind] = _merge_media(own, in_parts.slots[kind], kind) if in_parts.slots[kind] else own
     if row.keys() - form.keys - {"image", "id"}:
         _read_other_keys(row, form.read, conversation)
     return conversation
@@ -57,15 +57,15 @@ def _read_other_keys(row: dict[str, Any], read: frozenset[str], conversation: Co
     for key in _AUDIO_KEYS:
         if not is_missing(row.get(key)):
             raise InvalidRecordError(
-                f"`{key}` is given, but the model hears nothing: delete it, or leave the record out"
+                f"`{key}` is given, but the model takes no audio: delete it, or leave the record out"
             )
     for key in _PREFERENCE_KEYS:
         if not is_missing(row.get(key)):
             raise InvalidRecordError(
-                f"`{key}` is given: preferences are not learned here; keep the chosen answer alone"
+                f"`{key}` is given: preference pairs are not supported; keep only the chosen answer"
             )
-    note_unread(row, read, "record", conversation.unread, shows=any(conversation.media.values()))
-    conversation.tools = read_tools(_offered(row))
+    note_unread(row, read, "record", conversation.unread, has_media=any(conversation.media.values()))
+    conversation.tools = read_tools(_offered_functions(row))
     _add_system(row.get("system"), conversation)
     if not is_missing(row.get("objects")):
         if has_object_marks(conversation.turns):
@@ -76,8 +76,8 @@ def _read_other_keys(row: dict[str, Any], read: frozenset[str], conversation: Co
     conversation.fps = [read_fps(each) for each in fps] if isinstance(fps, list) else read_fps(fps)
 
 
-def _offered(row: dict[str, Any]) -> Any:
-    """Return the functions that a record offers: `tools`, or `functions` as OpenAI's records had before."""
+def _offered_functions(row: dict[str, Any]) -> Any:
+    """Return the functions that a record offers: `tools`, or `functions` as in OpenAI's older records."""
     given = [key for key in ("tools", "functions") if not is_missing(row.get(key))]
     if len(given) > 1:
         raise InvalidRecordError("both `tools` and `functions` are given: keep one of the two")
@@ -93,8 +93,8 @@ def _record_media(row: dict[str, Any], kind: str) -> list[Medium]:
     return listed_media(row[given[0]], kind)
 
 
-def _merged(own: list[Medium], slots: list[Medium | int | None], kind: str) -> list[Medium]:
-    """Return the media in the order of the parts, which have them, give the index of one, or take the next."""
+def _merge_media(own: list[Medium], slots: list[Medium | int | None], kind: str) -> list[Medium]:
+    """Return the media in the order of the parts, which contain a medium, give the index of one, or take the next."""
     numbers = [slot for slot in slots if isinstance(slot, int)]
     if len(numbers) == len(slots):
         if max(numbers) >= len(own):
@@ -105,7 +105,9 @@ def _merged(own: list[Medium], slots: list[Medium | int | None], kind: str) -> l
         return [own[number] for number in numbers]
     given = [slot for slot in slots if slot is not None]
     if numbers or (given and len(given) < len(slots)):
-        raise InvalidRecordError(f"some parts say which {kind} they show and others do not: say it in all or in none")
+        raise InvalidRecordError(
+            f"some parts give the index of their {kind} and others do not: give it in all or in none"
+        )
     if given and own:
         raise InvalidRecordError(
             f"{kind}s given both in the record and in the parts of its messages: keep one of the two"
@@ -117,7 +119,7 @@ def _add_system(system: Any, conversation: Conversation) -> None:
     if is_missing(system):
         return
     if not isinstance(system, str):
-        raise InvalidRecordError(f"`system` is {shown(system)}, expected a text")
+        raise InvalidRecordError(f"`system` is {format_value(system)}, expected a text")
     first = conversation.turns[0]
     if first.role == "system" and first.text != system:
         raise InvalidRecordError("a system prompt is given both in `system` and as the first turn: keep one of the two")

@@ -1,19 +1,19 @@
-"""The forms of records that people bring, each told by the keys that it cannot do without.
+"""The known forms of records, each identified by its required keys.
 
-A form is a function from a row to turns as they are written; who speaks and what is read by `read_turn`.
+A form is a function from a row to its raw turns, which `read_turn` parses.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from qwenvl.data.dialects.neutral import InvalidRecordError, is_missing, shown
+from qwenvl.data.dialects.neutral import InvalidRecordError, format_value, is_missing
 
-# Keys that any form may have.
+# Keys that every form may have.
 SHARED_KEYS = frozenset(("image", "images", "video", "videos", "system", "tools", "functions", "objects", "fps"))
 
 
 class Form(NamedTuple):
-    """How to know a form of records and to read its turns; `read` are the keys that it reads, the shared ones too."""
+    """A form of records: its required keys, all keys that it reads (including shared ones), and its reader of turns."""
 
     keys: tuple[str, ...]
     read: frozenset[str]
@@ -34,8 +34,8 @@ def _form(*keys: str, also: tuple[str, ...] = ()) -> Callable[[_Turns], _Turns]:
 
 
 def find_form(row: dict[str, Any]) -> Form:
-    """Return the one form that a row has; raises `InvalidRecordError` where it has none, or several."""
-    # By the first key alone, which rules nearly all of them out.
+    """Return the form of a row; raises `InvalidRecordError` if it has none, or several."""
+    # The first key alone rules out nearly all forms.
     found = [form for form in FORMS if row.get(form.keys[0]) is not None]
     found = [form for form in found if all(row.get(key) is not None for key in form.keys)]
     if len(found) == 1:
@@ -44,7 +44,7 @@ def find_form(row: dict[str, Any]) -> Form:
     if found:
         both = " and ".join("+".join(form.keys) for form in found)
         raise InvalidRecordError(f"expected one of {known}, got {both}: keep one of them")
-    raise InvalidRecordError(f"expected one of {known}, got only {shown(sorted(row))}")
+    raise InvalidRecordError(f"expected one of {known}, got only {format_value(sorted(row))}")
 
 
 @_form("conversations")
@@ -65,7 +65,9 @@ def _conversation(row: dict[str, Any]) -> list[Any]:
     turns = []
     for number, pair in enumerate(_list_of_turns(row["conversation"], "conversation")):
         if not isinstance(pair, dict) or pair.keys() != {"human", "assistant"}:
-            raise InvalidRecordError(f"pair {number} is {shown(pair)}, expected an object with `human` and `assistant`")
+            raise InvalidRecordError(
+                f"pair {number} is {format_value(pair)}, expected an object with `human` and `assistant`"
+            )
         turns += _pair(pair["human"], pair["assistant"])
     return turns
 
@@ -81,7 +83,7 @@ def _alpaca(row: dict[str, Any]) -> list[Any]:
     """Alpaca: an instruction, perhaps with an input on the next line, and the answer."""
     instruction, more = row["instruction"], row.get("input")
     if not isinstance(instruction, str) or not (is_missing(more) or isinstance(more, str)):
-        raise InvalidRecordError(f"`instruction` and `input` are {shown([instruction, more])}, expected texts")
+        raise InvalidRecordError(f"`instruction` and `input` are {format_value([instruction, more])}, expected texts")
     question = "\n".join(text for text in (instruction, more) if not is_missing(text))
     return [*_history(row), *_pair(question, row["output"])]
 
@@ -105,10 +107,10 @@ def _list_of_turns(turns: Any, key: str) -> list[Any]:
     # Older versions of `datasets` store a list of objects as an object of lists.
     if isinstance(turns, dict) and turns and all(isinstance(column, list) for column in turns.values()):
         if len(set(map(len, turns.values()))) > 1:
-            raise InvalidRecordError(f"`{key}` is {shown(turns)}, lists of different lengths: make them equal")
+            raise InvalidRecordError(f"`{key}` is {format_value(turns)}, lists of different lengths: make them equal")
         turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
     if not isinstance(turns, list) or not turns:
-        raise InvalidRecordError(f"`{key}` is {shown(turns)}, expected a list of turns with at least one answer")
+        raise InvalidRecordError(f"`{key}` is {format_value(turns)}, expected a list of turns with at least one answer")
     return turns
 
 
@@ -117,7 +119,7 @@ def _history(row: dict[str, Any]) -> list[Any]:
     if is_missing(pairs):
         return []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise InvalidRecordError(f"`history` is {shown(pairs)}, expected a list of pairs of question and answer")
+        raise InvalidRecordError(f"`history` is {format_value(pairs)}, expected a list of pairs of question and answer")
     return [turn for pair in pairs for turn in _pair(*pair)]
 
 

@@ -1,4 +1,4 @@
-"""The neutral form that every dialect of annotation files becomes, and what its readers share."""
+"""The neutral form of a row of every dialect, and helpers shared by the readers."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
 
 class InvalidRecordError(Exception):
-    """A record that cannot be used: the reason, and the path of the medium it is about (if any)."""
+    """A record that cannot be used: the reason, and the path of the medium at fault (if any)."""
 
     def __init__(self, reason: str, path: str | None = None) -> None:
         super().__init__(reason)
@@ -28,7 +28,7 @@ class UnreadMediumError(InvalidRecordError):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFile:
-    """A medium whose bytes are in the record; `name` is what its file was called, where that is known."""
+    """A medium whose bytes are in the record; `name` is its original file name, if known."""
 
     data: bytes
     name: str | None = None
@@ -36,7 +36,7 @@ class EmbeddedFile:
 
 @dataclass(frozen=True, slots=True)
 class FrameList:
-    """A video given as images in their order; `fps` is how many of them make a second, if the record says so."""
+    """A video given as images in order; `fps` is the number of images per second, if the record gives it."""
 
     frames: tuple["str | EmbeddedFile", ...]
     fps: float | None = None
@@ -47,9 +47,9 @@ Medium = str | EmbeddedFile | FrameList
 
 @dataclass(slots=True)
 class Conversation:
-    """What a row says, whatever its dialect; media are as they were written, `fps` is that of videos given as frames.
+    """Content of a row in any dialect; media are as in the row, `fps` is the rate of videos given as frames.
 
-    `unread` names the keys that nothing was made of.
+    `unread` lists the keys that were not read.
     """
 
     turns: list[Turn]
@@ -61,7 +61,7 @@ class Conversation:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value stands for nothing: None, NaN, "", or a list or object of nothing, as tables fill gaps."""
+    """Return whether a value is missing: None, NaN, "", [], or an object of None only, as tables fill gaps."""
     if value is None or value == "" or value == []:
         return True
     if isinstance(value, float):
@@ -69,12 +69,12 @@ def is_missing(value: Any) -> bool:
     return isinstance(value, dict) and all(each is None for each in value.values())
 
 
-def shown(value: Any) -> str:
-    """Return a value as a message shows it: one line, at most 60 characters."""
+def format_value(value: Any) -> str:
+    """Format a value for a message: one line, at most 60 characters."""
     try:
-        # A long text or a long list is not written out in full to show its beginning.
+        # Only the beginning of a long text or list is formatted.
         text = repr(value[:60] if isinstance(value, str | bytes | list) else value)
-    # Nested too deeply, or a whole number of too many digits.
+    # Nested too deeply, or an integer with too many digits.
     except (RecursionError, ValueError):
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

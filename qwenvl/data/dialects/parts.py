@@ -4,10 +4,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenvl.data.dialects.media import decode_base64, read_fps, read_medium
-from qwenvl.data.dialects.neutral import PLACEHOLDERS, EmbeddedFile, InvalidRecordError, Medium, is_missing, shown
+from qwenvl.data.dialects.neutral import (
+    PLACEHOLDERS,
+    EmbeddedFile,
+    InvalidRecordError,
+    Medium,
+    format_value,
+    is_missing,
+)
 from qwenvl.data.dialects.unread import note_unread
 
-# Options that qwen-vl-utils reads from a part of a message. Here such settings belong to the run.
+# Options that qwen-vl-utils reads from a part of a message. Here they are flags of the run.
 PART_OPTIONS = frozenset(
     ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
     + ("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end")
@@ -36,7 +43,7 @@ def _part_text(part: Any, number: int, media: PartMedia, unread: list[str]) -> s
     kind = _kind(part)
     if kind is None:
         expected = "type text, image, image_url or video"
-        raise InvalidRecordError(f"turn {number} has the part {shown(part)}, expected {expected}")
+        raise InvalidRecordError(f"turn {number} has the part {format_value(part)}, expected {expected}")
     note_unread(part, _READ_KEYS, "parts", unread)
     others = [key for key in (*_KINDS, "text") if _KINDS.get(key, key) != kind and not is_missing(part.get(key))]
     if others:
@@ -78,16 +85,16 @@ def _medium(part: dict[str, Any], kind: str, number: int) -> Medium | int | None
     value = part[given[0]]
     try:
         if given[0] == "base64":
-            return EmbeddedFile(decode_base64(value if isinstance(value, str) else shown(value)))
+            return EmbeddedFile(decode_base64(value if isinstance(value, str) else format_value(value)))
         fps = read_fps(part.get("fps")) or read_fps(part.get("sample_fps")) if as_frames else None
         return read_medium(value, kind, fps)
     except InvalidRecordError as error:
-        raise InvalidRecordError(f"turn {number} has the {kind} {shown(value)}: {error}") from None
+        raise InvalidRecordError(f"turn {number} has the {kind} {format_value(value)}: {error.reason}") from None
 
 
 def _index(index: Any, kind: str, number: int) -> int | None:
     if is_missing(index):
         return None
     if isinstance(index, bool) or not isinstance(index, int | float) or index != index // 1 or not 0 <= index < 2**31:
-        raise InvalidRecordError(f"turn {number} has the {kind} with index {shown(index)}, expected 0, 1, 2...")
+        raise InvalidRecordError(f"turn {number} has the {kind} with index {format_value(index)}, expected 0, 1, 2...")
     return int(index)

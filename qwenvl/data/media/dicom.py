@@ -114,5 +114,5 @@ def _pydicom(path: str) -> ModuleType:
     try:
         import pydicom
     except ImportError:
-        raise UserError(f"{path}: reading DICOM needs pydicom: {MEDICAL_EXTRA}") from None
+        raise UserError(f"reading DICOM needs pydicom: {MEDICAL_EXTRA}", path=path) from None
     return pydicom

@@ -70,12 +70,13 @@ def _read(path: str) -> tuple[list[str], float]:
         listed = json.loads(Path(path).read_bytes())
         return listed["frames"], float(listed["fps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VideoError(f"{path}: cannot read the list of frames ({error}); start again, it is made anew") from None
+        raise VideoError(f"cannot read the list of frames ({error}); start again, it is made anew", path=path) from None
 
 
 def _check_size(frame: str, size: tuple[int, int], first: tuple[int, int]) -> None:
     if tuple(size) != tuple(first):
         raise VideoError(
-            f"{frame}: a frame of {size[1]} x {size[0]} pixels in a video that begins with {first[1]} x {first[0]}: "
-            "make all frames of a video equally large"
+            f"a frame of {size[1]} x {size[0]} pixels in a video that begins with {first[1]} x {first[0]}: "
+            "make all frames of a video equally large",
+            path=frame,
         )

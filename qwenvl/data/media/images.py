@@ -153,7 +153,7 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
     """Open an image file, and name it in whatever goes wrong with it."""
     flaw = file_flaw(path, "image file", most_bytes(max_pixels))
     if flaw is not None:
-        raise ImageError(f"{path}: {flaw}")
+        raise ImageError(flaw, path=path)
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         # Pillow's own limit, which it documents as one to be set; above ours it would refuse what was allowed.
         Image.MAX_IMAGE_PIXELS = max_pixels
@@ -161,7 +161,7 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
         with open(path, "rb") as file:
             yield file
     except UserError as error:
-        raise error if str(error).startswith(path) else ImageError(f"{path}: {error}") from None
+        raise error if error.path is not None else ImageError(error.reason, path=path) from None
     except Image.UnidentifiedImageError:
         with open(path, "rb") as file:
             is_tiff = file.read(4) in TIFF_MARKS
@@ -170,17 +170,17 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
             if is_tiff
             else "not an image of a known format; give PNG, JPEG, TIFF, WebP or DICOM"
         )
-        raise ImageError(f"{path}: {reason}") from None
+        raise ImageError(reason, path=path) from None
     except Image.DecompressionBombError:
         # Above twice Pillow's own limit, which is met before ours.
         reason = f"its pixels are more than the limit of {max_pixels}: {PIXEL_LIMIT_REMEDY}"
-        raise ImageError(f"{path}: {reason}") from None
+        raise ImageError(reason, path=path) from None
     except MemoryError:
-        raise ImageError(f"{path}: reading the image takes more memory than there is; make it smaller") from None
+        raise ImageError("reading the image takes more memory than there is; make it smaller", path=path) from None
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, IndexError...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: cannot read the image ({reason}); replace or convert the file") from error
+        raise ImageError(f"cannot read the image ({reason}); replace or convert the file", path=path) from error
 
 
 def _open_picture(file: BinaryIO) -> tuple[Image.Image, BinaryIO, GrayLayout | None]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
+from qwenvl.data.boxes import ImageSize
 from qwenvl.data.media.videos import VideoInfo
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,6 @@ CREATE TABLE IF NOT EXISTS video (
 """
 
 Stamp = tuple[int, int]
-
-
-class ImageSize(NamedTuple):
-    """Height and width in pixels of an upright image."""
-
-    height: int
-    width: int
 
 
 _CLASSES = {"image": ImageSize, "video": VideoInfo}

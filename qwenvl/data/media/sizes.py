@@ -130,11 +130,11 @@ def _read_image(path: str, max_pixels: int) -> ImageSize | Unreadable:
     try:
         return ImageSize(*image_size(path, max_pixels))
     except UserError as error:
-        return Unreadable(str(error).removeprefix(f"{path}: "))
+        return Unreadable(error.reason_for(path))
 
 
 def _read_video(path: str) -> VideoInfo | Unreadable:
     try:
         return frames_info(path) if is_frame_list(path) else video_info(path)
     except UserError as error:
-        return Unreadable(str(error).removeprefix(f"{path}: "))
+        return Unreadable(error.reason_for(path))

@@ -44,8 +44,9 @@ class MediaStore:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(
-                f"{path}: cannot keep a medium of {len(data):,} bytes that a record holds ({reason}); make room, or "
-                "name another folder with --media_cache_dir"
+                f"cannot keep a medium of {len(data):,} bytes that a record holds ({reason}); make room, or "
+                "name another folder with --media_cache_dir",
+                path=path,
             ) from None
         return str(path)
 

@@ -94,13 +94,13 @@ def _opened(path: str) -> Iterator[Any]:
     decord = _decord(path)
     flaw = file_flaw(path, "video file")
     if flaw is not None:
-        raise VideoError(f"{path}: {flaw}")
+        raise VideoError(flaw, path=path)
     try:
         yield decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
     except (RuntimeError, decord.DECORDError) as error:
         # decord puts a time and a place in its own source before each sentence, and a stack below.
         sentence = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error).strip().partition("\n")[0])
-        raise VideoError(f"{path}: cannot decode the video ({sentence}); replace or re-encode the file") from error
+        raise VideoError(f"cannot decode the video ({sentence}); replace or re-encode the file", path=path) from error
 
 
 def _decord(path: str) -> ModuleType:
@@ -109,8 +109,9 @@ def _decord(path: str) -> ModuleType:
     # OSError: the package is there, but a library that it links to is not.
     except (ImportError, OSError) as error:
         raise UserError(
-            f"{path}: reading videos needs decord, which does not load here ({error}); pip install decord, build it "
-            "from source where there is no wheel, or leave the video records out"
+            f"reading videos needs decord, which does not load here ({error}); pip install decord, build it "
+            "from source where there is no wheel, or leave the video records out",
+            path=path,
         ) from None
     return decord
 

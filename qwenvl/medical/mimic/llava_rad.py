@@ -9,10 +9,11 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qwenvl.data.json_stream import iter_json_list
+from qwenvl.data.json_rows import iter_json_rows
 from qwenvl.errors import UserError
 from qwenvl.medical.mimic.studies import Converted, MimicOptions
 from qwenvl.medical.mimic.tables import FRONTAL
@@ -32,7 +33,7 @@ def convert_annotations(paths: list[Path], options: MimicOptions, allow_outside:
     """
     for path in paths:
         part = Converted()
-        for index, row in iter_json_list(path):
+        for _, index, row in iter_json_rows(str(path), partial(_refuse_row, path)):
             location = f"{path} row {index}"
             split = _split(location, path, _check_row(location, row))
             part.studies += 1
@@ -46,6 +47,10 @@ def convert_annotations(paths: list[Path], options: MimicOptions, allow_outside:
                 yield part
                 part = Converted()
         yield part
+
+
+def _refuse_row(path: Path, location: str, reason: str) -> None:
+    raise UserError(f"{location}: {reason}", path=path)
 
 
 def _check_row(location: str, row: Any) -> Mapping[str, Any]:

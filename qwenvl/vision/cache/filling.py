@@ -70,7 +70,9 @@ class _ImageDataset(Dataset):
         key, path = self.files[index]
         try:
             made = self.image_processor([self.load_image(path)], return_tensors="pt")
-        except (UserError, OSError) as error:
+        except UserError as error:
+            return _Prepared(key, path, error=error.reason_for(path))
+        except OSError as error:
             return _Prepared(key, path, error=str(error))
         return _Prepared(key, path, made["pixel_values"], made["image_grid_thw"])
 

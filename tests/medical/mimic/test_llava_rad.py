@@ -102,7 +102,7 @@ def test_images_outside_are_taken_when_allowed(tmp_path: Path):
         ([7], TEST_NAME, "row 0: not a LLaVA-Rad annotation:.* found int"),
         ([_row(conversations=[])], TEST_NAME, "row 0: conversations is not a list of a question and an answer"),
         ([_row()], "mine.json", "row 0: its split is unknown"),
-        ({"a": 1}, TEST_NAME, "not a JSON list"),
+        ({"a": 1}, TEST_NAME, "row 0: .* LLaVA-Rad annotation"),
     ],
 )
 def test_a_file_that_is_something_else_is_the_users_error(tmp_path: Path, rows: Any, name: str, message: str):

@@ -113,16 +113,16 @@ def test_an_answer_that_is_switched_off_is_context(folder: Path, switch: dict[st
     [
         (ANSWER | {"weight": 0.5}, "the weight 0.5, expected true or false"),
         (ANSWER | {"loss": "no"}, "the loss 'no', expected"),
-        (ANSWER | {"loss": True, "weight": 0}, "both that it is supervised and that it is not"),
+        (ANSWER | {"loss": True, "weight": 0}, "both as supervised and as not supervised"),
         ({"role": "user", "content": "x", "loss": True}, "only answers are supervised"),
         ({"role": "user", "content": "x", "reasoning_content": "y"}, "a thought or tool calls: only answers may"),
         (ANSWER | {"reasoning_content": "y", "thinking": "z"}, "expected one text"),
         (ANSWER | {"tool_calls": [{"id": 3}]}, "expected an object with the `name`"),
-        (ANSWER | {"tool_calls": [{"name": "f", "arguments": "{"}]}, "which is no JSON"),
-        ({"role": "function_call", "content": "call it"}, "which is no JSON"),
+        (ANSWER | {"tool_calls": [{"name": "f", "arguments": "{"}]}, "which is not JSON"),
+        ({"role": "function_call", "content": "call it"}, "which is not JSON"),
         ({"role": "assistant", "content": "", "reasoning_content": "y"}, "is an empty answer"),
-        ({"role": "tool", "content": "<image>"}, "a tool's answer, holds the placeholder <image>"),
-        (ANSWER | {"reasoning_content": "a<|im_end|>"}, "holds <|im_end|>"),
+        ({"role": "tool", "content": "<image>"}, "a tool's answer, contains the placeholder <image>"),
+        (ANSWER | {"reasoning_content": "a<|im_end|>"}, "contains <|im_end|>"),
     ],
 )
 def test_what_a_turn_cannot_mean_is_refused(folder: Path, turn: dict[str, Any], expected: str):
@@ -169,7 +169,7 @@ def test_calls_that_follow_each_other_become_one_turn(folder: Path):
     calls = [{"role": "tool_call", "content": INNER}] * 2
     turns = only(folder, messages=[TALK[0], ANSWER, *calls]).turns
     assert turns[1].text == "A." and json.loads(turns[1].tool_calls) == [CALL, CALL] and len(turns) == 2
-    assert "differs in `loss`" in refusal(folder, messages=[TALK[0], ANSWER, calls[0] | {"loss": False}])
+    assert "with another `loss`" in refusal(folder, messages=[TALK[0], ANSWER, calls[0] | {"loss": False}])
 
 
 # --- media ---------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_parts_show_the_images_that_their_index_names(folder: Path):
     )
     assert "index 1, but there are 1" in refusal(folder, messages=user(*parts), images=["a.png"])
     mixed = user(parts[0], {"type": "image"})
-    assert "say it in all or in none" in refusal(folder, messages=mixed, images=["a.png", "b.png"])
+    assert "give it in all or in none" in refusal(folder, messages=mixed, images=["a.png", "b.png"])
     assert "with index -1, expected" in refusal(folder, messages=user({"type": "image", "index": -1}), image="a.png")
 
 
@@ -207,7 +207,7 @@ def test_parts_show_the_images_that_their_index_names(folder: Path):
         ({"type": "video", "video": ["a.png", "a.png"], "fps": 0}, "fps is 0"),
         ({"type": "video", "video": ["a.png"]}, "a video of 1 frame(s)"),
         ({"type": "image_url", "image_url": {"url": "http://host/a.png"}}, "download it"),
-        ({"type": "image", "base64": "?"}, "is no base64"),
+        ({"type": "image", "base64": "?"}, "is not base64"),
     ],
 )
 def test_a_part_that_says_too_much_or_nothing_readable_is_refused(folder: Path, part: dict[str, Any], expected: str):
@@ -229,8 +229,8 @@ def test_a_path_with_backslashes_is_refused_with_the_path_that_is_there(folder: 
     (folder / "sub").mkdir()
     (folder / "sub/c.png").write_bytes(b"x")
     line = refusal(folder, messages=TALK, image="sub\\c.png")
-    assert "no such file" in line and f"not by \\: {folder}/sub/c.png is there" in line
-    assert "is there" not in refusal(folder, messages=TALK, image="sub\\d.png")
+    assert "no such file" in line and f"not by \\: {folder}/sub/c.png exists" in line
+    assert "exists" not in refusal(folder, messages=TALK, image="sub\\d.png")
 
 
 @pytest.mark.parametrize("nothing", [None, "", [], float("nan"), {"path": None, "bytes": None}])
@@ -299,8 +299,8 @@ def test_keys_that_are_not_read_are_told_once_with_counts(folder: Path, caplog: 
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ("Picture 1: <img>a.png</img>", "holds <img>a.png</img>, which is not read: write <image>"),
-        ("<audio>What?", "holds <audio>, but the model hears nothing"),
+        ("Picture 1: <img>a.png</img>", "contains <img>a.png</img>, which is not read: write <image>"),
+        ("<audio>What?", "contains <audio>, but the model takes no audio"),
         ("Find <ref-object>", "no `objects` to fill it in from"),
         ("What is at <bbox>?", "no `objects` to fill it in from"),
     ],
@@ -315,7 +315,7 @@ def test_markup_that_looks_like_a_placeholder_is_text(folder: Path):
 
 
 def test_sound_is_refused(folder: Path):
-    assert "the model hears nothing" in refusal(folder, messages=TALK, audios=["x.wav"])
+    assert "the model takes no audio" in refusal(folder, messages=TALK, audios=["x.wav"])
     assert only(folder, messages=TALK, audios=[]).images == ()
 
 
@@ -341,11 +341,11 @@ def test_boxes_and_names_are_filled_in_in_order(folder: Path):
     [
         ({"bbox": []}, "1 <bbox> in the text but 0 in `objects`"),
         ({"bbox": [[0, 0, 1, 1]], "ref": ["x"]}, "0 <ref-object> in the text but 1"),
-        ({"bbox": [[0, 0, 201, 1]]}, "leaves the"),
-        ({"bbox": [[5, 0, 5, 1]]}, "no box"),
-        ({"bbox": [[201, 0]]}, "the point [201, 0] is not on its image"),
+        ({"bbox": [[0, 0, 201, 1]]}, "exceeds the"),
+        ({"bbox": [[5, 0, 5, 1]]}, "is not a box"),
+        ({"bbox": [[201, 0]]}, "the point [201, 0] is outside its image"),
         ({"bbox": [[0, 0, 1]]}, "expected 4 numbers (or 2 for a point)"),
-        ({"bbox": [[0, 0, 1, 1]], "image_id": [1]}, "names the image 1 (from 0), but there are 1"),
+        ({"bbox": [[0, 0, 1, 1]], "image_id": [1]}, "refers to image 1 (from 0), but there are 1"),
         ({"bbox": [[0, 0, 1, 1]], "bbox_type": "norm1000"}, "expected real (pixels) or norm1"),
         ({"bbox": [[0, 0, 1, 1]], "width": [3]}, "expected an object with bbox, bbox_type, image_id, ref"),
     ],
@@ -372,7 +372,7 @@ def test_preferences_of_other_tools_are_refused(folder: Path, key: str):
 
 def test_bytes_of_an_image_in_place_of_its_path_are_told_in_a_short_line(folder: Path):
     line = refusal(folder, query="Q?", response="A.", image="/9j/" + "4AAQ" * 2000)
-    assert "of 8,004 characters is no path" in line and "data:image/png;base64" in line and len(line) < 400
+    assert "of 8,004 characters is not a path" in line and "data:image/png;base64" in line and len(line) < 400
 
 
 def test_functions_and_their_calls_in_the_older_form_of_openai_are_read(folder: Path):
