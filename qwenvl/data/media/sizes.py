@@ -76,8 +76,9 @@ def scan_media_sizes(
                     size = shared.setdefault(size, size) if isinstance(size, ImageSize) else size
                     sizes[path] = BothUses(sizes[path], size) if path in sizes else size
     if any(isinstance(size, Unreadable | BothUses) for size in sizes.values()):
-        # An error may hold on to a decord reader. Collected only in a forked DataLoader worker, the reader would wait
-        # there for ever for its decoder thread, which a fork does not copy.
+        # An error may reference a decord reader. Collected only in a forked DataLoader worker, the reader would wait
+        # there forever for its decoder thread, which a fork does not copy (https://github.com/dmlc/decord/issues/294).
+        # Can go with decord.
         gc.collect()
     if num_read:
         logger.info("read the size of %d media files from their headers", num_read)
