@@ -153,10 +153,10 @@ def _huge_dicom(path: Path) -> None:
         ("frames.tif", _frames, "2 frames in one file; pick one with --frame 0 to 1"),
         ("none.dcm", _no_pixels, "a DICOM object without pixels"),
         ("huge.dcm", _huge_dicom, "30000 x 30000 pixels are more than the limit"),
-        ("text.dcm", lambda path: path.write_text("no picture" * 50), "no DICOM file: the mark DICM is missing"),
+        ("text.dcm", lambda path: path.write_text("no picture" * 50), "not a DICOM file: the mark DICM is missing"),
         ("cut.dcm", lambda path: path.write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40), "DICOM"),
         ("film16.tif", lambda path: Image.fromarray(LEVELS).save(path), "same name as that of"),
-        ("nowhere.png", lambda path: path.symlink_to("not there"), "a link to not there, which is not there"),
+        ("nowhere.png", lambda path: path.symlink_to("not there"), "a link to not there, which does not exist"),
         ("out.png", lambda path: path.symlink_to("/etc/hostname"), "a link that leads out of --input"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Read the sizes of images and videos from their headers, and remember them on disk from run to run."""
+"""Read the sizes of images and videos from their headers, and cache them on disk from run to run."""
 
 import gc
 import logging
@@ -18,10 +18,10 @@ from qwenvl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Reading headers waits for the disk, above all for one on the network, more than for the processor.
+# Reading headers waits for the disk, in particular one on the network, more than for the processor.
 _THREADS = 16
 _CHUNK = 256
-# Files whose stamps and rows are held at a time; their new sizes are kept in one transaction.
+# Files whose stamps and rows are in memory at a time; their new sizes are stored in one transaction.
 _BATCH = 16384
 _LARGEST_INTEGER = 2**63
 
@@ -33,7 +33,7 @@ class Unreadable(NamedTuple):
 
 
 class BothUses(NamedTuple):
-    """What became of a file that is used as an image and as a video."""
+    """The two sizes of a file that is used as an image and as a video."""
 
     image: ImageSize | Unreadable
     video: VideoInfo | Unreadable
@@ -56,11 +56,11 @@ def scan_media_sizes(
 ) -> MediaSizes:
     """Return the size of every file, from the cache where the file's time and length are those of the last reading.
 
-    Files that cannot be read, images over `max_image_pixels` among them, are `Unreadable` and are tried again the next
+    Files that cannot be read, including images over `max_image_pixels`, are `Unreadable` and are tried again the next
     time.
     """
     sizes: MediaSizes = {}
-    # Many media share few sizes, and then one object each.
+    # Many media have few different sizes, and share one object for each.
     shared: dict[ImageSize, ImageSize] = {}
     num_read = 0
     folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
@@ -96,7 +96,7 @@ def _scan_batch(
     """Return the size of each file, and how many were read from headers; those are added to the cache."""
     stamps = _spread(pool, _stamp, paths)
     found = cache.find(use, paths, stamps)
-    # An image that a run with a higher limit has noted is read again, to be refused with the reason.
+    # An image that a run with a higher limit has cached is read again, to be refused with the reason.
     new = [index for index, size in enumerate(found) if size is None or _is_over(size, max_image_pixels)]
     for index, size in zip(new, _spread(pool, read, [paths[index] for index in new]), strict=True):
         found[index] = size
@@ -123,7 +123,7 @@ def _stamp(path: str) -> Stamp | None:
         else:
             status = os.stat(path)
             mtime_ns, num_bytes = status.st_mtime_ns, status.st_size
-    # ValueError: the path holds a NUL character.
+    # ValueError: the path contains a NUL character.
     except (OSError, ValueError):
         return None
     # A time after the year 2262 does not fit into a database's integer.

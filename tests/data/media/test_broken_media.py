@@ -178,7 +178,7 @@ SPECIAL: list[tuple[str, Callable[[Path], object], str]] = [
     ("folder", lambda path: path.mkdir(), "a folder, expected one"),
     ("socket", _socket, "a socket, expected one"),
     ("circle", lambda path: path.symlink_to(path), "a link that leads back to itself"),
-    ("dangling", lambda path: path.symlink_to("gone"), "a link to gone, which is not there"),
+    ("dangling", lambda path: path.symlink_to("gone"), "a link to gone, which does not exist"),
     ("missing", lambda path: None, "no such (image|video) file"),
     ("empty", lambda path: path.touch(), "is empty .0 bytes."),
 ]

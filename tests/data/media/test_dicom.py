@@ -105,7 +105,7 @@ def test_colour_dicom_is_left_as_it_is_and_of_several_frames_the_first_is_read(t
 @READERS
 def test_dicom_without_pixels_is_refused(tmp_path: Path, read):
     write_dicom(tmp_path / "x.dcm", None)
-    with pytest.raises(ImageError, match="x.dcm: cannot read the image .(it is )?a DICOM (file|object) without pixels"):
+    with pytest.raises(ImageError, match="x.dcm: cannot read the image .a DICOM (file|object) without pixels"):
         read(str(tmp_path / "x.dcm"))
 
 

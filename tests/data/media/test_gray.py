@@ -53,7 +53,7 @@ def test_a_picture_of_one_level_is_black_not_an_error():
 def test_floats_between_zero_and_one_are_not_black():
     levels = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
     assert gray_to_uint8(levels, GrayRange("minmax"))[-1, -1] == 255
-    with pytest.raises(UserError, match="fractions"):
+    with pytest.raises(UserError, match="an image of floats, which has no depth"):
         gray_to_uint8(levels, GrayRange("bits"))
 
 

@@ -41,5 +41,5 @@ def test_equal_bytes_are_written_once_and_half_a_file_is_mended(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written_is_one_line_with_what_to_do(tmp_path: Path):
     (tmp_path / "media").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot keep a medium of 3 bytes .* --media_cache_dir"):
+    with pytest.raises(UserError, match="cannot store a medium of 3 bytes .* --media_cache_dir"):
         MediaStore(str(tmp_path)).keep_file(b"abc", None)
