@@ -28,7 +28,7 @@ def test_the_suffix_is_that_of_the_content_or_else_of_the_name(
     assert path.suffix == suffix and path.read_bytes() == data and path.is_relative_to(tmp_path / "media")
 
 
-def test_equal_bytes_are_written_once_and_half_a_file_is_mended(tmp_path: Path):
+def test_equal_bytes_are_written_once_and_half_a_file_is_repaired(tmp_path: Path):
     store = MediaStore(str(tmp_path))
     path = Path(store.keep_file(b"abc", None))
     time = path.stat().st_mtime_ns

@@ -22,7 +22,7 @@ NUM_FRAMES = 40
 SIZE = (96, 160)
 B_FRAMES = {"bf": "3", "g": "12"}
 OPEN_GOP = {"bf": "3", "g": "12", "x264-params": "open-gop=1:keyint=12:min-keyint=12"}
-# Of a film's 40 frames, out of order, one of them twice, between keyframes and on them.
+# Frame numbers out of order, one of them twice, on keyframes and between them.
 SOME = [39, 2, 2, 12, 13, 36, 0]
 
 
