@@ -70,9 +70,7 @@ def _read(path: str) -> tuple[list[str], float]:
         listed = json.loads(Path(path).read_bytes())
         return listed["frames"], float(listed["fps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VideoError(
-            f"{path}: cannot read the list of frames ({error}); run again to rewrite it"
-        ) from None
+        raise VideoError(f"{path}: cannot read the list of frames ({error}); run again to rewrite it") from None
 
 
 def _check_size(frame: str, size: tuple[int, int], first: tuple[int, int]) -> None:

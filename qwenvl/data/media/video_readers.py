@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import groupby, islice
 from threading import Lock
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -122,6 +123,15 @@ class DecordReader(VideoReader):
         return self._reader.get_batch(list(indices)).asnumpy()
 
 
+class _PacketTimes(NamedTuple):
+    """The times of one frame's packet, in the stream's ticks."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_keyframe: bool
+
+
 class PyAVReader(VideoReader):
     """Read with PyAV, on one thread, frames numbered and timed as decord does."""
 
@@ -157,8 +167,13 @@ class PyAVReader(VideoReader):
 
     def _index_packets(self) -> None:
         """Collect the times of all frames, in the stream's ticks, and which of them can be decoded alone."""
-        # FFmpeg decodes discarded packets, which an edit list cuts off, but shows none of their frames.
-        packets = [each for each in self._container.demux(self._stream) if each.size and not each.is_discard]
+        # Only the numbers are kept, because a packet holds its part of the file in memory. FFmpeg decodes discarded
+        # packets, which an edit list cuts off, but shows none of their frames.
+        packets = [
+            _PacketTimes(each.pts, each.dts, each.duration or 0, each.is_keyframe)
+            for each in self._container.demux(self._stream)
+            if each.size and not each.is_discard
+        ]
         if not packets:
             raise DecodeError("the video stream holds no frames")
         self._num_frames = len(packets)
@@ -167,12 +182,13 @@ class PyAVReader(VideoReader):
         if self._container.format.name == "avi" or any(each.pts is None for each in packets):
             packets = []
         packets.sort(key=lambda each: each.pts)
-        self._starts = [each.pts for each in packets]
         length = self._frame_length(packets)
-        self._ends = [each.pts + (each.duration or 0 if length is None else length) for each in packets]
+        self._starts = [each.pts for each in packets]
+        self._ends = [each.pts + (each.duration if length is None else length) for each in packets]
         self._keys = [each.pts for each in packets if each.is_keyframe]
+        self._has_unique_times = len(set(self._starts)) == self._num_frames
 
-    def _frame_length(self, packets: list[av.Packet]) -> int | None:
+    def _frame_length(self, packets: list[_PacketTimes]) -> int | None:
         """Return the ticks that each frame of an MP4 file with B-frames lasts, None for other files.
 
         The durations of such packets are those between decoding times. decord's FFmpeg derives one from the base rate
@@ -206,7 +222,7 @@ class PyAVReader(VideoReader):
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """Return frames by their numbers, uint8 (T, H, W, 3) in RGB; raises `DecodeError` for one that is missing."""
         wanted = sorted(set(indices))
-        found = self._seek_frames(wanted) if len(set(self._starts)) == len(self) else self._count_frames(wanted)
+        found = self._seek_frames(wanted) if self._has_unique_times else self._count_frames(wanted)
         missing = [index for index in wanted if index not in found]
         if missing:
             raise DecodeError(f"frame {missing[0]} of {len(self)} cannot be decoded")
