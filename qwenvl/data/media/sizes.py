@@ -72,9 +72,7 @@ def scan_media_sizes(
                 batch = paths[start : start + _BATCH]
                 found, num_new = _scan_batch(use, batch, read, pool, cache, max_image_pixels)
                 num_read += num_new
-                for path, size in zip(batch, found, strict=True):
-                    size = shared.setdefault(size, size) if isinstance(size, ImageSize) else size
-                    sizes[path] = BothUses(sizes[path], size) if path in sizes else size
+                _add_sizes(sizes, batch, found, shared)
     if any(isinstance(size, Unreadable | BothUses) for size in sizes.values()):
         # An error may reference a decord reader. Collected only in a forked DataLoader worker, the reader would wait
         # there forever for its decoder thread, which a fork does not copy (https://github.com/dmlc/decord/issues/294).
@@ -94,11 +92,11 @@ def _scan_batch(
     max_image_pixels: int,
 ) -> tuple[list[Any], int]:
     """Return the size of each file, and how many were read from headers; those are added to the cache."""
-    stamps = _spread(pool, _stamp, paths)
+    stamps = _map_in_chunks(pool, _stamp, paths)
     found = cache.find(use, paths, stamps)
     # An image that a run with a higher limit has cached is read again, to be refused with the reason.
     new = [index for index, size in enumerate(found) if size is None or _is_over(size, max_image_pixels)]
-    for index, size in zip(new, _spread(pool, read, [paths[index] for index in new]), strict=True):
+    for index, size in zip(new, _map_in_chunks(pool, read, [paths[index] for index in new]), strict=True):
         found[index] = size
     entries = [
         (paths[index], stamps[index], found[index])
@@ -110,8 +108,15 @@ def _scan_batch(
     return found, len(new)
 
 
-def _spread(pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: list[str]) -> list[Any]:
-    """Map over the paths with few tasks, because a task costs about as much as reading a cached header."""
+def _add_sizes(sizes: MediaSizes, paths: list[str], found: list[Any], shared: dict[ImageSize, ImageSize]) -> None:
+    """Enter the sizes of one use; `shared` holds the object of each image size so far."""
+    for path, size in zip(paths, found, strict=True):
+        size = shared.setdefault(size, size) if isinstance(size, ImageSize) else size
+        sizes[path] = BothUses(sizes[path], size) if path in sizes else size
+
+
+def _map_in_chunks(pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: list[str]) -> list[Any]:
+    """Map over the paths in few tasks, because a task costs about as much as reading a cached header."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     return [value for part in pool.map(lambda chunk: [function(path) for path in chunk], chunks) for value in part]
 

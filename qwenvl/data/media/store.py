@@ -68,10 +68,10 @@ def is_kept(path: str) -> bool:
 def frames_in_folder(folder: str) -> list[str]:
     """Return the paths of the images in a folder in the order of the numbers in their names."""
     names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-    return [os.path.join(folder, name) for name in sorted(names, key=_natural)]
+    return [os.path.join(folder, name) for name in sorted(names, key=_natural_sort_key)]
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural_sort_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

@@ -137,8 +137,8 @@ class PyAVReader(VideoReader):
 
     @classmethod
     def library_errors(cls) -> tuple[type[BaseException], ...]:
-        """Return FFmpeg's errors, and those of PyAV for formats that it cannot convert."""
-        return (av.FFmpegError, ValueError, RuntimeError)
+        """Return FFmpeg's errors, and PyAV's own."""
+        return (av.FFmpegError, RuntimeError)
 
     @classmethod
     def describe(cls, error: BaseException) -> str:
@@ -215,7 +215,8 @@ class PyAVReader(VideoReader):
         """Return start and end of each frame, float32 (frames, 2) in seconds; zeros where the file stores none."""
         if not self._starts:
             return np.zeros((len(self), 2), np.float32)
-        # Rounded as decord rounds (video_reader.cc, IndexKeyframes): a frame more or less may hang on the last digit.
+        # Rounded as decord does, because the number of sampled frames may depend on the last digit. Can go with decord:
+        # https://github.com/dmlc/decord/blob/v0.6.0/src/video/video_reader.cc#L492
         ticks = np.array([self._starts, self._ends]).T.astype(np.float32) - np.float32(self._start)
         return (ticks.astype(np.float64) * self._tick).astype(np.float32)
 
@@ -258,8 +259,9 @@ class PyAVReader(VideoReader):
         """Return frames by counting all from the beginning, for files in which a frame has no time of its own."""
         self.close()
         self._open()
+        numbers = set(wanted)
         decoded = enumerate(islice(self._container.decode(self._stream), wanted[-1] + 1))
-        return {index: _to_rgb(frame) for index, frame in decoded if index in set(wanted)}
+        return {index: _to_rgb(frame) for index, frame in decoded if index in numbers}
 
     def close(self) -> None:
         """Release the file."""
