@@ -3,7 +3,7 @@
 decord has had no release since 2021 and no wheels for arm64 (https://github.com/dmlc/decord/issues/297).
 
 Both readers return equal frames, times and rates, so that what is sampled of a video does not depend on the platform.
-The exceptions, each with a test:
+The exceptions:
 
 - Frames of more than 8 bits a channel differ by a few levels, because decord's wheel holds an FFmpeg of 2018.
 - decord returns a neighbor of the frame asked for after a seek in videos with open groups of pictures, in WMV, and in
