@@ -39,9 +39,7 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Chec
 def check_requirements(requirements: str | None = None) -> Check:
     """Compare what is installed with the pins of requirements.txt; another version is told, and is no failure."""
     text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8") if requirements is None else requirements
-    lines = re.findall(r"^([\w.-]+)==([^\s;]+)[ \t]*(;?)", text, flags=re.MULTILINE)
-    # A marker (`;`) means that the distribution is not for every platform.
-    pins = {name: pin for name, pin, marker in lines if not (marker and _version(name) is None)}
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
     versions = {name: _version(name) for name in pins}
     absent = [name for name, version in versions.items() if version is None]
     if absent:
@@ -151,12 +149,6 @@ def check_import(name: str, module: str, use: str) -> Check:
     return Check(name, MISSING, lines[-1] if lines else f"import {module} failed", INSTALL)
 
 
-def check_video_reader() -> Check:
-    """Look for decord, or else for PyAV, which reads videos where decord does not load."""
-    check = check_import("video", "decord", "reads video files")
-    return check if check.status == OK else check_import("video", "av", f"reads video files ({check.found})")
-
-
 def check_shared_memory(folder: str = "/dev/shm") -> Check:
     """Look at the memory through which data workers hand over batches; containers often have only 64 MiB."""
     if not os.path.isdir(folder):
@@ -179,7 +171,7 @@ def run_checks() -> list[Check]:
         check_requirements(),
         *check_torch(),
         check_import("DeepSpeed", "deepspeed", "for --deepspeed"),
-        check_video_reader(),
+        check_import("video", "av", "reads video files"),
         check_shared_memory(),
     ]
 

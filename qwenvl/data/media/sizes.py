@@ -1,6 +1,5 @@
 """Read the sizes of images and videos from their headers, and cache them on disk from run to run."""
 
-import gc
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -73,11 +72,6 @@ def scan_media_sizes(
                 found, num_new = _scan_batch(use, batch, read, pool, cache, max_image_pixels)
                 num_read += num_new
                 _add_sizes(sizes, batch, found, shared)
-    if any(isinstance(size, Unreadable | BothUses) for size in sizes.values()):
-        # An error may reference a decord reader. Collected only in a forked DataLoader worker, the reader would wait
-        # there forever for its decoder thread, which a fork does not copy (https://github.com/dmlc/decord/issues/294).
-        # Can go with decord.
-        gc.collect()
     if num_read:
         logger.info("read the size of %d media files from their headers", num_read)
     return sizes

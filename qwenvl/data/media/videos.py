@@ -12,7 +12,7 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.media.files import file_flaw
 from qwenvl.data.media.images import MAX_IMAGE_PIXELS
-from qwenvl.data.media.video_readers import DecodeError, VideoReader, open_video
+from qwenvl.data.media.video_reader import DecodeError, VideoReader, open_video
 from qwenvl.errors import UserError
 
 # How far a frame may be from its time at a constant rate; the model is given times in tenths of a second.
@@ -104,22 +104,21 @@ def _info(reader: VideoReader) -> VideoInfo:
     height, width = reader.frame_size()
     if height * width > MAX_IMAGE_PIXELS:
         raise DecodeError(f"frames of {width} x {height} pixels are more than the limit of {MAX_IMAGE_PIXELS}")
-    fps, times = _rate_and_times(reader.frame_times(), fps)
+    fps, times = _rate_and_times(reader.frame_times(), reader.last_duration(), fps)
     return VideoInfo(total_frames, fps, height, width, times)
 
 
-def _rate_and_times(shown: np.ndarray, fps: float) -> tuple[float, tuple[float, ...] | None]:
+def _rate_and_times(starts: np.ndarray, last_duration: float, fps: float) -> tuple[float, tuple[float, ...] | None]:
     """Return the average rate and, where it is not constant, the time of each frame in seconds from the first.
 
-    `shown` (frames, 2) holds when each frame starts and ends; `fps` is the rate that the container declares.
+    `starts` (frames,) are the times in the file, `fps` is the rate that it declares.
     """
-    total_frames, shown = len(shown), shown.astype(np.float64)
-    starts, end = shown[:, 0] - shown[0, 0], shown[-1, 1] - shown[0, 0]
+    total_frames = len(starts)
     # Some containers store no times, only the rate.
-    if not (np.diff(starts) > 0).all():
+    if total_frames < 2 or not (np.diff(starts) > 0).all():
         return fps, None
     if np.abs(starts - np.arange(total_frames) / fps).max() <= _MAX_JITTER_SECONDS:
         return fps, None
-    # The declared rate may have nothing to do with the frames; some containers do not say when the last one ends.
-    duration = end if end > starts[-1] else starts[-1] * total_frames / (total_frames - 1)
+    # The declared rate may have nothing to do with the frames.
+    duration = starts[-1] + (last_duration or starts[-1] / (total_frames - 1))
     return total_frames / float(duration), tuple(starts.round(3).tolist())

@@ -108,7 +108,7 @@ def test_an_image_damaged_at_random_is_read_or_refused_in_one_line(tmp_path: Pat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800 * 1024
 
 
-def test_a_video_damaged_at_random_is_read_or_refused_in_one_line(tmp_path: Path, video_library: str):
+def test_a_video_damaged_at_random_is_read_or_refused_in_one_line(tmp_path: Path):
     data = write_video(tmp_path / "whole.mp4", moving_ball((128, 96), 8), fps=4).read_bytes()
     refused = num_refused(tmp_path / "broken.mp4", data, "video", random.Random(8))
     assert DAMAGED_COPIES / 4 < refused < 2 * DAMAGED_COPIES

@@ -1,6 +1,5 @@
-"""Tests of reading videos with each library: what is sampled, and how a video that cannot be read is named."""
+"""Tests of reading videos: what is sampled, and how a video that cannot be read is named."""
 
-import gc
 import re
 import shutil
 from fractions import Fraction
@@ -18,7 +17,6 @@ from demo.media import write_video
 from qwenvl.data.media.videos import VideoError, VideoInfo, load_video, sample_frame_indices, video_info
 from qwenvl.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("video_library")
 READERS = pytest.mark.parametrize("read", [video_info, lambda path: load_video(path, Qwen3VLVideoProcessor())])
 
 
@@ -127,7 +125,7 @@ def test_the_processor_takes_the_frames_as_they_are(tmp_path: Path):
         ("image.mp4", "cannot decode the video"),
         ("one_frame.mp4", "1 frame\\(s\\), expected at least 2: give a single frame as an image"),
         ("cut.mp4", "cannot decode the video"),
-        ("sound.mp4", "cannot decode the video .*(no|cannot find) video stream"),
+        ("sound.mp4", "cannot decode the video .*no video stream"),
     ],
 )
 def test_a_video_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str, reason: str, read):
@@ -146,15 +144,8 @@ def test_a_video_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, na
 
 
 @READERS
-def test_narrow_frames_are_read_with_pyav_and_refused_with_the_remedy_with_decord(
-    tmp_path: Path, video_library: str, read
-):
-    path = ramp(tmp_path, size=(48, 64))
-    if video_library == "PyAV":
-        read(path)
-        return
-    with pytest.raises(VideoError, match="decord cannot read frames of 48 x 64 pixels: make them 128 wide or more"):
-        read(path)
+def test_narrow_frames_are_read(tmp_path: Path, read):
+    read(ramp(tmp_path, size=(48, 64)))
 
 
 class Clips(Dataset):
@@ -173,6 +164,5 @@ class Clips(Dataset):
 def test_forked_workers_read_videos_after_the_main_process_did(media: Path):
     clips = Clips(str(media / "clip.mp4"))
     expected = clips[0]
-    gc.collect()  # readers that the errors of other tests hold must not reach the workers; see sizes.py
     loader = DataLoader(clips, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert all(torch.equal(frames, expected) for frames in loader)
