@@ -173,7 +173,7 @@ def run_checks() -> list[Check]:
         check_requirements(),
         *check_torch(),
         check_import("DeepSpeed", "deepspeed", "for --deepspeed"),
-        check_import("video", "decord", "reads video files"),
+        check_import("video", "av", "reads video files"),
         check_shared_memory(),
     ]
 

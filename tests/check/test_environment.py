@@ -1,5 +1,6 @@
 """Tests of the machine check: each verdict with its remedy, the table, and the exit code."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_an_absent_package_is_missing_and_another_version_only_reported():
 def test_a_package_that_does_not_import_is_missing_with_its_last_line():
     check = environment.check_import("video", "no_such_module", "reads video files")
     assert (check.status, check.found) == (MISSING, "ModuleNotFoundError: No module named 'no_such_module'")
+
+
+def test_videos_need_pyav(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment, "check_torch", lambda: [])
+    (video,) = (check for check in environment.run_checks() if check.name == "video")
+    assert (video.status, video.found) == (OK, f"av {metadata.version('av')}, reads video files")
 
 
 def test_small_shared_memory_comes_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,1 +1,1 @@
-"""Read images and videos, and the sizes of both from their headers."""
+"""Read images and videos, and their sizes from the headers."""

@@ -1,4 +1,4 @@
-"""Read a DICOM file, the header alone or the pixels as they are meant to be seen, with pydicom (extra `medical`)."""
+"""Read the size or the rendered pixels of a DICOM file with pydicom (extra `medical`)."""
 
 import io
 import zlib
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qwenvl.data.media.files import most_bytes
+from qwenvl.data.media.files import max_file_bytes
 from qwenvl.data.media.gray import MEDICAL_EXTRA, GrayRange, dicom_to_uint8
 from qwenvl.errors import UserError
 
@@ -15,40 +15,40 @@ _PREAMBLE = 128
 HEAD_BYTES = _PREAMBLE + 4
 PIXEL_LIMIT_REMEDY = "make it smaller, or allow it with --max_image_megapixels"
 _CHUNK = 1 << 20
-_MOST_SAMPLES, _MOST_BITS = 4, 64
+_MAX_SAMPLES, _MAX_BITS = 4, 64
 
 
 def is_dicom(path: str, head: bytes) -> bool:
-    """Tell from the first `HEAD_BYTES` bytes, or from the name, whether a file is DICOM."""
+    """Return whether a file is DICOM, by its first `HEAD_BYTES` bytes or its name."""
     return head[_PREAMBLE:HEAD_BYTES] == b"DICM" or path.lower().endswith((".dcm", ".dicom"))
 
 
 def dicom_size(path: str, max_pixels: int) -> tuple[int, int]:
     """Return (height, width) from the header; raises `UserError` without pydicom and `ValueError` without pixels.
 
-    A file that was deflated as a whole is inflated for it, if it gives no more than `max_pixels` pixels.
+    A file that is deflated as a whole is inflated for that, up to the bytes of `max_pixels` pixels.
     """
     dataset = _read(path, max_pixels, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
     return _size(dataset)
 
 
 def dicom_pixels(path: str, max_pixels: int, gray_range: GrayRange, frame: int | None = 0) -> np.ndarray:
-    """Return one frame as a viewer shows it: gray (H, W) or color (H, W, 3), uint8; None is the only frame.
+    """Return one frame as a viewer shows it: gray (H, W) or color (H, W, 3), uint8; `frame` None is the only one.
 
-    Gray goes through the modality LUT (or slope and intercept), then the first VOI LUT or window, and MONOCHROME1 is
-    turned over: the order of DICOM PS3.4 annex N.2, of which `pixel_array` does nothing. Without a window the levels
-    are spread from the darkest to the brightest. Raises `UserError` without pydicom and for more than `max_pixels`
+    Gray levels go through the modality LUT (or slope and intercept), then the first VOI LUT or window, and MONOCHROME1
+    is inverted: the order of DICOM PS3.4 annex N.2, of which `pixel_array` applies nothing. Without a window the levels
+    are scaled from the smallest to the largest. Raises `UserError` without pydicom and for more than `max_pixels`
     pixels, `ValueError` for a damaged file.
     """
     dataset = _read(path, max_pixels)
     try:
         height, width = _size(dataset) if "Rows" in dataset else (0, 0)
         samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.get("BitsAllocated") or 8)
-    # A value is only converted when it is asked for, and damaged ones answer with nearly anything.
+    # pydicom converts a value when it is first used, and raises nearly anything for damaged ones.
     except Exception as error:
         raise ValueError(f"damaged DICOM header: {error}") from error
     check_pixel_count(height, width, max_pixels)
-    if samples > _MOST_SAMPLES or bits > _MOST_BITS:
+    if samples > _MAX_SAMPLES or bits > _MAX_BITS:
         raise ValueError(f"damaged DICOM header: {samples} samples of {bits} bits a pixel")
     try:
         return dicom_to_uint8(dataset, gray_range, frame)
@@ -65,25 +65,25 @@ def check_pixel_count(height: int, width: int, max_pixels: int) -> None:
 def _size(dataset: Any) -> tuple[int, int]:
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if not rows or not columns:
-        raise ValueError("it is a DICOM file without pixels")
+        raise ValueError("a DICOM file without pixels")
     return int(rows), int(columns)
 
 
 def _read(path: str, max_pixels: int, **options: Any) -> Any:
     pydicom = _pydicom(path)
-    with _InflationGuard(path, most_bytes(max_pixels)) as file:
+    with _InflationGuard(path, max_file_bytes(max_pixels)) as file:
         try:
             return pydicom.dcmread(file, **options)
         except pydicom.errors.InvalidDicomError:
-            raise ValueError("no DICOM file: the mark DICM is missing at byte 128") from None
+            raise ValueError("not a DICOM file: the mark DICM is missing at byte 128") from None
 
 
 class _InflationGuard(io.BufferedReader):
-    """A file of which the rest is handed out only if it does not inflate to more than `max_bytes`.
+    """A file whose rest can only be read if it does not inflate to more than `max_bytes`.
 
-    A dataset of Deflated Explicit VR Little Endian is inflated whole, whatever comes of it
-    (https://github.com/pydicom/pydicom/blob/v3.0.2/src/pydicom/filereader.py#L898); everything else is read in pieces
-    of a given size. Can go when pydicom bounds it.
+    pydicom inflates a dataset of Deflated Explicit VR Little Endian without a limit, and reads everything else in
+    pieces of a given size. Can go when it has a limit:
+    https://github.com/pydicom/pydicom/blob/v3.0.2/src/pydicom/filereader.py#L902
     """
 
     def __init__(self, path: str, max_bytes: int) -> None:
@@ -105,7 +105,7 @@ class _InflationGuard(io.BufferedReader):
                 data = stream.unconsumed_tail
                 if total > self._max_bytes:
                     raise ValueError(f"its deflated data grow to more than {self._max_bytes:,} bytes")
-        # Not deflated, or damaged: pydicom says so.
+        # Not deflated, or damaged: pydicom reports it.
         except zlib.error:
             return
 

@@ -1,12 +1,12 @@
-"""Refuse files by kind and size before a byte of them is read: pipes and devices would be read for ever."""
+"""Refuse files by kind and size before a byte of them is read: reading a pipe or a device would never end."""
 
 import errno
 import os
 import stat
 
-# 16 bits of each of four channels: the most that a pixel takes in the formats that are read.
+# 16 bits of each of four channels, the maximum in the formats that are read.
 _BYTES_PER_PIXEL = 8
-# Metadata beside the pixels.
+# For metadata.
 _SPARE_BYTES = 2**24
 
 _KINDS = (
@@ -18,15 +18,15 @@ _KINDS = (
 )
 
 
-def most_bytes(max_pixels: int) -> int:
-    """Return how large a file of at most `max_pixels` pixels can reasonably be."""
+def max_file_bytes(max_pixels: int) -> int:
+    """Return the largest plausible size of a file of at most `max_pixels` pixels."""
     return max_pixels * _BYTES_PER_PIXEL + _SPARE_BYTES
 
 
 def file_flaw(path: str, what: str, max_bytes: int | None = None, may_be_empty: bool = False) -> str | None:
-    """Say why `path` is no readable regular file of 1 to `max_bytes` bytes, with the remedy; None for one that is.
+    """Return why `path` is not a readable regular file of 1 to `max_bytes` bytes, with the remedy; None if it is one.
 
-    `what` names what is expected, such as "image file". The path itself is not part of the answer.
+    `what` names what is expected, such as "image file". The path itself is not part of the text.
     """
     try:
         status = os.stat(path)
@@ -47,7 +47,7 @@ def file_flaw(path: str, what: str, max_bytes: int | None = None, may_be_empty: 
 def _stat_flaw(path: str, what: str, error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if os.path.islink(path):
-            return f"a link to {os.readlink(path)}, which is not there; correct the link"
+            return f"a link to {os.readlink(path)}, which does not exist; correct the link"
         return f"no such {what}; correct the path"
     if error.errno == errno.ELOOP:
         return "a link that leads back to itself; give the file"

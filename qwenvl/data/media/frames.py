@@ -1,4 +1,4 @@
-"""Videos given as images, one a frame: their size, and the frames that sampling takes of them."""
+"""Read videos that are given as images, one a frame: their size, and the sampled frames."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def is_frame_list(path: str) -> bool:
 
 
 def frames_info(path: str) -> VideoInfo:
-    """Return number, rate and size of the frames of a list; raises `UserError`."""
+    """Return the number, rate and size of the frames in a list; raises `UserError`."""
     frames, fps = _read(path)
     size = image_size(frames[0])
     for frame in frames[1:]:
@@ -37,7 +37,7 @@ def load_clip(path: str, video_processor: BaseVideoProcessor) -> tuple[torch.Ten
     if not is_frame_list(path):
         return load_video(path, video_processor)
     frames, fps = _read(path)
-    # Of the sampled frames alone the pixels are read, and their sizes compared with the first.
+    # Only the sampled frames are decoded and compared with the first in size.
     height, width = image_size(frames[0])
     info = VideoInfo(total_frames=len(frames), fps=fps, height=height, width=width)
     indices = sample_frame_indices(info, video_processor)
@@ -48,7 +48,7 @@ def load_clip(path: str, video_processor: BaseVideoProcessor) -> tuple[torch.Ten
 
 
 def frame_paths(path: str) -> list[str]:
-    """Return the paths of the images in a list of frames; none for one that cannot be read."""
+    """Return the paths of the images in a list of frames; no paths for a list that cannot be read."""
     try:
         return _read(path)[0]
     except UserError:
@@ -56,7 +56,7 @@ def frame_paths(path: str) -> list[str]:
 
 
 def frames_stamp(path: str) -> tuple[int, int]:
-    """Return what changes when one of the frames does: the newest time and the bytes of all; raises `OSError`."""
+    """Return the newest time and the total bytes of the frames, which change when one does; raises `OSError`."""
     try:
         frames, _ = _read(path)
     except UserError as error:
@@ -70,13 +70,13 @@ def _read(path: str) -> tuple[list[str], float]:
         listed = json.loads(Path(path).read_bytes())
         return listed["frames"], float(listed["fps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VideoError(f"cannot read the list of frames ({error}); start again, it is made anew", path=path) from None
+        raise VideoError(f"cannot read the list of frames ({error}); run again to rewrite it", path=path) from None
 
 
 def _check_size(frame: str, size: tuple[int, int], first: tuple[int, int]) -> None:
     if tuple(size) != tuple(first):
         raise VideoError(
             f"a frame of {size[1]} x {size[0]} pixels in a video that begins with {first[1]} x {first[0]}: "
-            "make all frames of a video equally large",
+            "give all frames of a video the same size",
             path=frame,
         )

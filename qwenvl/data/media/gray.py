@@ -1,7 +1,7 @@
 """Bring gray levels of any depth to 8 bits: modality LUT, VOI LUT or window, chosen range, MONOCHROME1.
 
-Shapes: H, W are the rows and columns of one image. pydicom (the extra `medical`) is imported only where a dataset
-object of its own is at hand. The DICOM rules are those of PS3.3 C.7.6.3, C.11.1 and C.11.2.
+Shapes: H, W are the rows and columns of one image. pydicom (the extra `medical`) is imported only by functions that
+take a pydicom dataset. The DICOM rules are those of PS3.3 C.7.6.3, C.11.1 and C.11.2.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from qwenvl.errors import UserError
 
 RANGES = ("minmax", "percentile", "window", "bits")
 MEDICAL_EXTRA = 'pip install -e ".[medical]"'
-# Enough levels for a percentile that differs by less than one of 256 steps, whatever the size of the X-ray.
+# Enough levels for a percentile that is exact to one of 256 steps, whatever the size of the X-ray.
 _PERCENTILE_SAMPLES = 1_000_000
 
 
@@ -22,9 +22,9 @@ _PERCENTILE_SAMPLES = 1_000_000
 class GrayRange:
     """Which gray levels become black and white.
 
-    `minmax`: the darkest and the brightest one. `percentile`: the two `percentiles`. `bits`: everything that `bits`
-    bits (or the file's own depth) can hold. `window`: `window` = (center, width) if given, else the file's VOI LUT or
-    window, else `minmax`. Raises `UserError` for numbers that make no range.
+    `minmax`: the smallest and the largest one. `percentile`: the two `percentiles`. `bits`: all levels that `bits` bits
+    (or the file's own depth) can hold. `window`: `window` = (center, width) if given, else the file's VOI LUT or
+    window, else `minmax`. Raises `UserError` for numbers that are not a valid range.
     """
 
     kind: str = "window"
@@ -37,24 +37,26 @@ class GrayRange:
             raise UserError(f"range {self.kind!r} is unknown; choose one of {', '.join(RANGES)}")
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
-            raise UserError(f"percentiles {low:g} and {high:g} are no range; give two numbers, 0 <= low < high <= 100")
+            raise UserError(
+                f"percentiles {low:g} and {high:g} are not a range; give two numbers, 0 <= low < high <= 100"
+            )
         if self.window is not None and not self.window[1] > 0:
             raise UserError(f"window width {self.window[1]:g} is not above 0; give a center and a width in gray levels")
         if self.bits is not None and not 1 <= self.bits <= 32:
-            raise UserError(f"{self.bits} bits is no depth of a image; give 1 to 32")
+            raise UserError(f"{self.bits} bits is not the depth of an image; give 1 to 32")
 
 
 def levels_to_uint8(levels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map `low`..`high` linearly onto 0..255 and clip the rest; NaN becomes black. Any shape."""
     if levels.dtype.kind == "u" and levels.dtype.itemsize <= 2:
-        # Every level there can be is mapped once: a table of 65,536 in the place of millions of pixels.
+        # Mapping each possible level once, 65,536 of them, is faster than mapping millions of pixels.
         table = _scaled(np.arange(2 ** (8 * levels.dtype.itemsize), dtype=np.float32), low, high)
         return table[levels]
     return _scaled(levels.astype(np.float32 if levels.dtype.itemsize <= 2 else np.float64), low, high)
 
 
 def _scaled(levels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Do what `levels_to_uint8` says, in the precision of floating-point `levels`."""
+    """Map as `levels_to_uint8` does, in the precision of floating-point `levels`."""
     kind = levels.dtype.type
     with np.errstate(invalid="ignore"):
         gray = levels - kind(low)
@@ -66,18 +68,18 @@ def _scaled(levels: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def gray_to_uint8(levels: np.ndarray, gray_range: GrayRange, depth: int | None = None) -> np.ndarray:
-    """Bring gray levels (H, W) without a window of their own to 8 bits.
+    """Map gray levels (H, W) that have no window of their own to 8 bits.
 
     `depth` is the number of bits that the levels were stored with; by default that of their type. Raises `UserError`
-    for `bits` on fractions, which have no depth.
+    for the range `bits` on floats, which have no depth.
     """
     return levels_to_uint8(levels, *limits_of(levels, gray_range, depth))
 
 
 def limits_of(levels: np.ndarray, gray_range: GrayRange, depth: int | None = None) -> tuple[float, float]:
-    """Return the levels, of any shape and without a window of their own, that become black and white.
+    """Return the two levels that become black and white; `levels` of any shape have no window of their own.
 
-    `depth` and errors as in `gray_to_uint8`; `UserError` too where no level is a finite number.
+    `depth` and errors are as in `gray_to_uint8`. Raises `UserError` where no level is finite, too.
     """
     if gray_range.kind == "window" and gray_range.window is not None:
         return _window_limits(*gray_range.window)
@@ -98,16 +100,16 @@ def window_to_uint8(levels: np.ndarray, center: float, width: float, function: s
 
 
 def dicom_to_uint8(dataset: Any, gray_range: GrayRange, frame: int | None = None) -> np.ndarray:
-    """Bring a pydicom dataset to what a viewer shows: gray (H, W) or color (H, W, 3), uint8.
+    """Render a pydicom dataset as a viewer does: gray (H, W) or color (H, W, 3), uint8.
 
-    `frame` (from 0) picks one of several. Raises `UserError` for no pixels, several frames and none picked, a syntax
-    with no decoder, or a damaged header or pixel data.
+    `frame` (from 0) picks one of several. Raises `UserError` for no pixels, for several frames of which none is picked,
+    for a syntax without a decoder, and for a damaged header or pixel data.
     """
     try:
         return _rendered(dataset, gray_range, frame)
     except UserError:
         raise
-    # pydicom and its decoders answer damaged files with many types of exception.
+    # pydicom and its decoders raise many types of exception for damaged files.
     except Exception as error:
         raise UserError(f"damaged DICOM: {_one_line(error)}") from error
 
@@ -141,8 +143,8 @@ def _monochrome_to_uint8(dataset: Any, pixels: np.ndarray, gray_range: GrayRange
         return levels_to_uint8(levels, *sorted(apply_modality_lut(ends, dataset).tolist()))
     if gray_range.kind == "window" and gray_range.window is not None:
         return window_to_uint8(levels, *gray_range.window)
-    shown = levels[~_padding(dataset, pixels)]
-    return levels_to_uint8(levels, *_occupied_limits(shown if shown.size else levels, gray_range))
+    visible = levels[~_padding(dataset, pixels)]
+    return levels_to_uint8(levels, *_occupied_limits(visible if visible.size else levels, gray_range))
 
 
 def _decoded_pixels(dataset: Any, frame: int | None) -> np.ndarray:
@@ -166,8 +168,9 @@ def _decoded_pixels(dataset: Any, frame: int | None) -> np.ndarray:
         raise UserError(f"the pixel data ({syntax}) cannot be decoded: {_one_line(error)}") from error
     except Exception:
         raise
-    # A decoder written in Rust (RLE) panics on damaged data: PyO3's PanicException is no Exception, its class cannot
-    # be imported and its objects not pickled out of a worker (https://docs.rs/pyo3/latest/pyo3/panic/index.html).
+    # pylibjpeg-rle, written in Rust, panics on damaged data. PyO3's PanicException is not an Exception, its class
+    # cannot be imported, and its objects cannot be pickled in a worker. Can go when it is an Exception:
+    # https://github.com/PyO3/pyo3/issues/2783
     except BaseException as error:
         raise UserError(f"the pixel data cannot be decoded: {_one_line(error)}") from None
 
@@ -175,8 +178,8 @@ def _decoded_pixels(dataset: Any, frame: int | None) -> np.ndarray:
 def _voi_lut_to_uint8(levels: np.ndarray, item: Any) -> np.ndarray:
     """Look levels up in a VOI LUT item and scale its output depth to 8 bits.
 
-    Written here because pydicom's `apply_voi` holds the indices in the type of the output, which wraps for tables of
-    more than 256 entries of 8 bits.
+    pydicom's `apply_voi` stores the indices in the type of the output, which wraps for tables of more than 256 entries
+    of 8 bits. Can go when it does not: https://github.com/pydicom/pydicom/blob/v3.0.2/src/pydicom/pixels/processing.py#L673
     """
     entries, first, depth = (int(value) for value in item.LUTDescriptor)
     data = item.LUTData
@@ -186,7 +189,7 @@ def _voi_lut_to_uint8(levels: np.ndarray, item: Any) -> np.ndarray:
 
 
 def _padding(dataset: Any, pixels: np.ndarray) -> np.ndarray:
-    """Mark the pixels (H, W) that only fill the frame around the X-ray (PS3.3 C.7.5.1.1.2)."""
+    """Mark the pixels (H, W) that only pad the frame around the X-ray (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(pixels.shape, dtype=bool)
@@ -207,7 +210,7 @@ def _occupied_limits(levels: np.ndarray, gray_range: GrayRange) -> tuple[float, 
 
 def _depth_limits(dtype: np.dtype, bits: int | None) -> tuple[float, float]:
     if dtype.kind not in "iu":
-        raise UserError("--range bits on a image of fractions, which has no depth; use minmax or percentile")
+        raise UserError("--range bits on an image of floats, which has no depth; use minmax or percentile")
     depth = bits or dtype.itemsize * 8
     return (-(2 ** (depth - 1)), 2 ** (depth - 1) - 1) if dtype.kind == "i" else (0, 2**depth - 1)
 

@@ -15,7 +15,7 @@ from qwenvl.data.media.dicom import (
     dicom_size,
     is_dicom,
 )
-from qwenvl.data.media.files import file_flaw, most_bytes
+from qwenvl.data.media.files import file_flaw, max_file_bytes
 from qwenvl.data.media.gray import GrayRange
 from qwenvl.data.media.tiff_layouts import TIFF_MARKS, GrayLayout, relabel_gray
 from qwenvl.errors import UserError
@@ -151,7 +151,7 @@ def image_size(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]
 @contextmanager
 def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
     """Open an image file, and name it in whatever goes wrong with it."""
-    flaw = file_flaw(path, "image file", most_bytes(max_pixels))
+    flaw = file_flaw(path, "image file", max_file_bytes(max_pixels))
     if flaw is not None:
         raise ImageError(flaw, path=path)
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:

@@ -1,4 +1,4 @@
-"""Keep the sizes of media in a small SQLite database that several runs may fill at once."""
+"""Store the sizes of media in a small SQLite database that several runs may fill at once."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_FILE = "media_sizes.sqlite"
 _LAYOUT = 1
-# One host's processes share memory in WAL mode, which those of several hosts cannot (https://www.sqlite.org/wal.html).
+# In WAL mode processes share memory, which those of several hosts cannot (https://www.sqlite.org/wal.html).
 _LOCAL_FILE_SYSTEMS = frozenset(
     ("apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "ntfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
 )
@@ -46,7 +46,7 @@ _CLASSES = {"image": ImageSize, "video": VideoInfo}
 class SizeCache:
     """A database of sizes by path, each with the time and length (`Stamp`) that its file had; a context manager.
 
-    It never raises: what goes wrong is logged in one line, and the sizes are read from the files again.
+    It never raises: errors are logged in one line, and the sizes are read from the files again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,7 +86,7 @@ class SizeCache:
         return [_size(use, rows.get(key), stamp) for key, stamp in zip(keys, stamps, strict=True)]
 
     def add(self, use: str, entries: Iterable[tuple[str, Stamp, ImageSize | VideoInfo]]) -> None:
-        """Keep the sizes of files in one transaction; those of the same paths are replaced."""
+        """Store the sizes of files in one transaction; those of the same paths are replaced."""
         if self._connection is None or not self._is_writable:
             return
         rows = [(_key(path), *stamp, *_columns(size)) for path, stamp, size in entries]
@@ -138,9 +138,9 @@ class SizeCache:
         return True
 
     def _fall_back(self, error: Exception) -> None:
-        """Open the database for reading alone, where that is possible."""
+        """Open the database read-only, where that is possible."""
         self._close()
-        # A folder that is read-only has no place for the memory that WAL mode shares, and the file cannot change.
+        # A read-only folder cannot hold the file of shared memory that WAL mode needs, and its database cannot change.
         for options in ("mode=ro", "mode=ro&immutable=1"):
             with suppress(sqlite3.Error):
                 self._connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?{options}", uri=True)
@@ -165,18 +165,18 @@ class SizeCache:
 
 
 def _set_journal(connection: sqlite3.Connection, folder: Path) -> None:
-    """Use write-ahead logging on a local disk, and a rollback journal elsewhere."""
+    """Use write-ahead logging on a local disk, and a rollback journal on others."""
     connection.execute("PRAGMA synchronous = NORMAL")
     mode = "WAL" if is_local(folder) else "DELETE"
-    # The mode stays as it is where this one does not work, or where another run is just opening the file.
+    # Where this mode does not work, or another run is just opening the file, the mode stays as it is.
     with suppress(sqlite3.OperationalError):
         connection.execute(f"PRAGMA journal_mode = {mode}").fetchone()
 
 
 def is_local(folder: Path) -> bool:
-    """Return whether a folder lies on a file system that is known to belong to this host alone."""
+    """Return whether a folder is on a file system that only this host is known to use."""
     resolved = folder.resolve()
-    # The last of several mounts of a folder is the one that is seen.
+    # Of several mounts of a folder the last one is visible.
     mounts = {Path(partition.mountpoint): partition.fstype for partition in psutil.disk_partitions(all=True)}
     kind = next((mounts[path] for path in (resolved, *resolved.parents) if path in mounts), "")
     return kind.lower() in _LOCAL_FILE_SYSTEMS

@@ -1,6 +1,5 @@
-"""Read the sizes of images and videos from their headers, and remember them on disk from run to run."""
+"""Read the sizes of images and videos from their headers, and cache them on disk from run to run."""
 
-import gc
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Files of one task of a thread: a task costs about as much as reading a cached header.
 _CHUNK = 256
-# Files whose stamps and rows are held at a time; their new sizes are kept in one transaction.
+# Files whose stamps and rows are in memory at a time; their new sizes are stored in one transaction.
 _BATCH = 16384
 _LARGEST_INTEGER = 2**63
 
@@ -32,7 +31,7 @@ class Unreadable(NamedTuple):
 
 
 class BothUses(NamedTuple):
-    """What became of a file that is used as an image and as a video."""
+    """The two sizes of a file that is used as an image and as a video."""
 
     image: ImageSize | Unreadable
     video: VideoInfo | Unreadable
@@ -55,11 +54,11 @@ def scan_media_sizes(
 ) -> MediaSizes:
     """Return the size of every file, from the cache where the file's time and length are those of the last reading.
 
-    Files that cannot be read, images over `max_image_pixels` among them, are `Unreadable` and are tried again the next
+    Files that cannot be read, including images over `max_image_pixels`, are `Unreadable` and are tried again the next
     time.
     """
     sizes: MediaSizes = {}
-    # Many media share few sizes, and then one object each.
+    # Many media have few different sizes, and share one object for each.
     shared: dict[ImageSize, ImageSize] = {}
     num_read = 0
     folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
@@ -71,13 +70,7 @@ def scan_media_sizes(
                 batch = paths[start : start + _BATCH]
                 found, num_new = _scan_batch(use, batch, read, cache, max_image_pixels)
                 num_read += num_new
-                for path, size in zip(batch, found, strict=True):
-                    size = shared.setdefault(size, size) if isinstance(size, ImageSize) else size
-                    sizes[path] = BothUses(sizes[path], size) if path in sizes else size
-    if any(isinstance(size, Unreadable | BothUses) for size in sizes.values()):
-        # An error may hold on to a decord reader. Collected only in a forked DataLoader worker, the reader would wait
-        # there for ever for its decoder thread, which a fork does not copy.
-        gc.collect()
+                _add_sizes(sizes, batch, found, shared)
     if num_read:
         logger.info("read the size of %d media files from their headers", num_read)
     return sizes
@@ -93,7 +86,7 @@ def _scan_batch(
     """Return the size of each file, and how many were read from headers; those are added to the cache."""
     stamps = list(in_threads(_stamp, paths, chunk_size=_CHUNK))
     found = cache.find(use, paths, stamps)
-    # An image that a run with a higher limit has noted is read again, to be refused with the reason.
+    # An image that a run with a higher limit has cached is read again, to be refused with the reason.
     new = [index for index, size in enumerate(found) if size is None or _is_over(size, max_image_pixels)]
     sizes = in_threads(read, (paths[index] for index in new), chunk_size=_CHUNK)
     for index, size in zip(new, sizes, strict=True):
@@ -108,6 +101,13 @@ def _scan_batch(
     return found, len(new)
 
 
+def _add_sizes(sizes: MediaSizes, paths: list[str], found: list[Any], shared: dict[ImageSize, ImageSize]) -> None:
+    """Enter the sizes of one use; `shared` holds the object of each image size so far."""
+    for path, size in zip(paths, found, strict=True):
+        size = shared.setdefault(size, size) if isinstance(size, ImageSize) else size
+        sizes[path] = BothUses(sizes[path], size) if path in sizes else size
+
+
 def _stamp(path: str) -> Stamp | None:
     try:
         if is_frame_list(path):
@@ -115,7 +115,7 @@ def _stamp(path: str) -> Stamp | None:
         else:
             status = os.stat(path)
             mtime_ns, num_bytes = status.st_mtime_ns, status.st_size
-    # ValueError: the path holds a NUL character.
+    # ValueError: the path contains a NUL character.
     except (OSError, ValueError):
         return None
     # A time after the year 2262 does not fit into a database's integer.

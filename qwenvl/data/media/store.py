@@ -1,20 +1,20 @@
-"""Keep media that have no file of their own: bytes from a record, and lists of frames, each under its SHA-256."""
+"""Store media that have no file of their own, bytes from a record and lists of frames, under their SHA-256."""
 
 import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from qwenvl.data.dialects.media import IMAGE_SUFFIXES
 from qwenvl.errors import UserError
+from qwenvl.utils.files import written_whole
 
 DEFAULT_CACHE_DIR = "~/.cache/qwenvl"
 FRAME_LIST_SUFFIX = ".frames.json"
 _FOLDER = "media"
-# How files of the usual formats begin. Readers go by content; the suffix is for people, and for DICOM.
+# The first bytes of the usual formats. Readers go by content; the suffix is for people, and for DICOM.
 _MAGIC = (
     (b"\x89PNG", ".png"),
     (b"\xff\xd8\xff", ".jpg"),
@@ -29,59 +29,51 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
 class MediaStore:
-    """A folder of the media cache; what is in it is named by what it holds, and never changes."""
+    """A folder of the media cache, whose files are named by their content and never change."""
 
     def __init__(self, cache_dir: str | None = None) -> None:
         self._folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser().absolute() / _FOLDER
 
     def keep(self, data: bytes, suffix: str) -> str:
-        """Return the path of a file with these bytes, writing it if it is not there; raises `UserError`."""
+        """Return the path of a file with these bytes, writing it if there is none; raises `UserError`."""
         digest = hashlib.sha256(data).hexdigest()
         path = self._folder / digest[:2] / f"{digest}{suffix}"
         try:
             if not path.is_file() or path.stat().st_size != len(data):
-                _write(path, data)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with written_whole(path) as unfinished:
+                    unfinished.write_bytes(data)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(
-                f"cannot keep a medium of {len(data):,} bytes that a record holds ({reason}); make room, or "
-                "name another folder with --media_cache_dir",
+                f"cannot store a medium of {len(data):,} bytes from a record ({reason}); free some space, or "
+                "choose another folder with --media_cache_dir",
                 path=path,
             ) from None
         return str(path)
 
     def keep_file(self, data: bytes, name: str | None) -> str:
-        """Return the path of a file with these bytes, whose suffix says their format, or is that of `name`."""
+        """Return the path of a file with these bytes, with the suffix of their format, or else that of `name`."""
         return self.keep(data, _suffix(data, name))
 
     def keep_frames(self, frames: Sequence[str], fps: float) -> str:
-        """Return the path of a file that lists a video's frames (absolute paths) and how many make a second."""
+        """Return the path of a file that lists a video's frames (absolute paths) and their number per second."""
         return self.keep(json.dumps({"fps": fps, "frames": list(frames)}).encode(), FRAME_LIST_SUFFIX)
 
 
 def is_kept(path: str) -> bool:
-    """Return whether a path is that of a file which a `MediaStore` wrote, and no record names."""
+    """Return whether a path is that of a file that a `MediaStore` wrote, which no record names."""
     return _KEPT.search(path) is not None
 
 
 def frames_in_folder(folder: str) -> list[str]:
     """Return the paths of the images in a folder in the order of the numbers in their names."""
     names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-    return [os.path.join(folder, name) for name in sorted(names, key=_natural)]
+    return [os.path.join(folder, name) for name in sorted(names, key=_natural_sort_key)]
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural_sort_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _suffix(data: bytes, name: str | None) -> str:

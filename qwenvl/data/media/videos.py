@@ -1,11 +1,9 @@
-"""Read one video file as its sampled frames and the times at which they are shown, with decord."""
+"""Sample the frames of one video file, with the times at which they are shown."""
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +12,11 @@ from transformers.video_utils import VideoMetadata
 
 from qwenvl.data.media.files import file_flaw
 from qwenvl.data.media.images import MAX_IMAGE_PIXELS
+from qwenvl.data.media.video_reader import DecodeError, VideoReader, open_video
 from qwenvl.errors import UserError
 
-# How far from the place of a constant rate a frame may be shown: times are told to the model in tenths of a second.
-_STEADY_SECONDS = 0.01
+# How far a frame may be from its time at a constant rate; the model is given times in tenths of a second.
+_MAX_JITTER_SECONDS = 0.01
 
 
 class VideoError(UserError):
@@ -25,7 +24,7 @@ class VideoError(UserError):
 
 
 class VideoInfo(NamedTuple):
-    """What sampling needs to know of a video.
+    """The properties of a video that sampling depends on.
 
     `height` and `width` in pixels, as shown upright. `fps` is the average rate. `times` are those of all frames in
     seconds from the first, or None where the rate is constant.
@@ -52,20 +51,20 @@ def sample_frame_indices(info: VideoInfo, video_processor: BaseVideoProcessor) -
 def load_video(path: str, video_processor: BaseVideoProcessor) -> tuple[torch.Tensor, VideoMetadata]:
     """Return the sampled frames, uint8 (T, 3, H, W), and the metadata that the processor makes its timestamps from.
 
-    The processor must be told that the frames are sampled already (`do_sample_frames=False`). Raises `VideoError`.
+    The processor must get `do_sample_frames=False`, because the frames are sampled already. Raises `VideoError`.
     """
     with _opened(path) as reader:
         info = _info(reader)
         indices = sample_frame_indices(info, video_processor)
-        frames = reader.get_batch(indices).asnumpy()
+        frames = reader.frames(indices)
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), frames_metadata(info, indices)
 
 
 def frames_metadata(info: VideoInfo, indices: Sequence[int]) -> VideoMetadata:
-    """Return the metadata of sampled frames, from which the processor tells each frame's time.
+    """Return the metadata of sampled frames, from which the processor writes each frame's time into the prompt.
 
-    The processor divides `frames_indices` by `fps`. At a variable rate they are therefore not the frames' numbers but
-    where, at the average rate, a frame of that time would lie: times told are the ones at which frames are shown.
+    The processor divides `frames_indices` by `fps`. At a variable rate `frames_indices` are therefore not the numbers
+    of the frames but their times multiplied by the average rate, so that the prompt has the true times.
     """
     metadata = _metadata(info)
     times = info.times
@@ -80,67 +79,46 @@ def _metadata(info: VideoInfo) -> VideoMetadata:
         width=info.width,
         height=info.height,
         duration=info.total_frames / info.fps,
-        video_backend="decord",
     )
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
-    """Open a decord reader for the time of one call, and name the file in what goes wrong.
-
-    A reader is never kept: one from before a DataLoader forks its workers hangs in them. One thread each, because the
-    workers share the cores.
-    """
-    decord = _decord(path)
+def _opened(path: str) -> Iterator[VideoReader]:
+    """Open a video file for one `with` block, and name it in what goes wrong."""
     flaw = file_flaw(path, "video file")
     if flaw is not None:
         raise VideoError(flaw, path=path)
     try:
-        yield decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-    except (RuntimeError, decord.DECORDError) as error:
-        # decord puts a time and a place in its own source before each sentence, and a stack below.
-        sentence = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error).strip().partition("\n")[0])
-        raise VideoError(f"cannot decode the video ({sentence}); replace or re-encode the file", path=path) from error
+        with open_video(path) as reader:
+            yield reader
+    except DecodeError as error:
+        raise VideoError(f"cannot decode the video ({error}); replace or re-encode the file", path=path) from error
 
 
-def _decord(path: str) -> ModuleType:
-    try:
-        import decord
-    # OSError: the package is there, but a library that it links to is not.
-    except (ImportError, OSError) as error:
-        raise UserError(
-            f"reading videos needs decord, which does not load here ({error}); pip install decord, build it "
-            "from source where there is no wheel, or leave the video records out",
-            path=path,
-        ) from None
-    return decord
-
-
-def _info(reader: Any) -> VideoInfo:
-    total_frames, fps = len(reader), float(reader.get_avg_fps())
+def _info(reader: VideoReader) -> VideoInfo:
+    total_frames, fps = len(reader), reader.average_rate()
     if total_frames < 2:
-        raise RuntimeError(f"{total_frames} frame(s), expected at least 2: give a single frame as an image")
+        raise DecodeError(f"{total_frames} frame(s), expected at least 2: give a single frame as an image")
     if not math.isfinite(fps) or fps <= 0:
-        raise RuntimeError(f"{fps} frames per second")
-    height, width, channels = reader[0].shape
-    # Where rows are padded by as much as they are wide, decord takes that for a fourth channel and cannot copy them.
-    if channels != 3:
-        raise RuntimeError(f"decord cannot read frames of {width} x {height} pixels: make them 128 wide or more")
+        raise DecodeError(f"{fps} frames per second")
+    height, width = reader.frame_size()
     if height * width > MAX_IMAGE_PIXELS:
-        raise RuntimeError(f"frames of {width} x {height} pixels are more than the limit of {MAX_IMAGE_PIXELS}")
-    fps, times = _rate_and_times(reader, total_frames, fps)
+        raise DecodeError(f"frames of {width} x {height} pixels are more than the limit of {MAX_IMAGE_PIXELS}")
+    fps, times = _rate_and_times(reader.frame_times(), reader.last_duration(), fps)
     return VideoInfo(total_frames, fps, height, width, times)
 
 
-def _rate_and_times(reader: Any, total_frames: int, fps: float) -> tuple[float, tuple[float, ...] | None]:
-    """Return the average rate and, where it is not constant, the time of each frame in seconds from the first."""
-    shown = np.asarray(reader.get_frame_timestamp(list(range(total_frames))), dtype=np.float64)
-    starts, end = shown[:, 0] - shown[0, 0], shown[-1, 1] - shown[0, 0]
-    # Some containers tell no times, and then there is nothing but their rate.
-    if not (np.diff(starts) > 0).all():
+def _rate_and_times(starts: np.ndarray, last_duration: float, fps: float) -> tuple[float, tuple[float, ...] | None]:
+    """Return the average rate and, where it is not constant, the time of each frame in seconds from the first.
+
+    `starts` (frames,) are the times in the file, `fps` is the rate that it declares.
+    """
+    total_frames = len(starts)
+    # Some containers store no times, only the rate.
+    if total_frames < 2 or not (np.diff(starts) > 0).all():
         return fps, None
-    if np.abs(starts - np.arange(total_frames) / fps).max() <= _STEADY_SECONDS:
+    if np.abs(starts - np.arange(total_frames) / fps).max() <= _MAX_JITTER_SECONDS:
         return fps, None
-    # What a container calls its rate may have nothing to do with its frames; some do not tell when the last one ends.
-    duration = end if end > starts[-1] else starts[-1] * total_frames / (total_frames - 1)
+    # The declared rate may have nothing to do with the frames.
+    duration = starts[-1] + (last_duration or starts[-1] / (total_frames - 1))
     return total_frames / float(duration), tuple(starts.round(3).tolist())

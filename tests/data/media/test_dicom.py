@@ -16,10 +16,10 @@ STORED = np.rint(RAMP * 4095).astype(np.uint16)
 
 
 def pixels(path: Path) -> np.ndarray:
-    """Return the loaded picture as (H, W, 3), after checking that its size is the header's."""
-    picture = load_image(str(path))
-    assert image_size(str(path)) == (picture.height, picture.width)
-    return np.asarray(picture)
+    """Return the loaded image as (H, W, 3), after checking that its size is the header's."""
+    image = load_image(str(path))
+    assert image_size(str(path)) == (image.height, image.width)
+    return np.asarray(image)
 
 
 def assert_gray(path: Path, expected: np.ndarray) -> None:
@@ -105,7 +105,7 @@ def test_colour_dicom_is_left_as_it_is_and_of_several_frames_the_first_is_read(t
 @READERS
 def test_dicom_without_pixels_is_refused(tmp_path: Path, read):
     write_dicom(tmp_path / "x.dcm", None)
-    with pytest.raises(ImageError, match="x.dcm: cannot read the image .(it is )?a DICOM (file|object) without pixels"):
+    with pytest.raises(ImageError, match="x.dcm: cannot read the image .a DICOM (file|object) without pixels"):
         read(str(tmp_path / "x.dcm"))
 
 
@@ -123,7 +123,7 @@ def test_dicom_over_the_pixel_limit_is_refused(tmp_path: Path, read):
 
 
 @READERS
-def test_without_pydicom_the_user_is_told_which_extra_to_install(tmp_path: Path, monkeypatch, read):
+def test_without_pydicom_the_error_names_the_extra_to_install(tmp_path: Path, monkeypatch, read):
     (tmp_path / "scan").write_bytes(bytes(128) + b"DICM")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UserError, match=r"scan: reading DICOM needs pydicom: pip install .*\[medical\]"):

@@ -1,4 +1,4 @@
-"""Tests of videos given as frames: the same samples as from a video, told apart by content, and refused where unfit."""
+"""Tests of videos given as frames: sampled as a video file is, and refused with the reason."""
 
 from pathlib import Path
 

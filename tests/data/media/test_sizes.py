@@ -32,7 +32,7 @@ def note_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_pictures_and_videos_get_their_sizes(media: Path, tmp_path: Path):
+def test_images_and_videos_get_their_sizes(media: Path, tmp_path: Path):
     image, video = str(media / "wide.png"), str(media / "clip.mp4")
     sizes = scan_media_sizes([image], [video], str(tmp_path))
     assert sizes == {image: ImageSize(96, 160), video: VideoInfo(16, 8.0, 64, 64)}
@@ -54,7 +54,7 @@ def test_files_of_another_run_stay_in_the_cache(media: Path, tmp_path: Path, rea
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.new("L", (30, 20)).save(path)
     assert scan_media_sizes([str(path)], [], str(tmp_path)) == {str(path): ImageSize(20, 30)}
     Image.new("L", (50, 40)).save(path)
@@ -62,8 +62,8 @@ def test_a_changed_file_is_read_again(tmp_path: Path):
     assert scan_media_sizes([str(path)], [], str(tmp_path)) == {str(path): ImageSize(40, 50)}
 
 
-def test_a_broken_file_is_unreadable_and_is_tried_again_once_it_is_mended(tmp_path: Path):
-    path = tmp_path / "picture.png"
+def test_a_broken_file_is_unreadable_and_is_tried_again_once_it_is_repaired(tmp_path: Path):
+    path = tmp_path / "image.png"
     path.write_bytes(b"nothing")
     stamp = path.stat().st_mtime_ns
     size = scan_media_sizes([str(path)], [], str(tmp_path))[str(path)]
@@ -106,10 +106,10 @@ def test_what_another_run_has_added_meanwhile_is_kept(media: Path, tmp_path: Pat
 
 
 def test_a_file_is_judged_in_each_of_its_uses(media: Path, tmp_path: Path):
-    clip, picture = str(media / "clip.mp4"), str(media / "wide.png")
+    clip, image = str(media / "clip.mp4"), str(media / "wide.png")
     for _ in range(2):
-        sizes = scan_media_sizes([clip, picture], [clip, picture], str(tmp_path))
-        assert size_of(sizes, picture, "image") == ImageSize(96, 160)
+        sizes = scan_media_sizes([clip, image], [clip, image], str(tmp_path))
+        assert size_of(sizes, image, "image") == ImageSize(96, 160)
         assert size_of(sizes, clip, "video") == VideoInfo(16, 8.0, 64, 64)
-        assert isinstance(size_of(sizes, picture, "video"), Unreadable)
+        assert isinstance(size_of(sizes, image, "video"), Unreadable)
         assert isinstance(size_of(sizes, clip, "image"), Unreadable)

@@ -28,7 +28,7 @@ def test_the_suffix_is_that_of_the_content_or_else_of_the_name(
     assert path.suffix == suffix and path.read_bytes() == data and path.is_relative_to(tmp_path / "media")
 
 
-def test_equal_bytes_are_written_once_and_half_a_file_is_mended(tmp_path: Path):
+def test_equal_bytes_are_written_once_and_half_a_file_is_repaired(tmp_path: Path):
     store = MediaStore(str(tmp_path))
     path = Path(store.keep_file(b"abc", None))
     time = path.stat().st_mtime_ns
@@ -41,5 +41,5 @@ def test_equal_bytes_are_written_once_and_half_a_file_is_mended(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written_is_one_line_with_what_to_do(tmp_path: Path):
     (tmp_path / "media").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot keep a medium of 3 bytes .* --media_cache_dir"):
+    with pytest.raises(UserError, match="cannot store a medium of 3 bytes .* --media_cache_dir"):
         MediaStore(str(tmp_path)).keep_file(b"abc", None)
