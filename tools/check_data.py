@@ -6,10 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qwenvl.errors import exit_on_user_error  # noqa: E402
-from qwenvl.utils.startup import answer_help_without_collection  # noqa: E402
 
 if __name__ == "__main__":
-    answer_help_without_collection()
     with exit_on_user_error():
         from qwenvl.tools.check_data import main
 

@@ -3,7 +3,6 @@
 import sys
 
 from qwenvl.errors import exit_on_user_error
-from qwenvl.utils.startup import answer_help_without_collection
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +23,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    answer_help_without_collection()
     with exit_on_user_error():
         sys.exit(main())
