@@ -18,16 +18,6 @@ def test_json_files_are_read_as_json(tmp_path: Path, suffix: str):
     assert [row.value for row in stream_rows(str(path), pytest.fail)] == VALUES
 
 
-def test_parquet_files_and_folders_are_read_as_tables(tmp_path: Path):
-    pytest.importorskip("pyarrow")
-    from pyarrow import Table, parquet
-
-    parquet.write_table(Table.from_pylist(VALUES), tmp_path / "train.parquet")
-    for source in (tmp_path / "train.parquet", tmp_path):
-        rows = list(stream_rows(str(source), pytest.fail))
-        assert [row.value for row in rows] == VALUES and rows[1].location == "row 1"
-
-
 def test_rows_are_read_lazily_and_bad_ones_are_reported_where_they_occur(tmp_path: Path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"a": 1}\n{broken\n{"a": 3}\n')
