@@ -10,7 +10,9 @@ from qwenvl.data.annotations import Record, Turn
 from qwenvl.data.collators import DataCollatorForSupervisedDataset, FlattenedDataCollatorForSupervisedDataset
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
+from qwenvl.model.forward import hidden_states
 from qwenvl.vision import EncoderOptions
+from qwenvl.vision.tower import grids_of
 from tests.vision.small_encoders import swap, with_encoder
 
 TOWERS = {
@@ -57,9 +59,11 @@ def test_padded_and_packed_batches_give_the_logits_of_single_samples(standin, re
     model, processor = swap(standin, TOWERS[tower])
     model.config.use_cache = model.config.text_config.use_cache = False
     made = samples(processor, records)
-    blanks = RecordEncoder(processor).blank_samples()
-    padded = DataCollatorForSupervisedDataset(blanks, [], processor.tokenizer.pad_token_id)
-    packed = FlattenedDataCollatorForSupervisedDataset(blanks, [], False)
+    encoder = RecordEncoder(processor)
+    blanks, placeholders = encoder.blank_samples(), encoder.placeholders
+    pad_token_id = processor.tokenizer.pad_token_id
+    padded = DataCollatorForSupervisedDataset(blanks, placeholders=placeholders, pad_token_id=pad_token_id)
+    packed = FlattenedDataCollatorForSupervisedDataset(blanks, placeholders=placeholders, layout_of=grids_of)
     alone = torch.cat([_logits(model, padded([sample])) for sample in made])
     assert torch.allclose(_logits(model, padded(made)), alone, atol=1e-4)
     assert torch.allclose(_logits(model, packed(made)), alone, atol=1e-4)
@@ -67,5 +71,5 @@ def test_padded_and_packed_batches_give_the_logits_of_single_samples(standin, re
 
 @torch.no_grad()
 def _logits(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    inputs = {key: value for key, value in batch.items() if key not in ("meta", "labels")}
-    return model(**inputs).logits.flatten(0, -2)
+    inputs = {key: value for key, value in batch.items() if key not in ("meta", "supervised_rows", "targets")}
+    return model.lm_head(hidden_states(model.model, **inputs).flatten(0, 1)[batch["supervised_rows"]])
