@@ -31,7 +31,7 @@ from qwenvl.model.base_files import (
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
-from qwenvl.model.loss import compute_loss_in_forward
+from qwenvl.model.loss import SupervisedHead, compute_loss_in_forward, piece_loss_and_gradient
 from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.vision import (
     CUSTOM_MODEL_TYPES,
@@ -225,6 +225,8 @@ def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
     for name, module in model.named_modules():
         if isinstance(module, GradientCheckpointingLayer) and (compiles_tower or component_of(name) != "vision"):
             module.compile(backend=backend, mode=mode, dynamic=True)
+        elif isinstance(module, SupervisedHead):
+            module.loss_and_gradient = torch.compile(piece_loss_and_gradient, backend=backend, mode=mode, dynamic=True)
 
 
 def _build_on_meta(
