@@ -9,7 +9,9 @@
 #   WARMUP_RATIO      share of the steps in which the learning rates rise (default: 0.03 if the schedule has a warmup)
 #   SAVE_STEPS        steps between two checkpoints (default: 500, if --save_strategy is steps)
 #   LOGGING_STEPS     steps between two log lines (default: 10, unless --logging_strategy is given)
-#   NUM_WORKERS       data workers of each training process (default: one per core, at most 8)
+#   SAMPLES_PER_STEP  samples of an optimizer step, about, whatever the packs and GPUs (default: 32, unless GRAD_ACCUM
+#                     is set)
+#   NUM_WORKERS       data workers of each training process (default: one per core, at most 12)
 #   EVAL_DATASETS     datasets to evaluate on during training, every EVAL_STEPS steps unless --eval_strategy is given
 #   NPROC_PER_NODE    processes on this machine (default: one per GPU, or one)
 #   NNODES NODE_RANK MASTER_ADDR MASTER_PORT    for several machines: their number, the index of this one, the address
@@ -54,8 +56,9 @@ MAX_GRAD_NORM           max_grad_norm                   1.0
 EPOCHS                  num_train_epochs                1
 BATCH_SIZE              per_device_train_batch_size     1
 EVAL_BATCH_SIZE         per_device_eval_batch_size      1
-GRAD_ACCUM              gradient_accumulation_steps     2
-MODEL_MAX_LENGTH        model_max_length                8192
+GRAD_ACCUM              gradient_accumulation_steps
+SAMPLES_PER_STEP        samples_per_step
+MODEL_MAX_LENGTH        model_max_length                16384
 DATA_FLATTEN            data_flatten
 DATA_PACKING            data_packing                    True
 MAX_PIXELS              max_pixels
@@ -126,7 +129,11 @@ fi
 if [[ $(given save_strategy "$@" || echo steps) == steps ]]; then
     : "${SAVE_STEPS=500}"
 fi
-: "${NUM_WORKERS=$((cores > 8 ? 8 : cores))}"
+: "${NUM_WORKERS=$((cores > 12 ? 12 : cores))}"
+
+if [[ -z ${GRAD_ACCUM-} ]] && ! given gradient_accumulation_steps "$@" >/dev/null; then
+    : "${SAMPLES_PER_STEP=32}"
+fi
 
 arguments=()
 while read -r variable flag default; do

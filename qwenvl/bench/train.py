@@ -54,7 +54,8 @@ def summarize(steps: list[dict[str, float]], warmup_steps: int) -> dict[str, flo
 def reload_difference(trainer: QwenVLTrainer, output_dir: Path) -> dict[str, float]:
     """Load the saved model and compare its logits with those of the trained model, for one batch."""
     batch = next(iter(trainer.get_train_dataloader()))
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "meta")}
+    inputs = {name: value for name, value in batch.items() if name not in ("supervised_rows", "targets", "meta")}
+    inputs["logits_to_keep"] = batch["supervised_rows"]
     inputs = trainer.normalized(send_to_device(inputs, trainer.args.device))
     loaded, _ = load_checkpoint(
         output_dir,

@@ -20,6 +20,7 @@ from qwenvl.data.packing import PackSampler, plan_packs
 from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.model.build import build_model
 from qwenvl.train.memory import memory_table
+from qwenvl.train.plan import micro_batches_per_step
 from qwenvl.vision import CustomVisionConfig
 
 _PERCENTILES = (50, 95, 99)
@@ -122,6 +123,7 @@ def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tu
     """Return a table that compares the three kinds of batches; * marks the one that the flags choose."""
     rows = [("batches", "padding", "packs full to", "most tokens", "batches per epoch", "steps per epoch")]
     for name, summary in summaries.items():
+        accumulation = micro_batches_per_step(summary.num_samples / summary.micro_batches, flags.training)
         fill = summary.num_tokens / (summary.num_packs * flags.training.model_max_length)
         rows.append(
             (
@@ -130,7 +132,7 @@ def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tu
                 f"{fill:.1%}" if name == "packed" else "-",
                 f"{summary.max_tokens:,}",
                 f"{summary.micro_batches:,}",
-                f"{math.ceil(summary.micro_batches / flags.training.gradient_accumulation_steps):,}",
+                f"{math.ceil(summary.micro_batches / accumulation):,}",
             )
         )
     return rows

@@ -13,7 +13,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAM
 
 from qwenvl.checkpoint.manifest import MANIFEST_NAME
 from qwenvl.checkpoint.rollback import SUPERSEDED
-from qwenvl.checkpoint.same_run import check_same_run
+from qwenvl.checkpoint.same_run import check_same_run, check_same_step
 from qwenvl.checkpoint.save import INCOMPLETE, MODEL_CONFIG_NAMES, RUN_ARGUMENTS_NAME
 from qwenvl.checkpoint.select import check_whole, newest_whole_checkpoint
 from qwenvl.errors import UserError
@@ -79,9 +79,10 @@ def check_encoder(folder: str, model: PreTrainedModel) -> None:
 
 
 def check_same_data(folder: str, arguments: dict[str, Any]) -> None:
-    """Raise `UserError` if the samples are not those of the continued run; log if those of evaluation are not.
+    """Raise `UserError` if the samples, or those of one step, are not those of the continued run.
 
-    `arguments` holds the results of `describe_data` for both, as "data" and "eval_data".
+    Logs if those of evaluation are not. `arguments` holds the results of `describe_data` for both, as "data" and
+    "eval_data".
     """
     before = _recorded_arguments(Path(folder))
     arguments = as_recorded(arguments)
@@ -92,6 +93,8 @@ def check_same_data(folder: str, arguments: dict[str, Any]) -> None:
             f"of that run ({then['records']} records of {then['tokens']} tokens then, {now['records']} of "
             f"{now['tokens']} now); restore the data, or start a new run in another folder"
         )
+    if arguments.get("samples_per_step") is not None:
+        check_same_step(Path(folder), before, arguments)
     then, now = before.get("eval_data"), arguments["eval_data"]
     if then is not None and now is not None and then != now:
         logger.info(

@@ -41,7 +41,7 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
         *("bf16", "fp16", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config"),
     ),
     Rule.EQUAL_ONCE_SET: ("metric_for_best_model", "greater_is_better"),
-    Rule.STEP: ("per_device_train_batch_size", "gradient_accumulation_steps"),
+    Rule.STEP: ("per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_step"),
     Rule.RATE: (
         *("learning_rate", "mm_projector_lr", "vision_tower_lr"),
         *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -107,7 +107,10 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         own_rates = now["lr_scheduler_type"] in _OWN_RATES or before.get("lr_scheduler_type") in _OWN_RATES
         if name in changed and rule is Rule.RATE and own_rates:
             raise _refusal(folder, name, before, now)
-    _check_step(folder, before, now, changed)
+    if now.get("samples_per_step") is None:
+        check_same_step(folder, before, now)
+    else:  # how many micro-batches make a step, the data will decide
+        changed -= set(_STEP_SIZE)
     logged = [name for name, rule in RULES.items() if rule in (Rule.STEP, Rule.RATE, Rule.LOGGED) and name in changed]
     if logged:
         changes = ", ".join(f"--{name} {before[name]} -> {now[name]}" for name in logged)
@@ -132,13 +135,13 @@ def _refusal(folder: Path, name: str, before: Mapping[str, Any], now: Mapping[st
     )
 
 
-def _check_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], changed: set[str]) -> None:
-    """Refuse another division of a step into batches and processes, unless the step stays the same.
+def check_same_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `UserError` for another division of a step into batches and processes, unless the step stays the same.
 
     Packs are planned for all processes together, so a step that is divided differently still takes the same packs and
     only adds them up in another order. That holds as long as no process draws its own random numbers.
     """
-    names = [name for name in _STEP_SIZE if name in changed]
+    names = [name for name in _STEP_SIZE if name in before and before[name] != now[name]]
     if not names:
         return
     packs_before, packs_now = (math.prod(arguments[name] for name in _STEP_SIZE) for arguments in (before, now))
@@ -150,7 +153,7 @@ def _check_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any],
         )
         raise _refusal(folder, names[0], before, now, why)
     obstacles = {
-        "DeepSpeed's checkpoints are partitioned for one number of processes": "world_size" in changed
+        "DeepSpeed's checkpoints are partitioned for one number of processes": "world_size" in names
         and now.get("zero_stage") is not None,
         "--lora_dropout is drawn in each process": now["lora_dropout"] or before.get("lora_dropout"),
         "--neftune_noise_alpha is drawn in each process": now["neftune_noise_alpha"] is not None,
@@ -160,7 +163,7 @@ def _check_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any],
     for obstacle, applies in obstacles.items():
         if applies:
             raise _refusal(folder, names[0], before, now, f", and {obstacle}")
-    if "world_size" in changed:
+    if "world_size" in names:
         logger.info(
             "continued on %d processes, %d before: a step takes the same samples, summed in another order",
             now["world_size"],

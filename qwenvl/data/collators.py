@@ -3,7 +3,7 @@
 Shapes: B rows of L tokens; a flattened batch has B = 1 and its samples one after another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,24 +39,35 @@ class _Collator:
     `dummies` has a blank sample for each kind of medium ("image", "video") and a text-only one ("text"). A batch that
     lacks one of `required_kinds` gets its dummy, so that all processes call the vision tower equally often (DDP and
     ZeRO-3 synchronize there). A batch without a usable sample consists of the text-only dummy.
+
+    `placeholders` holds the token that stands for each kind. `layout_of` works out what the vision tower needs to
+    know of the grids of one kind, here in a data worker.
     """
 
     dummies: Mapping[str, Sample]
     required_kinds: Sequence[str] = ()
+    placeholders: Mapping[str, int] = field(default_factory=dict)
+    layout_of: Callable[[torch.Tensor], Any] | None = None
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Join the samples without those that could not be loaded, and describe the batch under "meta"."""
         usable = [sample for sample in samples if "bad" not in sample]
         members = usable + self._dummies_for(usable)
         batch = self._rows(members) | join_media(members)
-        batch["logits_to_keep"] = _predicting_positions(batch["labels"])
+        batch |= _supervision(batch.pop("labels"))
+        for kind, token in self.placeholders.items():
+            pixels, grids = MEDIA_KEYS[kind]
+            if pixels in batch:
+                batch[f"{kind}_rows"] = (batch["input_ids"].flatten() == token).nonzero().flatten()
+                if self.layout_of is not None:
+                    batch.setdefault("layouts", {})[kind] = self.layout_of(batch[grids])
         counted = [sample for sample in usable if not sample["is_padding"]]
         num_tokens = sum(len(sample["input_ids"]) for sample in counted)
         batch["meta"] = BatchMeta(
             indices=[sample["index"] for sample in counted],
             num_samples=len(counted),
             num_tokens=num_tokens,
-            num_supervised=int(batch["logits_to_keep"].sum()),
+            num_supervised=len(batch["targets"]),
             num_padding=batch["input_ids"].numel() - num_tokens,
             bad=[sample["bad"] for sample in samples if "bad" in sample],
         )
@@ -134,6 +145,10 @@ def _labels(sample: Sample) -> torch.Tensor:
     return F.pad(sample["labels"][1:], (1, 0), value=IGNORE_INDEX)
 
 
-def _predicting_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Return bool (B, L): the positions whose next token is supervised, the only ones whose logits are needed."""
-    return F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)
+def _supervision(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the T supervised tokens of `labels` (B, L) as "targets" (T,), and the positions that predict them.
+
+    "supervised_rows" (T,) are positions in the flattened (B * L) tokens: the label at t is predicted from t - 1.
+    """
+    rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    return {"supervised_rows": rows * labels.shape[1] + columns, "targets": labels[rows, columns + 1]}

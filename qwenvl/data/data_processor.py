@@ -174,9 +174,13 @@ def make_supervised_data_module(
         required_kinds = train_dataset.media_kinds() | (eval_dataset.media_kinds() if eval_dataset else set())
     dummies = encoder.blank_samples()
     if data_args.data_packing or data_args.data_flatten:
-        collator = FlattenedDataCollatorForSupervisedDataset(dummies, sorted(required_kinds), varlen)
+        collator = FlattenedDataCollatorForSupervisedDataset(
+            dummies, sorted(required_kinds), encoder.placeholders, varlen=varlen
+        )
     else:
-        collator = DataCollatorForSupervisedDataset(dummies, sorted(required_kinds), processor.tokenizer.pad_token_id)
+        collator = DataCollatorForSupervisedDataset(
+            dummies, sorted(required_kinds), encoder.placeholders, pad_token_id=processor.tokenizer.pad_token_id
+        )
     return DataModule(
         train_dataset,
         eval_dataset,

@@ -71,6 +71,11 @@ class RecordEncoder:
         return normalizer
 
     @property
+    def placeholders(self) -> dict[str, int]:
+        """The token that stands for each kind of medium, as often as it has features."""
+        return {"image": self._media_tokens.image_id, "video": self._media_tokens.video_id}
+
+    @property
     def opens_thoughts(self) -> bool:
         """Whether this is a Thinking model, whose every answer begins with a thought."""
         return bool(self.markers.thought)

@@ -30,6 +30,7 @@ from qwenvl.model.base_files import (
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
 from qwenvl.model.lora import LoraSettings, add_adapter
+from qwenvl.model.loss import SupervisedHead, compute_loss_in_forward, piece_loss_and_gradient
 from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
 from qwenvl.utils.json_text import read_json
 from qwenvl.utils.zero3 import is_partitioned
@@ -40,6 +41,7 @@ from qwenvl.vision import (
     custom_config,
     swap_vision_tower,
 )
+from qwenvl.vision.native import PackedVisionTower, pack_vision_attention
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +191,9 @@ def build_model(
     # A key-value cache hides the boundaries between packed samples and costs time; training does not use it.
     model.config.use_cache = False
     model.config.text_config.use_cache = False
+    compute_loss_in_forward(model)
+    if attention.backend == "varlen":
+        pack_vision_attention(model.model.visual)
     model = _make_trainable(model, model_args, training_args, saved)
     if not training_args.deepspeed:
         for parameter in model.parameters():
@@ -212,13 +217,17 @@ def _fit_encoder_precision(tower: nn.Module, training_args: BuildArguments, *, i
 def compile_layers(model: nn.Module, backend: str, mode: str | None) -> None:
     """Compile each layer of the language model and of a custom encoder separately, in place, at its first call.
 
-    Layers of one kind share their code, so this takes a minute once. The whole model, and the official encoder's
-    layers, would be recompiled for each number of images.
+    Layers of one kind share their code, so this takes a minute once. The official encoder's layers are compiled where
+    one attention call serves all images; else they, as the whole model, would be recompiled for each number of
+    images.
     """
-    has_custom_tower = model.config.model_type in CUSTOM_MODEL_TYPES
+    tower = next(module for name, module in model.named_modules() if name.endswith("visual"))
+    compiles_tower = isinstance(tower, CustomVisionTower | PackedVisionTower)
     for name, module in model.named_modules():
-        if isinstance(module, GradientCheckpointingLayer) and (has_custom_tower or component_of(name) != "vision"):
-            module.compile(backend=backend, mode=mode)
+        if isinstance(module, GradientCheckpointingLayer) and (compiles_tower or component_of(name) != "vision"):
+            module.compile(backend=backend, mode=mode, dynamic=True)
+        elif isinstance(module, SupervisedHead):
+            module.loss_and_gradient = torch.compile(piece_loss_and_gradient, backend=backend, mode=mode, dynamic=True)
 
 
 def _build_on_meta(

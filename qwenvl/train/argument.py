@@ -16,7 +16,7 @@ from qwenvl.data.arguments import DataArguments
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, BuildArguments, ModelArguments
 from qwenvl.model.attention import resolve_attention
-from qwenvl.train.flag_checks import check_flags, check_machine, warn_of_worst_model
+from qwenvl.train.flag_checks import check_flags, check_machine, check_samples_per_step, warn_of_worst_model
 from qwenvl.train.flag_rules import split_names
 from qwenvl.utils.cli import OneLineErrors
 from qwenvl.utils.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
@@ -44,9 +44,19 @@ class TrainingArguments(BuildArguments):
     vision_tower_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision encoder (default: --learning_rate)."}
     )
-    torch_compile: bool = field(
-        default=False,
-        metadata={"help": "Compile each layer: after a minute, steps are much faster on a GPU."},
+    torch_compile: str = field(
+        default="auto",
+        metadata={
+            "help": "Compile each layer, which takes a minute at the first step and makes all others much faster: "
+            "True, False, or auto, which compiles on a GPU if the run is long enough to win by it."
+        },
+    )
+    samples_per_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "Samples of an optimizer step, about, over all processes: sets --gradient_accumulation_steps so "
+            "that what is learned does not depend on the size of a pack or the number of GPUs."
+        },
     )
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "Fraction of the steps over which the learning rate warms up."}
@@ -72,6 +82,9 @@ class TrainingArguments(BuildArguments):
 
     def __post_init__(self) -> None:
         self._check_deepspeed_file()
+        self._read_torch_compile()
+        if self.samples_per_step is not None:
+            check_samples_per_step(self.samples_per_step, self.gradient_accumulation_steps)
         if self.warmup_ratio is not None:
             if self.warmup_steps:
                 raise UserError("give --warmup_ratio or --warmup_steps, not both")
@@ -99,6 +112,15 @@ class TrainingArguments(BuildArguments):
             super().__post_init__()
         except (ValueError, ImportError) as error:
             raise UserError(f"training arguments: {' '.join(str(error).split())}") from error
+
+    def _read_torch_compile(self) -> None:
+        """Turn "auto" into False and `compiles_if_it_pays`, because Transformers wants a truth value."""
+        choice = str(self.torch_compile).lower()
+        if choice not in ("auto", "true", "false"):
+            raise UserError(f"--torch_compile {self.torch_compile}: expected auto, True or False")
+        asks_for_more = self.torch_compile_backend is not None or self.torch_compile_mode is not None
+        self.compiles_if_it_pays = choice == "auto" and not asks_for_more
+        self.torch_compile = choice == "true"
 
     def _check_deepspeed_file(self) -> None:
         if self.deepspeed and self.use_cpu:
@@ -171,6 +193,8 @@ class FlagParser(OneLineErrors, HfArgumentParser):
         """
         if names[0] in ("--liger_kernel_config", "--parallelism_config"):
             kwargs["type"] = str
+        if names[0] == "--torch_compile":
+            kwargs |= {"nargs": "?", "const": "True"}
         return super().add_argument(*names, **kwargs)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:

@@ -184,6 +184,17 @@ def _check_best_model(flags: Flags) -> None:
         )
 
 
+def check_samples_per_step(samples: int, accumulation: int) -> None:
+    """Raise `UserError` for a number of samples that is none, or beside a number of micro-batches."""
+    if samples < 1:
+        raise UserError(f"--samples_per_step {samples}: expected at least 1")
+    if accumulation != 1:
+        raise UserError(
+            f"--samples_per_step {samples} sets how many micro-batches make a step; leave out "
+            f"--gradient_accumulation_steps {accumulation}"
+        )
+
+
 def check_machine(training_args: transformers.TrainingArguments) -> None:
     """Raise `UserError` for flags that this machine, or its installed packages, cannot support."""
     installed = get_available_reporting_integrations()

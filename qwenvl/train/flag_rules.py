@@ -217,6 +217,7 @@ FLAG_RULES: dict[str, Acts | Refused | Needs] = {
     "lora_target_modules": _LORA,
     "warmup_ratio": _WARMUP,
     "dry_run": ACTS,
+    "samples_per_step": ACTS,
     # Of the other groups, what has a condition that is not checked with its group.
     "max_bad_samples": Needs("--bad_sample_policy skip", lambda flags: flags["bad_sample_policy"] == "skip"),
 }

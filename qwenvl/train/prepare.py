@@ -1,6 +1,7 @@
 """Prepare a run before its model is built: configuration, processor, tower plan, attention and data."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedConfig, ProcessorMixin
 
@@ -15,7 +16,9 @@ from qwenvl.model.custom_vision import plan_custom_vision
 from qwenvl.model.lora import check_lora_targets
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.features import check_feature_cache
-from qwenvl.vision import CustomVisionConfig, swap_processor
+from qwenvl.vision import CUSTOM_MODEL_TYPES, CustomVisionConfig, swap_processor
+from qwenvl.vision.native import patch_layout
+from qwenvl.vision.tower import grids_of
 
 
 @dataclass(frozen=True)
@@ -76,4 +79,8 @@ def prepare(model_args: ModelArguments, data_args: DataArguments, training_args:
         varlen=attention.backend == "varlen",
         only_vision_is_trained=not model_args.tune_mm_llm,
     )
+    if base.vision_config is not None or base.config.model_type in CUSTOM_MODEL_TYPES:
+        data.data_collator.layout_of = grids_of
+    elif attention.backend == "varlen" and base.config.model_type == "qwen3_vl":
+        data.data_collator.layout_of = partial(patch_layout, config=base.config.vision_config)
     return Prepared(base, attention, data)

@@ -29,20 +29,22 @@ def describe_samples(data: DataModule) -> dict[str, Any]:
 
 
 def describe_effect(prepared: Prepared, training_args: TrainingArguments) -> dict[str, Any]:
-    """Return the values that took effect in a run, under a key that the resume check ignores."""
+    """Return the micro-batches of a step, and under a key that the resume check ignores all values that took effect."""
     processor, video = prepared.base.processor, prepared.base.processor.video_processor
     return {
+        "gradient_accumulation_steps": training_args.gradient_accumulation_steps,
         "effective": {
             "image_size": _size_of(processor.image_processor),
             "video_size": _size_of(video),
             "video_frames": {"fps": video.fps, "min": video.min_frames, "max": video.max_frames},
             "attention": prepared.attention.backend,
+            "compiled": bool(training_args.torch_compile),
             "processes": training_args.world_size,
             "gpus": training_args.world_size if training_args.device.type == "cuda" else 0,
             "device": torch.cuda.get_device_name() if training_args.device.type == "cuda" else "cpu",
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
             "git_commit": find_git_commit(Path(__file__).parent),
-        }
+        },
     }
 
 

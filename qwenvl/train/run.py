@@ -45,7 +45,8 @@ def build_trainer(
     callbacks = [EvaluateAfterSaving()]
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(Path(output_dir) / INCOMPLETE)
-    trainer_args.torch_compile_backend = None  # the layers are compiled already
+    trainer_args.torch_compile = False  # the layers are compiled already
+    trainer_args.torch_compile_backend = None
     trainer_args.report_to = [name for name in training_args.report_to if name != "tensorboard"]
     if training_args.process_index == 0:
         clear_incomplete(output_dir)

@@ -42,7 +42,7 @@ from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArgumen
 from qwenvl.train.features import cache_features
 from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
-from qwenvl.train.plan import adapt_to_few_steps, report_plan
+from qwenvl.train.plan import plan_steps, report_plan
 from qwenvl.train.prepare import BasePlan, prepare
 from qwenvl.train.record import describe_effect, describe_processes, describe_samples
 from qwenvl.train.run import build_trainer, end_data_workers, run
@@ -68,9 +68,9 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     set_seed(training_args.seed)
     prepared = prepare(model_args, data_args, training_args)
     log_own_warnings()
+    plan_steps(prepared.data, data_args, training_args)
     arguments |= describe_samples(prepared.data) | describe_effect(prepared, training_args)
     check_data(prepared.data, arguments, resume_from, model_args)
-    adapt_to_few_steps(len(prepared.data.train_sampler), data_args, training_args)
     model = build_checked_model(model_args, training_args, prepared.base, resume_from)
     report_plan(model, prepared.data, data_args, training_args)
     if model_args.cache_vision_features:

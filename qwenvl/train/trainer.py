@@ -1,5 +1,6 @@
 """Transformers' Trainer with this project's batches, parameter groups, loss and checkpoints."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from peft import PeftModel
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -25,7 +26,7 @@ from qwenvl.data.packing import PackSampler
 from qwenvl.data.workers import ignore_signals
 from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
-from qwenvl.train.loss import supervised_loss, supervised_targets
+from qwenvl.train.finite import StepRecorder, StepValues
 from qwenvl.train.metrics import ThroughputMeter, gradient_norms
 from qwenvl.train.param_groups import build_param_groups
 from qwenvl.utils.distributed import sum_over_processes
@@ -57,7 +58,8 @@ class QwenVLTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(compute_loss_func=supervised_loss, callbacks=[checkpoints, *callbacks], **kwargs)
+        super().__init__(callbacks=[checkpoints, *callbacks], **kwargs)
+        self.loss_is_scaled_for_ga = True
         self.checkpoints = checkpoints
         self.train_sampler = train_sampler
         self.eval_sampler = eval_sampler
@@ -70,7 +72,8 @@ class QwenVLTrainer(Trainer):
         self._step_losses: list[torch.Tensor] = []
         self.optimizer_options: list[dict[str, Any]] = []
         self._learning_rates: dict[str, float] = {}
-        self._gradient_norms: dict[str, float] = {}
+        self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._steps = StepRecorder()
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; under DeepSpeed, with the accumulation steps of DeepSpeed's configuration.
@@ -119,7 +122,7 @@ class QwenVLTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """Read the batches of one optimizer step, and split off their metadata, which the model does not take."""
         started = time.perf_counter()
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(itertools.islice(epoch_iterator, num_batches))
         metas = [batch.pop("meta") for batch in batches]
         self.throughput.count(metas, waited=time.perf_counter() - started)
         self._step_indices = [index for meta in metas for index in meta.indices]
@@ -127,7 +130,14 @@ class QwenVLTrainer(Trainer):
         for meta in metas:
             for bad_sample in meta.bad:
                 self.bad_samples.report(bad_sample)
-        return batches, num_items
+        supervised = torch.full((), sum(meta.num_supervised for meta in metas), device=device, dtype=torch.float32)
+        if self._counts_tokens_of_all_processes:
+            supervised = self.accelerator.reduce(supervised, reduction="sum")
+        return [send_to_device(batch, device, non_blocking=True) for batch in batches], supervised
+
+    @property
+    def _counts_tokens_of_all_processes(self) -> bool:
+        return self.args.average_tokens_across_devices and self.args.world_size > 1
 
     # Optimizer
 
@@ -156,22 +166,30 @@ class QwenVLTrainer(Trainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except UserError as error:
-            raise UserError(f"{error}; samples of this step: {self._describe_samples()}") from error
+            raise UserError(f"{error}; samples of this step: {self._describe_samples(self._step_indices)}") from error
         self._step_losses.append(loss)
         if self.accelerator.sync_gradients:
             components = [options["component"] for options in self.optimizer_options]
             self._learning_rates = dict(zip(components, self.lr_scheduler.get_last_lr(), strict=True))
-            self._gradient_norms = {name: norm.item() for name, norm in gradient_norms(self.model).items()}
-            if self.is_deepspeed_enabled and (norm := self.model_wrapped.get_global_grad_norm()) is not None:
-                self._gradient_norms = {"all": float(norm)}  # DeepSpeed has freed the parameters' gradients by now
-            self._check_finite()
+            self._record_step()
         return loss
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the loss of a batch, whose images are normalized here, on the device."""
-        return super().compute_loss(model, self.normalized(inputs), *args, **kwargs)
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return this batch's share of the mean loss over the supervised tokens of all that one optimizer step reads.
+
+        `num_items_in_batch` counts them, over all processes and accumulation steps; the Trainer sums the shares.
+        """
+        outputs = model(**self.normalized(inputs))
+        loss = outputs["loss"] / num_items_in_batch.clamp(min=1)
+        if self._counts_tokens_of_all_processes:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
+        return (loss, outputs) if return_outputs else loss
 
     def normalized(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return a batch of the data loaders as the model takes it: images normalized, if they are uint8 levels."""
@@ -179,12 +197,24 @@ class QwenVLTrainer(Trainer):
             return inputs
         return {**inputs, "pixel_values": self.normalize_pixels(inputs["pixel_values"])}
 
-    def _check_finite(self) -> None:
-        loss = torch.stack(self._step_losses).sum().item()
-        norms = self._gradient_norms
+    def _record_step(self) -> None:
+        """Start to read this step's loss and gradient norms, and check those of the step before."""
+        norms = gradient_norms(self.model)
         if (scaler := self.accelerator.scaler) is not None:
             # In fp16 gradients are scaled up, and a step that overflows is left out: that is how the scale is found.
-            norms = self._gradient_norms = {name: norm / scaler.get_scale() for name, norm in norms.items()}
+            norms = {name: norm / scaler.get_scale() for name, norm in norms.items()}
+        if self.is_deepspeed_enabled and (norm := self.model_wrapped.get_global_grad_norm()) is not None:
+            # DeepSpeed has freed the parameters' gradients by now.
+            norms = {"all": torch.as_tensor(norm, device=self.args.device)}
+        self._gradient_norms = norms
+        values = {"loss": torch.stack(self._step_losses).sum()} | norms
+        self._check_finite(self._steps.record(self.state.global_step + 1, self._step_indices, values))
+
+    def _check_finite(self, step: StepValues | None) -> None:
+        if step is None:
+            return
+        norms = dict(step.values)
+        loss = norms.pop("loss")
         gradients_are_finite = self.args.fp16 or all(map(math.isfinite, norms.values()))
         if math.isfinite(loss) and gradients_are_finite:
             return
@@ -194,19 +224,20 @@ class QwenVLTrainer(Trainer):
         cause = f"; the encoder {of_encoder[0]} returned non-finite features" if of_encoder else ""
         remedy = "check its code and weights, and the samples" if of_encoder else "check them"
         raise UserError(
-            f"step {self.state.global_step + 1}: {what} is not finite{cause}; samples of this step: "
-            f"{self._step_indices} ({self._describe_samples()}); {remedy}, or lower the learning rates"
+            f"step {step.step}: {what} is not finite{cause}; samples of this step: "
+            f"{step.sample_indices} ({self._describe_samples(step.sample_indices)}); {remedy}, or lower the learning "
+            "rates"
         )
 
-    def _describe_samples(self, limit: int = 4) -> str:
-        locations = [self.train_dataset.records[index].where for index in self._step_indices[:limit]]
-        return ", ".join(locations) + (", ..." if len(self._step_indices) > limit else "")
+    def _describe_samples(self, indices: Sequence[int], limit: int = 4) -> str:
+        locations = [self.train_dataset.records[index].where for index in indices[:limit]]
+        return ", ".join(locations) + (", ..." if len(indices) > limit else "")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add learning rate and gradient norm of each component, throughput and memory to a training entry."""
         if "loss" in logs:
             logs |= {f"learning_rate_{component}": rate for component, rate in self._learning_rates.items()}
-            logs |= {f"grad_norm_{component}": norm for component, norm in self._gradient_norms.items()}
+            logs |= {f"grad_norm_{component}": norm.item() for component, norm in self._gradient_norms.items()}
             logs |= self.throughput.summary(self.args.device)
         if "train_samples_per_second" in logs:
             # The Trainer counts rows, and a row may be a pack of many samples. The last steps may not be logged yet.
@@ -236,6 +267,8 @@ class QwenVLTrainer(Trainer):
         https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L2270
         """
         evaluates, saves = self.control.should_evaluate, self.control.should_save
+        if evaluates or saves or self.control.should_log:
+            self._check_finite(self._steps.read())
         # Logged first, as training: it waits for the GPU.
         self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -285,15 +318,14 @@ class QwenVLTrainer(Trainer):
         model.eval()  # no chaining: https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/runtime/engine.py#L2889
         loss = correct = tokens = samples = 0.0
         for batch in dataloader:
-            meta, labels = batch.pop("meta"), batch.pop("labels")
+            meta = batch.pop("meta")
             for bad_sample in meta.bad:
                 self.bad_samples.report(bad_sample)
             with self.compute_loss_context_manager():
-                logits = model(**self.normalized(self._prepare_inputs(batch))).logits
-            targets = supervised_targets(labels.to(logits.device))
-            loss += F.cross_entropy(logits.float(), targets, reduction="sum").item()
-            correct += (logits.argmax(-1) == targets).sum().item()
-            tokens += len(targets)
+                sums = model(**self.normalized(self._prepare_inputs(batch)))
+            loss += sums["loss"].item()
+            correct += sums["correct"].item()
+            tokens += meta.num_supervised
             samples += meta.num_samples
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         loss, correct, tokens, samples = sum_over_processes([loss, correct, tokens, samples], self.args.device)
@@ -308,7 +340,9 @@ class QwenVLTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as the Trainer does; a full or failing disk raises `UserError` and leaves no partial checkpoint."""
         with self.disk.explain_errors():
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            self._check_finite(self._steps.read())
+            return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model (or adapter), the processor and the run's arguments, after checking the free disk space."""

@@ -225,14 +225,19 @@ class CustomVisionTower(PreTrainedModel):
         return unreachable
 
     def forward(
-        self, pixel_values: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        grid_thw: torch.Tensor,
+        layout: Sequence[tuple[int, int, int]] | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithDeepstackFeatures:
         """Encode images and videos; `grid_thw` (number of media, 3) counts frames, rows and columns of tokens.
 
+        `layout` is the same as a list, which spares the GPU a wait.
         `pooler_output` is (all tokens, D_llm) in the order of the media, `last_hidden_state` (all tokens, D_vis).
         Raises `UserError` if pixels, grid and features do not agree.
         """
-        grids = [tuple(grid) for grid in grid_thw.tolist()]
+        grids = grids_of(grid_thw) if layout is None else layout
         if pixel_values.ndim == 3:
             features = self._check_cached_features(pixel_values, grids)
         else:
@@ -322,6 +327,11 @@ class CustomVisionTower(PreTrainedModel):
         mean = torch.tensor(made["mean"], device=rows.device).view(3, 1, 1)
         std = torch.tensor(made["std"], device=rows.device).view(3, 1, 1)
         return (frames.float() * std + mean) * WHITE
+
+
+def grids_of(grid_thw: torch.Tensor) -> list[tuple[int, int, int]]:
+    """Return the frames, rows and columns of tokens of each medium, from (number of media, 3)."""
+    return [tuple(grid) for grid in grid_thw.tolist()]
 
 
 def _tied_names(tower: PreTrainedModel) -> dict[str, str]:

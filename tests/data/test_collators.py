@@ -16,6 +16,7 @@ from qwenvl.data.collators import (
 )
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.labels import IGNORE_INDEX
+from qwenvl.model.forward import hidden_states
 
 BAD = BadSample("test.json", "row 4", "/gone.png", "no such file")
 
@@ -44,18 +45,26 @@ def samples(encoder: RecordEncoder, every_kind: dict[str, Record]) -> list[Sampl
 
 @pytest.fixture(scope="module")
 def flatten(encoder: RecordEncoder) -> FlattenedDataCollatorForSupervisedDataset:
-    return FlattenedDataCollatorForSupervisedDataset(encoder.blank_samples())
+    return FlattenedDataCollatorForSupervisedDataset(encoder.blank_samples(), placeholders=encoder.placeholders)
 
 
 @pytest.fixture(scope="module")
 def pad(encoder: RecordEncoder, processor: ProcessorMixin) -> DataCollatorForSupervisedDataset:
-    return DataCollatorForSupervisedDataset(encoder.blank_samples(), pad_token_id=processor.tokenizer.pad_token_id)
+    return DataCollatorForSupervisedDataset(
+        encoder.blank_samples(), placeholders=encoder.placeholders, pad_token_id=processor.tokenizer.pad_token_id
+    )
 
 
 @torch.no_grad()
 def kept_logits(model: PreTrainedModel, batch: dict) -> torch.Tensor:
     """Return the logits of the positions that predict a supervised token, (T, V)."""
-    return model(**{key: value for key, value in batch.items() if key not in ("meta", "labels")}).logits
+    return logits_of(model, batch)
+
+
+def logits_of(model: PreTrainedModel, batch: dict) -> torch.Tensor:
+    """Return the logits of the supervised positions, (T, V), by the forward pass of training."""
+    inputs = {key: value for key, value in batch.items() if key not in ("meta", "supervised_rows", "targets")}
+    return model.lm_head(hidden_states(model.model, **inputs).flatten(0, 1)[batch["supervised_rows"]])
 
 
 def text_samples(*lengths: int) -> list[Sample]:
@@ -101,13 +110,11 @@ def test_logits_are_kept_for_exactly_the_supervised_tokens_and_never_across_samp
     samples = text_samples(4, 2, 6)
     samples[1]["labels"] = samples[1]["input_ids"].clone()  # supervised from its first token on, which nothing predicts
     flat = flatten(samples)
-    assert flat["logits_to_keep"][0].nonzero().flatten().tolist() == [1, 2, 4, 8, 9, 10]
-    predicted = flat["labels"][0, 1:][flat["logits_to_keep"][0, :-1]]
-    assert predicted.tolist() == [2, 3, 101, 203, 204, 205]
-    rows = pad(samples)
-    assert [row.nonzero().flatten().tolist() for row in rows["logits_to_keep"]] == [[1, 2], [0], [2, 3, 4]]
-    assert rows["labels"][:, 1:][rows["logits_to_keep"][:, :-1]].tolist() == predicted.tolist()
-    assert not flat["logits_to_keep"][0, -1] and not rows["logits_to_keep"][:, -1].any()
+    assert flat["supervised_rows"].tolist() == [1, 2, 4, 8, 9, 10]
+    assert flat["targets"].tolist() == [2, 3, 101, 203, 204, 205]
+    rows = pad(samples)  # three rows of six tokens
+    assert rows["supervised_rows"].tolist() == [1, 2, 6, 14, 15, 16]
+    assert rows["targets"].tolist() == flat["targets"].tolist()
 
 
 def test_a_flattened_row_restarts_positions_and_marks_boundaries(
@@ -134,7 +141,7 @@ def test_padded_rows_are_masked_on_the_right(pad: DataCollatorForSupervisedDatas
     batch = pad(text_samples(2, 4))
     assert batch["input_ids"].tolist() == [[0, 1, pad.pad_token_id, pad.pad_token_id], [100, 101, 102, 103]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, 1, -100, -100], [-100, -100, 102, 103]]
+    assert batch["targets"].tolist() == [1, 102, 103]
     assert batch["position_ids"].shape == (4, 2, 4)
     assert batch["position_ids"][:, 1].tolist() == [[0, 1, 2, 3]] * 4
     assert batch["meta"].num_padding == 2
@@ -152,8 +159,21 @@ def test_media_are_joined_in_the_order_of_their_samples_whatever_their_shape(
     assert flatten(images)["pixel_values"].shape == (3, 3, 5, 5)
 
 
+def test_the_placeholders_of_each_kind_are_found_in_the_flattened_tokens(
+    pad: DataCollatorForSupervisedDataset, samples: list[Sample]
+):
+    batch = replace(pad, layout_of=lambda grids: grids.tolist())(samples)
+    for kind, token in pad.placeholders.items():
+        assert (batch["input_ids"].flatten()[batch[f"{kind}_rows"]] == token).all()
+        assert len(batch[f"{kind}_rows"]) == (batch["input_ids"] == token).sum()
+    assert batch["layouts"] == {
+        "image": batch["image_grid_thw"].tolist(),
+        "video": batch["video_grid_thw"].tolist(),
+    }
+
+
 def test_a_batch_without_media_has_no_media_keys(flatten: FlattenedDataCollatorForSupervisedDataset):
-    assert flatten(text_samples(3)).keys() == {"input_ids", "labels", "position_ids", "logits_to_keep", "meta"}
+    assert flatten(text_samples(3)).keys() == {"input_ids", "position_ids", "supervised_rows", "targets", "meta"}
 
 
 def test_a_batch_describes_itself(flatten: FlattenedDataCollatorForSupervisedDataset):
@@ -194,7 +214,7 @@ def test_dummies_change_no_logit_and_give_the_tower_a_gradient_of_zero(
     chosen = [samples[6], samples[8]]
     expected = kept_logits(model, plain(chosen))
     batch = replace(plain, required_kinds=("image", "video"))(chosen)
-    logits = model(**{key: value for key, value in batch.items() if key not in ("meta", "labels")}).logits
+    logits = logits_of(model, batch)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     model.zero_grad()
     logits.sum().backward()

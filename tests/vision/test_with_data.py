@@ -14,9 +14,11 @@ from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
 from qwenvl.data.media.image_reader import ImageReader
 from qwenvl.data.media.images import load_image
+from qwenvl.model.forward import hidden_states
 from qwenvl.vision import EncoderOptions, Preprocessing
 from qwenvl.vision.preprocessing import Geometry, TokenRule
 from qwenvl.vision.processing import CustomVisionImageProcessor
+from qwenvl.vision.tower import grids_of
 from tests.vision.small_encoders import swap, with_encoder
 
 TOWERS = {
@@ -73,9 +75,11 @@ def test_padded_and_packed_batches_give_the_logits_of_single_samples(standin, re
     model, processor = swap(standin, TOWERS[tower])
     model.config.use_cache = model.config.text_config.use_cache = False
     made = samples(processor, records)
-    blanks = RecordEncoder(processor).blank_samples()
-    padded = DataCollatorForSupervisedDataset(blanks, [], processor.tokenizer.pad_token_id)
-    packed = FlattenedDataCollatorForSupervisedDataset(blanks, [], False)
+    encoder = RecordEncoder(processor)
+    blanks, placeholders = encoder.blank_samples(), encoder.placeholders
+    pad_token_id = processor.tokenizer.pad_token_id
+    padded = DataCollatorForSupervisedDataset(blanks, placeholders=placeholders, pad_token_id=pad_token_id)
+    packed = FlattenedDataCollatorForSupervisedDataset(blanks, placeholders=placeholders, layout_of=grids_of)
     alone = torch.cat([_logits(model, padded([sample])) for sample in made])
     assert torch.allclose(_logits(model, padded(made)), alone, atol=1e-4)
     assert torch.allclose(_logits(model, packed(made)), alone, atol=1e-4)
@@ -83,8 +87,8 @@ def test_padded_and_packed_batches_give_the_logits_of_single_samples(standin, re
 
 @torch.no_grad()
 def _logits(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    inputs = {key: value for key, value in batch.items() if key not in ("meta", "labels")}
-    return model(**inputs).logits.flatten(0, -2)
+    inputs = {key: value for key, value in batch.items() if key not in ("meta", "supervised_rows", "targets")}
+    return model.lm_head(hidden_states(model.model, **inputs).flatten(0, 1)[batch["supervised_rows"]])
 
 
 def shaded(size: tuple[int, int]) -> Image.Image:
