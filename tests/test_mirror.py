@@ -8,7 +8,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE, TESTS = REPOSITORY / "qwenvl", REPOSITORY / "tests"
 
 
-# Modules without a test file of their name, with what tests them instead. This list may only become shorter.
+# Folders of tests that are of no room of the package.
+OTHER_FOLDERS = ("demo", "gpu", "reliability")
+
+
 def _modules() -> list[Path]:
     """Return the modules of the package relative to its folder; a package's `__init__` is tested with its modules."""
     return [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
@@ -29,8 +32,4 @@ def test_each_module_has_a_test_file_of_its_name(module: Path) -> None:
 
 def test_each_folder_of_tests_is_a_folder_of_the_repository() -> None:
     folders = [path.relative_to(TESTS) for path in TESTS.rglob("*") if path.is_dir() and any(path.glob("test_*.py"))]
-    assert not [
-        folder
-        for folder in folders
-        if not (PACKAGE / folder).is_dir() and str(folder) not in ("demo", "gpu", "reliability")
-    ]
+    assert not [each for each in folders if not (PACKAGE / each).is_dir() and str(each) not in OTHER_FOLDERS]
