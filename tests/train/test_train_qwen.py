@@ -111,10 +111,10 @@ def test_evaluation_gives_the_training_loss_of_the_same_samples(run_training: Ru
 
 
 def test_images_normalized_on_the_device_give_the_losses_of_images_normalized_by_the_processor(
-    train_here: Callable[..., QwenVLTrainer], pictures: Path, monkeypatch: pytest.MonkeyPatch
+    train_here: Callable[..., QwenVLTrainer], image_records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def history(name: str) -> tuple[torch.dtype, list[tuple[float | None, float | None]]]:
-        trainer = train_here(name, eval_dataset_use=pictures, eval_strategy="steps", eval_steps=1)
+        trainer = train_here(name, eval_dataset_use=image_records, eval_strategy="steps", eval_steps=1)
         image = trainer.train_dataset.encoder.blank_samples()["image"]["pixel_values"]
         return image.dtype, [(entry.get("loss"), entry.get("eval_loss")) for entry in trainer.state.log_history]
 

@@ -17,7 +17,8 @@ from qwenvl.data.media.videos import VideoInfo
 logger = logging.getLogger(__name__)
 
 CACHE_FILE = "media_sizes.sqlite"
-_LAYOUT = 1
+# To be raised when the tables change, or what is read of a file.
+_LAYOUT = 2
 # In WAL mode processes share memory, which those of several hosts cannot (https://www.sqlite.org/wal.html).
 _LOCAL_FILE_SYSTEMS = frozenset(
     ("apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "ntfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")

@@ -12,6 +12,10 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+# Formats of which FFmpeg guesses packet times, differently after a seek; their frames are counted from the start.
+# AVI stores no times at all, and program streams and ASF none for some of the frames.
+_GUESSED_TIMES = frozenset(("avi", "mpeg", "asf"))
+
 
 class DecodeError(Exception):
     """A video that cannot be decoded; the message is the reason without the path."""
@@ -64,13 +68,13 @@ class VideoReader:
         if not packets:
             raise DecodeError("the video stream holds no frames")
         self._num_frames = len(packets)
-        # AVI stores no times; what FFmpeg reports instead are those of decoding.
-        if self._container.format.name == "avi" or any(each.pts is None for each in packets):
+        container_format = self._container.format.name
+        if container_format == "avi" or any(each.pts is None for each in packets):
             packets = []
         packets.sort(key=lambda each: each.pts)
         self._starts = [each.pts for each in packets]
-        self._keyframes = [each.pts for each in packets if each.is_keyframe]
-        self._has_unique_times = len(set(self._starts)) == self._num_frames
+        self._keyframes = [each for each in packets if each.is_keyframe]
+        self._can_seek = container_format not in _GUESSED_TIMES and len(set(self._starts)) == self._num_frames
         # Where frames are not decoded in the order in which they are shown, durations are those between decoding times.
         is_in_order = all(each.pts == each.dts for each in packets)
         self._last_duration = packets[-1].duration if packets and is_in_order else 0
@@ -99,7 +103,7 @@ class VideoReader:
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """Return frames by their numbers, uint8 (T, H, W, 3) in RGB; raises `DecodeError` for one that is missing."""
         wanted = sorted(set(indices))
-        found = self._seek_frames(wanted) if self._has_unique_times else self._count_frames(wanted)
+        found = self._seek_frames(wanted) if self._can_seek else self._count_frames(wanted)
         missing = [index for index in wanted if index not in found]
         if missing:
             raise DecodeError(f"frame {missing[0]} of {len(self)} cannot be decoded")
@@ -110,7 +114,7 @@ class VideoReader:
     def _seek_frames(self, wanted: Sequence[int]) -> dict[int, np.ndarray]:
         """Return frames by their times, decoded from the keyframe before each or, where that fails, from the start."""
         found: dict[int, np.ndarray] = {}
-        for number, group in groupby(wanted, lambda index: bisect_right(self._keyframes, self._starts[index])):
+        for number, group in groupby(wanted, self._count_keyframes):
             if number:
                 found |= self._take_frames(self._packets_from(self._keyframes[number - 1]), list(group))
         missing = [index for index in wanted if index not in found]
@@ -120,15 +124,23 @@ class VideoReader:
             found |= self._take_frames(self._container.demux(self._stream), missing)
         return found
 
-    def _packets_from(self, keyframe: int) -> Iterator[av.Packet]:
-        """Return the packets from the keyframe of this time, or an earlier one; none where the seek ends elsewhere."""
-        self._container.seek(keyframe, stream=self._stream)
-        # A seek in MPEG-TS or WMV may end between keyframes, where some decoders make up missing references.
-        packets = dropwhile(lambda packet: not packet.is_keyframe, self._container.demux(self._stream))
-        first = next(packets, None)
-        if first is None or first.pts is None or first.pts > keyframe:
-            return iter(())
-        return chain([first], packets)
+    def _count_keyframes(self, index: int) -> int:
+        """Return the number of keyframes up to a frame."""
+        return bisect_right(self._keyframes, self._starts[index], key=lambda each: each.pts)
+
+    def _packets_from(self, keyframe: _PacketTimes) -> Iterator[av.Packet]:
+        """Return the packets from a keyframe, or an earlier one; none where seeking does not lead there."""
+        # MPEG-TS is searched for the time of decoding, Matroska for that of showing.
+        for time in (keyframe.pts, keyframe.dts):
+            if time is None:
+                continue
+            self._container.seek(time, stream=self._stream)
+            # Between keyframes some decoders make up the references that are missing.
+            packets = dropwhile(lambda packet: not packet.is_keyframe, self._container.demux(self._stream))
+            first = next(packets, None)
+            if first is not None and first.pts is not None and first.pts <= keyframe.pts:
+                return chain([first], packets)
+        return iter(())
 
     def _take_frames(self, packets: Iterable[av.Packet], wanted: Sequence[int]) -> dict[int, np.ndarray]:
         """Decode packets up to the last frame of `wanted`, or one that is shown later."""
@@ -142,7 +154,7 @@ class VideoReader:
         return found
 
     def _count_frames(self, wanted: Sequence[int]) -> dict[int, np.ndarray]:
-        """Return frames by counting all from the beginning, for files in which a frame has no time of its own."""
+        """Return frames by counting all from the beginning, for files in which times do not identify frames."""
         self.close()
         self._open()
         numbers = set(wanted)

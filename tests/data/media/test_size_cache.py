@@ -101,6 +101,16 @@ def test_a_file_that_breaks_behind_its_header_is_rebuilt(tmp_path: Path, caplog:
     assert len(caplog.records) == 1
 
 
+def test_videos_that_another_version_has_read_are_read_again(tmp_path: Path):
+    with SizeCache(tmp_path) as cache:
+        cache.add("video", [("/a.mp4", STAMP, VideoInfo(3, 25.0, 48, 64))])
+    connection = sqlite3.connect(tmp_path / CACHE_FILE)
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with SizeCache(tmp_path) as cache:
+        assert cache.find("video", ["/a.mp4"], [STAMP]) == [None]
+
+
 def test_a_file_of_another_layout_is_rebuilt(tmp_path: Path):
     connection = sqlite3.connect(tmp_path / CACHE_FILE)
     connection.executescript("CREATE TABLE image (path); PRAGMA user_version = 99")

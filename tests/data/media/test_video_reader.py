@@ -94,8 +94,11 @@ KINDS = {
     "flash.flv": {"options": B_FRAMES},
     "stream.ts": {"options": B_FRAMES},
     "mpeg2.ts": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+    "mpeg4.ts": {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}},
+    "mpeg1.mpg": {"codec": "mpeg1video", "options": {"bf": "2", "g": "12"}},
     "program.mpg": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
     "windows.wmv": {"codec": "wmv2"},
+    "h264.wmv": {"options": B_FRAMES},
 }
 
 
@@ -109,7 +112,8 @@ def test_the_frames_are_those_asked_for(tmp_path: Path, name: str):
         np.testing.assert_array_equal(read(path, [index]), expected[[index]])
 
 
-@pytest.mark.parametrize("name", KINDS)
+# FFmpeg finds no rate in the short mpeg4.ts.
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "mpeg4.ts"])
 def test_a_video_is_sampled_as_its_header_says(tmp_path: Path, name: str):
     path = write(tmp_path / name, **KINDS[name])
     info, processor = video_info(path), Qwen3VLVideoProcessor(fps=4, min_frames=2)
