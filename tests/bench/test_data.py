@@ -1,5 +1,6 @@
 """The data benchmark: it runs at a small size and says what was measured where."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ def test_the_benchmark_prints_its_command_machine_versions_and_numbers(standin: 
     output = capsys.readouterr().out
     for told in ("command: python tools/bench_data.py", "machine:", "versions:", "one core", "all but the first scan"):
         assert told in output
+    for told in ("64 pixels, whole and as float32, 1 workers", "64 pixels, as in training, 1 workers"):
+        assert told in output
+    assert re.search(r"64 pixels, difference of the two +0.00 of 255 levels on average, at most 0\n", output)
 
 
 def test_made_up_films_are_the_same_every_time_and_as_large_as_asked(tmp_path: Path):
