@@ -3,25 +3,30 @@
 import argparse
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch.utils.data import DataLoader
 
 from qwenvl.bench.synthetic_xrays import write_records, write_xrays
 from qwenvl.data import load_datasets
-from qwenvl.data.annotations import BadSampleTracker
+from qwenvl.data.annotations import BadSampleTracker, Record
 from qwenvl.data.collators import FlattenedDataCollatorForSupervisedDataset
 from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.data.encoding import RecordEncoder
 from qwenvl.data.lengths import TokenCounter, read_media_sizes
+from qwenvl.data.media.image_reader import ImageReader
 from qwenvl.data.media.images import load_image
 from qwenvl.data.packing import PackSampler, SampleRef, plan_packs
 from qwenvl.model.build import load_processor
 
 _PLANNING_SIDE = 512
+_COMPARED = 8
+# Pixels of the stand-in's processor, as of Qwen3-VL's, lie in -1..1.
+_LEVELS_OF_ONE = 127.5
 
 
 class Stopwatch:
@@ -84,11 +89,10 @@ def bench_loading(
         what = f"{longest_side} pixels, {how}"
         dataset = SupervisedDataset(records, counts, packs, encoder)
         rows.append((f"{what}, one core", f"{_images_per_core_second(dataset):.1f} /s"))
-        rate, core_rate, num_bytes = _time_workers(dataset, options.workers)
-        speed = f"{rate:.1f} /s, {core_rate:.1f} /s and core, {num_bytes / 1e6:.1f} MB an image"
-        rows.append((f"{what}, {options.workers} workers", speed))
+        rows.append((f"{what}, {options.workers} workers", _time_workers(dataset, options.workers)))
     return [
         *rows,
+        (f"{longest_side} pixels, difference of the two", _difference(processor, records)),
         (f"tokens per sample, mean (at most {options.max_pixels} pixels)", f"{counts.total.mean():.0f}"),
     ]
 
@@ -102,24 +106,42 @@ def _images_per_core_second(dataset: SupervisedDataset) -> float:
     return len(dataset) / (time.process_time() - started)
 
 
-def _time_workers(dataset: SupervisedDataset, num_workers: int) -> tuple[float, float, float]:
-    """Return images a second, images for each second of processor time of all processes, and bytes of an image."""
+def _time_workers(dataset: SupervisedDataset, num_workers: int) -> str:
+    """Describe the loading of all samples: rates, and what one costs the main process, which copies its pixels once.
+
+    The copy stands for the one into pinned memory, for which this machine may have no GPU.
+    """
     collator = FlattenedDataCollatorForSupervisedDataset(dataset.encoder.blank_samples())
     sampler = PackSampler(dataset.packs, 1, 1, 0, 0, dataset.lengths)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=num_workers)
-    started, busy = time.perf_counter(), _processor_seconds()
-    num_bytes = sum(batch["pixel_values"].nbytes for batch in loader)
+    before = time.perf_counter(), *map(_processor_seconds, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    num_bytes = sum(batch["pixel_values"].clone().nbytes for batch in loader)
+    after = time.perf_counter(), *map(_processor_seconds, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    waited, main, workers = (end - start for start, end in zip(before, after, strict=True))
+    count = len(dataset)
     return (
-        len(dataset) / (time.perf_counter() - started),
-        len(dataset) / (_processor_seconds() - busy),
-        num_bytes / len(dataset),
+        f"{count / waited:.1f} /s, {count / (main + workers):.1f} /s and core, {num_bytes / count / 1e6:.1f} MB and "
+        f"{1000 * main / count:.2f} ms of the main process an image"
     )
 
 
-def _processor_seconds() -> float:
-    """Return the processor time of this process and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def _difference(processor: transformers.ProcessorMixin, records: Sequence[Record]) -> str:
+    """Describe how far the pixels that the model gets are from those of images that are decoded whole."""
+    differences = []
+    for record in records[:_COMPARED]:
+        (whole,), (read,) = (
+            [processor.image_processor([load(path)], return_tensors="pt")["pixel_values"] for path in record.images]
+            for load in (load_image, ImageReader(processor.image_processor))
+        )
+        differences.append((whole - read).abs().flatten() * _LEVELS_OF_ONE)
+    levels = torch.cat(differences)
+    return f"{levels.mean():.2f} of 255 levels on average, at most {levels.max():.0f}"
+
+
+def _processor_seconds(whose: int) -> float:
+    """Return the processor time of this process, or of its children that have ended."""
+    usage = resource.getrusage(whose)
+    return usage.ru_utime + usage.ru_stime
 
 
 def find_model(folder: str | None, scratch: Path) -> str:

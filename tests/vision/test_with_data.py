@@ -34,6 +34,7 @@ POLICIES = {
     "crop to another shape after a larger edge": Preprocessing(48, 80, resize_edge=56, rounded_cut=True),
     "squash": Preprocessing(64, 48, resize="squash", interpolation="bilinear"),
     "squash and cut": Preprocessing(64, 64, resize="squash", resize_edge=72),
+    "squash by another filter": Preprocessing(64, 48, resize="squash", interpolation="nearest-exact"),
     "pad": Preprocessing(64, 64, resize="pad", mean=(0.4, 0.5, 0.6)),
     "native": Preprocessing(resize="native", min_pixels=16 * 16, max_pixels=80 * 80),
     "naflex": Preprocessing(resize="naflex", max_pixels=80 * 80),
