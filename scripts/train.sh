@@ -71,7 +71,7 @@ VIDEO_MIN_PIXELS        video_min_pixels
 BAD_SAMPLE_POLICY       bad_sample_policy
 MAX_BAD_SAMPLES         max_bad_samples
 ATTENTION               attn_implementation
-GRADIENT_CHECKPOINTING  gradient_checkpointing          True
+GRADIENT_CHECKPOINTING  gradient_checkpointing
 TORCH_COMPILE           torch_compile
 NUM_WORKERS             dataloader_num_workers
 SAVE_STEPS              save_steps

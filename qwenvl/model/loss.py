@@ -16,7 +16,7 @@ from qwenvl.model.forward import hidden_states
 LossAndGradient = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 # Positions whose logits exist at a time: (1024, 151936) are 0.3 GiB in bf16, and twice that in float32.
-_ROWS_AT_A_TIME = 1024
+ROWS_AT_A_TIME = 1024
 
 
 class SupervisedHead(nn.Linear):
@@ -96,8 +96,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(states) if needs_hidden else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         with torch.autocast(weight.device.type, enabled=False):
-            for start in range(0, len(targets), _ROWS_AT_A_TIME):
-                piece = slice(start, start + _ROWS_AT_A_TIME)
+            for start in range(0, len(targets), ROWS_AT_A_TIME):
+                piece = slice(start, start + ROWS_AT_A_TIME)
                 logits = F.linear(states[piece], weight)
                 if not (needs_hidden or needs_weight):
                     correct += (logits.argmax(-1) == targets[piece]).sum()

@@ -17,7 +17,7 @@ from qwenvl.errors import UserError
 from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, BuildArguments, ModelArguments
 from qwenvl.model.attention import resolve_attention
 from qwenvl.train.flag_checks import check_flags, check_machine, check_samples_per_step, warn_of_worst_model
-from qwenvl.train.flag_rules import split_names
+from qwenvl.train.flag_rules import read_choice, split_names
 from qwenvl.utils.cli import OneLineErrors
 from qwenvl.utils.distributed import is_one_of_several_without_gpu, join_deepspeed_processes_on_cpu
 from qwenvl.utils.json_text import parse_json, read_json
@@ -51,6 +51,13 @@ class TrainingArguments(BuildArguments):
             "True, False, or auto, which compiles on a GPU if the run is long enough to win by it."
         },
     )
+    gradient_checkpointing: str = field(
+        default="auto",
+        metadata={
+            "help": "Recompute each layer's activations in the backward pass, which saves most of the memory and costs "
+            "a quarter of the speed: True, False, or auto, which does so on a GPU that has too little memory for them."
+        },
+    )
     samples_per_step: int | None = field(
         default=None,
         metadata={
@@ -82,7 +89,7 @@ class TrainingArguments(BuildArguments):
 
     def __post_init__(self) -> None:
         self._check_deepspeed_file()
-        self._read_torch_compile()
+        self._read_choices()
         if self.samples_per_step is not None:
             check_samples_per_step(self.samples_per_step, self.gradient_accumulation_steps)
         if self.warmup_ratio is not None:
@@ -96,8 +103,8 @@ class TrainingArguments(BuildArguments):
             self.activation_checkpointing = self.gradient_checkpointing
         if self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
-            self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        if self.activation_checkpointing:
+            self.checkpoint_activations()
         self.label_names = ["labels"]
         if is_one_of_several_without_gpu():
             # Accelerate finds no backend without a GPU unless it is told to use the CPU, and each process would train
@@ -113,14 +120,21 @@ class TrainingArguments(BuildArguments):
         except (ValueError, ImportError) as error:
             raise UserError(f"training arguments: {' '.join(str(error).split())}") from error
 
-    def _read_torch_compile(self) -> None:
-        """Turn "auto" into False and `compiles_if_it_pays`, because Transformers wants a truth value."""
-        choice = str(self.torch_compile).lower()
-        if choice not in ("auto", "true", "false"):
-            raise UserError(f"--torch_compile {self.torch_compile}: expected auto, True or False")
+    def _read_choices(self) -> None:
+        """Turn "auto" into False and a note that `train.plan` decides, because Transformers wants truth values."""
+        compiles = read_choice("torch_compile", self.torch_compile)
         asks_for_more = self.torch_compile_backend is not None or self.torch_compile_mode is not None
-        self.compiles_if_it_pays = choice == "auto" and not asks_for_more
-        self.torch_compile = choice == "true"
+        self.compiles_if_it_pays = compiles is None and not asks_for_more
+        self.torch_compile = bool(compiles)
+        checkpoints = read_choice("gradient_checkpointing", self.gradient_checkpointing)
+        self.checkpoints_if_needed = checkpoints is None and self.activation_checkpointing is None
+        self.gradient_checkpointing = bool(checkpoints)
+
+    def checkpoint_activations(self) -> None:
+        """Switch gradient checkpointing on, under both of its names."""
+        self.gradient_checkpointing = self.activation_checkpointing = True
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = {"use_reentrant": False}
 
     def _check_deepspeed_file(self) -> None:
         if self.deepspeed and self.use_cpu:
@@ -193,7 +207,7 @@ class FlagParser(OneLineErrors, HfArgumentParser):
         """
         if names[0] in ("--liger_kernel_config", "--parallelism_config"):
             kwargs["type"] = str
-        if names[0] == "--torch_compile":
+        if names[0] in ("--torch_compile", "--gradient_checkpointing"):
             kwargs |= {"nargs": "?", "const": "True"}
         return super().add_argument(*names, **kwargs)
 

@@ -14,7 +14,7 @@ import transformers
 from transformers.integrations import get_available_reporting_integrations
 
 from qwenvl.errors import UserError
-from qwenvl.train.flag_rules import ACTS, FLAG_RULES, Flags, Needs, Refused
+from qwenvl.train.flag_rules import ACTS, FLAG_RULES, Flags, Needs, Refused, read_choice
 from qwenvl.train.optimizers import check_optimizer_name
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,8 @@ def _check_json(name: str, text: Any, example: str) -> None:
 def _check_checkpointing(flags: Flags) -> None:
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
-        if flags.get(old) is not None and flags.get(new) is not None and flags[old] != flags[new]:
+        values = [flags[old] if suffix else read_choice(old, flags[old]), flags[new]]
+        if None not in values and values[0] != values[1]:
             raise UserError(f"--{old} {flags[old]} and --{new} {flags[new]} are the same setting; give one of them")
 
 

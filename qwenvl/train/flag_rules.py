@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwenvl.errors import UserError
 from qwenvl.train.optimizers import MEASURED_SCHEDULES, OPTIM_ARGS, WITHOUT_BETAS, WITHOUT_SETTINGS, WITHOUT_WARMUP
 
 # The values of all flags, by name, as they were given.
@@ -40,9 +41,19 @@ def split_names(value: str | list[str] | None) -> list[str]:
     return [name.strip() for item in items for name in item.split(",") if name.strip()]
 
 
+def read_choice(name: str, value: str | bool) -> bool | None:
+    """Return the truth value of a flag, or None for "auto"; raises `UserError` for any other value."""
+    choices = {"auto": None, "true": True, "false": False}
+    if str(value).lower() not in choices:
+        raise UserError(f"--{name} {value}: expected auto, True or False")
+    return choices[str(value).lower()]
+
+
 def _checkpoints_activations(flags: Flags) -> bool:
+    """Whether activations are recomputed, or may turn out to be."""
     new = flags["activation_checkpointing"]
-    return bool(flags["gradient_checkpointing"] if new is None else new)
+    old = read_choice("gradient_checkpointing", flags["gradient_checkpointing"])
+    return (old is not False) if new is None else bool(new)
 
 
 _EVALUATION = Needs("--eval_strategy steps or epoch", lambda flags: flags["eval_strategy"] != "no")

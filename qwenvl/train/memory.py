@@ -7,13 +7,13 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from qwenvl.data.summary import DataSummary
 from qwenvl.model.components import component_sizes
+from qwenvl.model.loss import ROWS_AT_A_TIME
 from qwenvl.utils.zero3 import full_numel
 
 _GIB = 2**30
 # The CUDA context, the kernels' workspaces and the allocator's rounding, beside the tensors.
 _OVERHEAD_GIB = 1.5
-# Per supervised token and vocabulary entry: logits and their gradient, both float32 as Accelerate returns them.
-# DeepSpeed keeps them in the model's precision.
+# Per entry of a piece of the logits, beside the logits and their gradient in the model's precision: both in float32.
 _LOGIT_BYTES = 4 + 4
 # Under ZeRO-3: parameters that are gathered at a time, DeepSpeed's default of stage3_max_live_parameters.
 _LIVE_WEIGHTS = 10**9
@@ -46,14 +46,15 @@ def estimate_memory(
     batch: BatchShape,
     *,
     gradient_checkpointing: bool,
+    compiled: bool = False,
     sharding: Sharding | None = None,
 ) -> dict[str, float]:
     """Estimate the peak GPU memory of one process, in GiB: its parts by name, and their sum under "total".
 
     AdamW keeps two float32 moments, and a trainable weight and its gradient are float32 too. Activations are counted
     per layer: all that the backward pass of one layer reads, times the layers that keep it; with gradient
-    checkpointing every layer keeps only its input. The constants were fitted to the runs that `docs/benchmarks.md`
-    names.
+    checkpointing every layer keeps only its input. Logits exist for a piece of the supervised tokens at a time. The
+    constants were fitted to the runs that `docs/benchmarks.md` names.
     """
     sharding = sharding or Sharding()
     sizes = component_sizes(model)
@@ -63,7 +64,7 @@ def estimate_memory(
         weights += trainable * 4 / sharding.processes  # the float32 copy that DeepSpeed keeps beside the model
     config = model.config
     element_size = next(p.element_size() for p in model.parameters() if not p.requires_grad or p.element_size() == 4)
-    text = _text_activations(config.text_config, batch.tokens, element_size, gradient_checkpointing)
+    text = _text_activations(config.text_config, batch.tokens, element_size, gradient_checkpointing, compiled)
     vision = _vision_activations(
         config.vision_config,
         batch.patches,
@@ -73,14 +74,15 @@ def estimate_memory(
     if sharding.zero_stage == 3:
         num_weights = sum(size.total for size in sizes.values())
         weights = weights / sharding.processes + min(num_weights, _LIVE_WEIGHTS) * element_size
-    logit_bytes = 2 * element_size if sharding.zero_stage else _LOGIT_BYTES
     parts = {
         "weights": weights,
         "gradients": sharding.share(trainable * 4, 2),
         "optimizer": sharding.share(trainable * 8, 1),
         # The encoder's working memory is free again at the language model's peak.
         "activations": max(text, vision),
-        "logits": batch.supervised * config.text_config.vocab_size * logit_bytes,
+        "logits": min(batch.supervised, ROWS_AT_A_TIME)
+        * config.text_config.vocab_size
+        * (_LOGIT_BYTES + 2 * element_size),
     }
     estimate = {name: num_bytes / _GIB for name, num_bytes in parts.items()} | {"overhead": _OVERHEAD_GIB}
     return estimate | {"total": sum(estimate.values())}
@@ -90,22 +92,44 @@ def memory_table(
     model: nn.Module, summary: DataSummary, training_args: TrainingArguments, sharding: Sharding
 ) -> list[tuple[str, ...]]:
     """Return the rows of a text table: the estimate for the largest micro-batch of a run, its sum last."""
-    memory = estimate_memory(
-        model,
-        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
-        gradient_checkpointing=bool(training_args.activation_checkpointing),
-        sharding=sharding,
-    )
+    memory = _estimate(model, summary, training_args, sharding, bool(training_args.activation_checkpointing))
     return [("GPU memory of a process", "GiB"), *((name, f"{gib:.2f}") for name, gib in memory.items())]
 
 
-def _text_activations(config: PreTrainedConfig, tokens: int, element_size: int, checkpointed: bool) -> float:
+def estimate_total(
+    model: nn.Module, summary: DataSummary, training_args: TrainingArguments, sharding: Sharding
+) -> float:
+    """Return the estimate in GiB for the largest micro-batch of a run that keeps all activations."""
+    return _estimate(model, summary, training_args, sharding, gradient_checkpointing=False)["total"]
+
+
+def _estimate(
+    model: nn.Module,
+    summary: DataSummary,
+    training_args: TrainingArguments,
+    sharding: Sharding,
+    gradient_checkpointing: bool,
+) -> dict[str, float]:
+    return estimate_memory(
+        model,
+        BatchShape(summary.max_tokens, summary.most_supervised, summary.most_patches),
+        gradient_checkpointing=gradient_checkpointing,
+        compiled=bool(training_args.torch_compile),
+        sharding=sharding,
+    )
+
+
+def _text_activations(
+    config: PreTrainedConfig, tokens: int, element_size: int, checkpointed: bool, compiled: bool
+) -> float:
     hidden = config.hidden_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     # Inputs of the two norms and their outputs; queries and keys before and after norm and rotation; values; what
     # attention returns; gate, up, their activation and product.
     one_layer = 4 * hidden + 3 * (queries + keys) + keys + 2 * queries + 4 * config.intermediate_size
+    if compiled:  # norms, rotations and the activation's product are computed again rather than kept
+        one_layer = 3 * hidden + 2 * (queries + keys) + keys + queries + 3 * config.intermediate_size
     kept = config.num_hidden_layers * (hidden if checkpointed else one_layer) + (one_layer if checkpointed else 0)
     return tokens * kept * element_size
 

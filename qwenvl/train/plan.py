@@ -3,6 +3,7 @@
 import logging
 import math
 
+import torch
 from torch import nn
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -10,11 +11,14 @@ from qwenvl.data.data_processor import DataModule
 from qwenvl.data.summary import DataSummary, summarize
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
-from qwenvl.train.memory import Sharding, memory_table
+from qwenvl.train.memory import Sharding, estimate_total, memory_table
+from qwenvl.utils.distributed import any_process
 from qwenvl.utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
+# The estimate of the memory may be a few per cent too low.
+SAFE_SHARE_OF_MEMORY = 0.92
 # Compiling takes about a minute, and a compiled step saves about 0.4 seconds.
 STEPS_WORTH_COMPILING = 200
 # With fewer steps a schedule with a warmup hardly gets beyond it.
@@ -33,9 +37,47 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
         )
     padded = not (data_args.data_flatten or data_args.data_packing)
     summary = summarize(data.train_dataset, data.train_sampler, padded)
-    rows = memory_table(model, summary, training_args, _sharding(training_args))
+    sharding = _sharding(training_args)
+    checkpoint_if_needed(model, summary, training_args, sharding, free_memory_gib(training_args.device))
+    rows = memory_table(model, summary, training_args, sharding)
     logger.info("the plan:\n%s", format_table(_plan_table(summary, data, training_args)))
     logger.info("an estimate of the memory:\n%s", format_table(rows))
+
+
+def checkpoint_if_needed(
+    model: nn.Module,
+    summary: DataSummary,
+    training_args: TrainingArguments,
+    sharding: Sharding,
+    free: float | None,
+) -> None:
+    """Switch gradient checkpointing on for "auto" where the activations do not fit, and log why or why not.
+
+    `free` is the GPU memory in GiB, None without a GPU.
+    """
+    if not training_args.checkpoints_if_needed or free is None:
+        return
+    needed = estimate_total(model, summary, training_args, sharding)
+    # All processes alike: a step takes as long as its slowest process.
+    if any_process(needed > free * SAFE_SHARE_OF_MEMORY, training_args.device):
+        training_args.checkpoint_activations()
+        reason = "layers' activations are recomputed"
+    else:
+        reason = "all activations are kept"
+    logger.info(
+        "--gradient_checkpointing auto: %s, because without recomputing a run takes about %.1f GiB of the GPU's %.1f",
+        reason,
+        needed,
+        free,
+    )
+
+
+def free_memory_gib(device: torch.device) -> float | None:
+    """Return the GPU memory that other programs leave to this process, in GiB; None for another device."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return (free + torch.cuda.memory_reserved(device)) / 2**30
 
 
 def plan_steps(data: DataModule, data_args: DataArguments, training_args: TrainingArguments) -> None:

@@ -169,3 +169,33 @@ def test_a_learning_rate_of_zero_is_kept(tmp_path: Path) -> None:
 
 def test_the_official_warmup_ratio_becomes_a_share_of_the_steps(tmp_path: Path) -> None:
     assert TrainingArguments(output_dir=str(tmp_path), warmup_ratio=0.03).get_warmup_steps(1000) == 30
+
+
+@pytest.mark.parametrize("flag", ["torch_compile", "gradient_checkpointing"])
+def test_a_choice_is_auto_true_or_false_in_any_spelling(tmp_path: Path, flag: str) -> None:
+    _, _, by_default = parse_arguments(["--output_dir", str(tmp_path)])
+    _, _, alone = parse_arguments(["--output_dir", str(tmp_path), f"--{flag}"])
+    _, _, off = parse_arguments(["--output_dir", str(tmp_path), f"--{flag}", "false"])
+
+    assert [getattr(args, flag) for args in (by_default, alone, off)] == [False, True, False]
+    notes = {"torch_compile": "compiles_if_it_pays", "gradient_checkpointing": "checkpoints_if_needed"}
+    assert [getattr(args, notes[flag]) for args in (by_default, alone, off)] == [True, False, False]
+    with pytest.raises(UserError, match=f"--{flag} maybe: expected auto, True or False"):
+        parse_arguments(["--output_dir", str(tmp_path), f"--{flag}", "maybe"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--samples_per_step", "0"], "--samples_per_step 0: expected at least 1"),
+        (
+            ["--samples_per_step", "8", "--gradient_accumulation_steps", "2"],
+            "leave out --gradient_accumulation_steps 2",
+        ),
+    ],
+)
+def test_a_number_of_samples_per_step_is_positive_and_stands_alone(
+    tmp_path: Path, flags: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_arguments(["--output_dir", str(tmp_path), *flags])

@@ -1,12 +1,21 @@
 import contextlib
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import AutoModelForImageTextToText
 
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, TrainingArguments
-from qwenvl.train.plan import adapt_to_few_steps, count_steps
+from qwenvl.train.memory import Sharding, estimate_total
+from qwenvl.train.plan import (
+    accumulate_samples,
+    adapt_to_few_steps,
+    checkpoint_if_needed,
+    compile_if_it_pays,
+    count_steps,
+)
 
 
 def _arguments(tmp_path: Path, **flags: object) -> TrainingArguments:
@@ -78,3 +87,71 @@ def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flag
 
     with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
         adapt_to_few_steps(21, DataArguments(), training_args)
+
+
+@pytest.mark.parametrize(("samples_per_micro_batch", "steps"), [(30, 1), (9, 4), (16, 2), (0.5, 64), (100, 1)])
+def test_a_step_reads_about_as_many_samples_as_asked_for(
+    tmp_path: Path, samples_per_micro_batch: float, steps: int
+) -> None:
+    training_args = _arguments(tmp_path, samples_per_step=32)
+
+    accumulate_samples(samples_per_micro_batch, training_args)
+
+    assert training_args.gradient_accumulation_steps == steps
+
+
+def test_a_step_that_cannot_be_as_small_as_asked_for_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    accumulate_samples(100, _arguments(tmp_path, samples_per_step=32))
+
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "1 micro-batches make a step, of 100.0 samples" in caplog.text
+
+
+def test_without_a_number_of_samples_the_accumulation_stays(tmp_path: Path) -> None:
+    training_args = _arguments(tmp_path, gradient_accumulation_steps=3)
+
+    accumulate_samples(30, training_args)
+
+    assert training_args.gradient_accumulation_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "steps", "on_gpu", "compiles"),
+    [
+        ("auto", 200, True, True),
+        ("auto", 199, True, False),
+        ("auto", 10_000, False, False),
+        (False, 10_000, True, False),
+        (True, 1, False, True),
+    ],
+)
+def test_layers_are_compiled_where_the_run_wins_by_it_or_where_asked_for(
+    tmp_path: Path, choice: str | bool, steps: int, on_gpu: bool, compiles: bool
+) -> None:
+    training_args = _arguments(tmp_path, torch_compile=choice)
+
+    compile_if_it_pays(steps, training_args, on_gpu=on_gpu)
+
+    assert training_args.torch_compile is compiles
+    assert training_args.torch_compile_backend == ("inductor" if compiles else None)
+
+
+@pytest.mark.parametrize(
+    ("choice", "free_share", "checkpoints"),
+    [("auto", 2.0, False), ("auto", 1.0, True), ("auto", None, False), (False, 0.5, False), (True, 2.0, True)],
+)
+def test_activations_are_recomputed_where_they_do_not_fit_or_where_asked_for(
+    tmp_path: Path, standin: Path, choice: str | bool, free_share: float | None, checkpoints: bool
+) -> None:
+    training_args = _arguments(tmp_path, gradient_checkpointing=choice)
+    model = AutoModelForImageTextToText.from_pretrained(standin)
+    summary = SimpleNamespace(max_tokens=64, most_supervised=16, most_patches=32)
+    needed = estimate_total(model, summary, training_args, Sharding())
+
+    # "fits" leaves 8 % to spare
+    checkpoint_if_needed(model, summary, training_args, Sharding(), None if free_share is None else needed * free_share)
+
+    assert training_args.activation_checkpointing is checkpoints
+    assert (training_args.activation_checkpointing_kwargs == {"use_reentrant": False}) is checkpoints
