@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
     [
         (["--out", "x", "--decode", "half"], "invalid choice"),
         (["--dataset_use", "x"], "required: --out"),
-        (["--out", "x", "--no_such_flag"], "is no flag of this program"),
+        (["--out", "x", "--no_such_flag"], "is not a flag of this program"),
         (["--out", "x", "--processes", "0"], "--processes 0: give 1 or more"),
         (["--out", "x", "--model_max_length", "0"], "--model_max_length 0"),
         (["--out", "x", "--deepspeed", "nowhere.json"], "--deepspeed nowhere.json"),
