@@ -31,7 +31,7 @@ def test_planning_reports_each_step_and_packs_that_hold_all_tokens(processor: Pr
 
 
 def test_loading_is_measured_in_one_process_and_in_workers(processor: ProcessorMixin, tmp_path: Path) -> None:
-    options = Namespace(num_images=4, words=5, workers=1, max_pixels=4096)
+    options = Namespace(num_images=4, words=5, workers=1, max_pixels=4096, model_max_length=1024)
     rows = dict(bench_loading(processor, options, tmp_path, 64))
     for how in ("whole and as float32", "as in training"):
         assert float(rows[f"64 pixels, {how}, one core"].removesuffix(" /s")) > 0

@@ -36,7 +36,7 @@ def test_flag_and_configuration_have_the_default_of_the_option(option: str) -> N
 def test_flag_has_the_type_and_the_help_of_the_option(option: str) -> None:
     declared = OPTIONS[option]
     flag = next(each for each in fields(ModelArguments) if each.name == declared.metadata["flag"])
-    # A size is text on the command line: 518, or 518x1036. Hints, because HfArgumentParser writes over the fields' types.
+    # A size is text on the command line: 518, or 518x1036. HfArgumentParser writes over the types of fields, not hints.
     assert get_type_hints(ModelArguments)[flag.name] == (str | None if option == "input_size" else declared.type)
     assert flag.metadata["help"] == declared.metadata["help"]
 
