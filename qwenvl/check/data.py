@@ -189,7 +189,7 @@ class DataCheck:
 
 def _last_samples(records: Iterable[Record]) -> list[Record]:
     """Return the last sample of each row, which has all turns of the row."""
-    return [*{record.where: record for record in records}.values()]
+    return [*{record.full_location: record for record in records}.values()]
 
 
 def _load(dataset_use: str, flags: CheckFlags, tracker: BadSampleTracker) -> Annotations:

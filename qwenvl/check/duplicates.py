@@ -69,7 +69,9 @@ def find_duplicates(records: Sequence[Record], ids: MediaIds, same: str) -> Iter
         if duplicate is not record:
             kept = "media" if media_of(record) == media_of(duplicate) else "content of its media"
             what = "text" if not media else f"{kept} and the same " + ("turns" if whole else "answer")
-            yield BadSample.of(record, next(iter(media_of(record)), None), f"the same {what} as {duplicate.where}")
+            yield BadSample.of(
+                record, next(iter(media_of(record)), None), f"the same {what} as {duplicate.full_location}"
+            )
 
 
 def _inode(path: str) -> tuple:

@@ -54,15 +54,15 @@ class ProblemList:
             # A video that is given as frames is shown as its first frame: the list of frames is internal.
             path = next(iter(frame_paths(bad.path)), bad.path) if bad.path and is_frame_list(bad.path) else bad.path
             self._problems[Problem(bad.source, bad.location, check, bad.reason, path)] = None
-            self._invalid.add(bad.where)
+            self._invalid.add(bad.full_location)
 
     def valid(self, records: Iterable[Record]) -> list[Record]:
         """Return the records without a problem so far."""
-        return [record for record in records if record.where not in self._invalid]
+        return [record for record in records if record.full_location not in self._invalid]
 
     def is_valid(self, record: Record) -> bool:
         """Whether no check has found a problem with this record so far."""
-        return record.where not in self._invalid
+        return record.full_location not in self._invalid
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all problems in the order of the files."""

@@ -23,7 +23,9 @@ def find_leaks(records: Sequence[Record], held_out: Sequence[Record], ids: Media
             continue
         other, path = seen[ids[shared]]
         what = "the same file is" if _is_same_file(shared, path) else f"a file of the same content, {path}, is"
-        yield BadSample.of(record, shared, f"{what} in the evaluation data ({other.where}): keep it in one of the two")
+        yield BadSample.of(
+            record, shared, f"{what} in the evaluation data ({other.full_location}): keep it in one of the two"
+        )
 
 
 def find_shared_subjects(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[BadSample]:
@@ -35,7 +37,7 @@ def find_shared_subjects(records: Sequence[Record], held_out: Sequence[Record]) 
         shared = next((subject for subject in subjects if subject in seen), None)
         if shared is not None:
             key, value = shared
-            other = seen[shared].where
+            other = seen[shared].full_location
             reason = f"{key} {value} is in the evaluation data, too ({other}): keep each subject in one of the two"
             yield BadSample.of(record, None, reason)
 

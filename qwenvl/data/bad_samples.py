@@ -25,12 +25,16 @@ class BadSample:
         return cls(record.source, record.location or f"row {record.row}", path, reason)
 
     @property
-    def where(self) -> str:
+    def full_location(self) -> str:
         """Annotation file and location in it, such as "train.json row 12"."""
         return f"{self.source} {self.location}"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}" if self.path is None else f"{self.where}: {self.path}: {self.reason}"
+        return (
+            f"{self.full_location}: {self.reason}"
+            if self.path is None
+            else f"{self.full_location}: {self.path}: {self.reason}"
+        )
 
 
 @dataclass
@@ -48,7 +52,7 @@ class BadSampleTracker:
 
     def report(self, bad: BadSample) -> None:
         """Record a bad sample, once per location; raises `UserError` if the policy allows none, or no more of them."""
-        if any(bad.where == known.where for known in self.samples):
+        if any(bad.full_location == known.full_location for known in self.samples):
             return
         self.samples.append(bad)
         if self.policy == "error":

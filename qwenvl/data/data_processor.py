@@ -324,7 +324,9 @@ class _DatasetReader:
         records, counts = select(annotations.records, usable), counts.of(usable)
         if self.data_args.data_packing:
             given = renumber_packs(annotations.packs or (), usable)
-            packs = complete_packs(given, counts.total, self.model_max_length, seed, lambda index: records[index].where)
+            packs = complete_packs(
+                given, counts.total, self.model_max_length, seed, lambda index: records[index].full_location
+            )
         else:
             packs = PackTable.singles(len(records))
         return PreparedData(records, counts, packs), stamps

@@ -37,7 +37,7 @@ class Record:
     tools: str | None = None
 
     @property
-    def where(self) -> str:
+    def full_location(self) -> str:
         """File and location of this record, such as "train.json row 12" or "train.jsonl line 13"."""
         location = f"row {self.row}" if self.location is None else self.location
         return f"{self.source} {location}"

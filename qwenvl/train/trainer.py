@@ -230,7 +230,7 @@ class QwenVLTrainer(Trainer):
         )
 
     def _describe_samples(self, indices: Sequence[int], limit: int = 4) -> str:
-        locations = [self.train_dataset.records[index].where for index in indices[:limit]]
+        locations = [self.train_dataset.records[index].full_location for index in indices[:limit]]
         return ", ".join(locations) + (", ..." if len(indices) > limit else "")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

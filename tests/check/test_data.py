@@ -198,7 +198,7 @@ def test_the_check_and_training_judge_every_record_alike(check, images: Path, tm
     data_args = DataArguments(dataset_use=str(dataset), bad_sample_policy="skip", media_cache_dir=str(tmp_path))
     training_args = TrainingArguments(output_dir=str(tmp_path / "run"), model_max_length=512, use_cpu=True, bf16=False)
     data = make_supervised_data_module(load_processor(str(model)), data_args, training_args, 512)
-    refused = {bad.where.removeprefix(f"{dataset} "): bad.reason for bad in data.bad_samples.samples}
+    refused = {bad.full_location.removeprefix(f"{dataset} "): bad.reason for bad in data.bad_samples.samples}
     assert {each["row"]: each["reason"] for each in outcome.problems} == refused
     assert outcome.value("records in clean.json") == str(len(MIXED_ROWS) - len(refused))
     assert int(outcome.value("records")) == len(data.train_dataset)

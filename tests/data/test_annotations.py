@@ -46,9 +46,9 @@ LINES = "\n".join(json.dumps(row) for row in ROWS) + "\n"
 
 
 def test_a_record_says_its_row_in_a_list_and_its_line_in_jsonl(tmp_path: Path):
-    assert read(tmp_path, ROWS).records[2].where == f"{tmp_path / 'train.json'} row 2"
-    assert read(tmp_path, LINES, "train.jsonl").records[2].where == f"{tmp_path / 'train.jsonl'} line 3"
-    assert Record("train.json", 12, ()).where == "train.json row 12"
+    assert read(tmp_path, ROWS).records[2].full_location == f"{tmp_path / 'train.json'} row 2"
+    assert read(tmp_path, LINES, "train.jsonl").records[2].full_location == f"{tmp_path / 'train.jsonl'} line 3"
+    assert Record("train.json", 12, ()).full_location == "train.json row 12"
 
 
 @pytest.mark.parametrize("rows", [[], [[], []]])
@@ -66,7 +66,7 @@ def test_a_nested_list_becomes_packs_of_indices(folder: Path):
     rows = [[{"conversations": talk("one")}, {"conversations": talk("two")}], {"conversations": talk("three")}]
     annotations = read(folder, rows)
     assert annotations.packs == [[0, 1], [2]]
-    assert annotations.records[1].where.endswith("train.json row 0 item 1")
+    assert annotations.records[1].full_location.endswith("train.json row 0 item 1")
     assert read(folder, ROWS).packs is None
 
 
@@ -76,7 +76,7 @@ def test_a_bad_record_leaves_its_pack_and_an_empty_pack_goes(folder: Path):
     tracker = BadSampleTracker("skip", 10)
     annotations = read(folder, [[good, bad, good], [bad], [good]], tracker=tracker)
     assert annotations.packs == [[0, 1], [2]]
-    assert [bad.where.split("train.json ")[1] for bad in tracker.samples] == ["row 0 item 1", "row 1 item 0"]
+    assert [bad.full_location.split("train.json ")[1] for bad in tracker.samples] == ["row 0 item 1", "row 1 item 0"]
 
 
 # --- turns ---------------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_skip_stops_once_there_are_more_bad_samples_than_allowed(folder: Path):
 def test_skip_also_covers_malformed_lines_of_jsonl(folder: Path):
     tracker = BadSampleTracker("skip", max_bad_samples=5)
     assert len(read(folder, LINES + '{"conversations": [', "t.jsonl", tracker).records) == 3
-    assert tracker.samples[0].where.endswith("t.jsonl line 4")
+    assert tracker.samples[0].full_location.endswith("t.jsonl line 4")
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
@@ -303,7 +303,7 @@ def test_bad_samples_come_in_one_order_however_many_records_are_held_at_once(
     result = read(folder, text, name, tracker)
     assert [record.row for record in result.records] == [1, 3, 5]
     first = int(name.endswith("l"))
-    assert [int(bad.where.split()[-1]) - first for bad in tracker.samples] == [6, 2, 4, 0, 7]
+    assert [int(bad.full_location.split()[-1]) - first for bad in tracker.samples] == [6, 2, 4, 0, 7]
     assert "in 1 of 7 records" in tracker.samples[2].reason
 
 

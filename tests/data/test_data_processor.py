@@ -210,7 +210,7 @@ def test_under_skip_unusable_samples_are_left_out_and_counted(
     (image_folder / "broken.png").write_bytes(b"no image")
     rows[2] = conversation("<image>What?", "That.", image="broken.png")
     data = load(rows, bad_sample_policy="skip", **mode)
-    assert [bad.where.rpartition(" ")[2] for bad in data.bad_samples.samples] == ["2", "4"]
+    assert [bad.full_location.rpartition(" ")[2] for bad in data.bad_samples.samples] == ["2", "4"]
     assert [record.row for record in data.train_dataset.records] == [0, 1, 3, 5, 6, 7, 8, 9, 10, 11, 12]
     assert sorted(index for pack in data.train_dataset.packs for index in pack) == list(range(11))
     assert sum(batch["meta"].num_samples for batch in batches(data)) == 11
@@ -276,7 +276,7 @@ def test_under_skip_a_file_that_vanishes_is_handed_on_as_bad_and_the_batch_goes_
     (image_folder / "2.png").unlink()
     metas = [batch["meta"] for batch in batches(data, workers=1)]
     assert sorted(index for meta in metas for index in meta.indices) == [0, 1, 3, 4, 5, 7, 8, 9, 10, 11, 12]
-    assert sorted(bad.where.rpartition(" ")[2] for meta in metas for bad in meta.bad) == ["2", "6"]
+    assert sorted(bad.full_location.rpartition(" ")[2] for meta in metas for bad in meta.bad) == ["2", "6"]
 
 
 def test_an_image_that_changed_its_size_since_it_was_counted_is_refused(

@@ -9,8 +9,8 @@ from qwenvl.data.records import Record, Turn
 
 
 def test_a_record_names_its_location_as_an_editor_counts_or_else_by_its_row():
-    assert Record("train.json", 12, ()).where == "train.json row 12"
-    assert Record("train.jsonl", 12, (), location="line 13").where == "train.jsonl line 13"
+    assert Record("train.json", 12, ()).full_location == "train.json row 12"
+    assert Record("train.jsonl", 12, (), location="line 13").full_location == "train.jsonl line 13"
 
 
 def test_a_turn_is_supervised_unless_it_is_context():

@@ -99,33 +99,33 @@ def _read(
         if _is_dicom(path, file):
             image = Image.fromarray(dicom_pixels(path, max_pixels, gray_range, frame))
             return image, (image.height, image.width)
-        picture, file, layout = _open_picture(file)
-        with picture:
+        source, file, layout = _open_image(file)
+        with source:
             # Before the frames are looked for, which takes long in what only looks like a large image.
-            check_pixel_count(*_size(picture, layout), max_pixels)
-            _seek(picture, frame)
-            check_pixel_count(*_size(picture, layout), max_pixels)
-            full_size = _upright_size(picture, layout)
+            check_pixel_count(*_size(source, layout), max_pixels)
+            _seek(source, frame)
+            check_pixel_count(*_size(source, layout), max_pixels)
+            full_size = _upright_size(source, layout)
             # Pillow turns a TIFF while it decodes it.
-            orientation = 1 if picture.format == "TIFF" else _orientation(picture)
-            if resizing is not None and picture.format == "JPEG":
+            orientation = 1 if source.format == "TIFF" else _orientation(source)
+            if resizing is not None and source.format == "JPEG":
                 resized = resizing.resized_size(*full_size)
                 size = resized if orientation in _SIDEWAYS else resized[::-1]
-                image = _decode_jpeg(picture, size, resizing.resample)
+                image = _decode_jpeg(source, size, resizing.resample)
             else:
-                deep = deep_pixels(picture, file, frame or 0)
+                deep = deep_pixels(source, file, frame or 0)
                 if layout is not None and not frame:
                     deep = layout.restore(deep)
-                image = deep.to_image(gray_range) if deep is not None else _eight_bit(picture)
+                image = deep.to_image(gray_range) if deep is not None else _eight_bit(source)
     return (image.transpose(_TURNS[orientation]) if orientation in _TURNS else image), full_size
 
 
-def _decode_jpeg(picture: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+def _decode_jpeg(source: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """Decode a JPEG at reduced scale and resize it to (width, height), or decode it whole where it is too small."""
-    full_width = picture.width
-    draft = picture.draft(None, (_REDUCING_GAP * size[0], _REDUCING_GAP * size[1]))
-    image = _eight_bit(picture)
-    if draft is None or picture.width == full_width:
+    full_width = source.width
+    draft = source.draft(None, (_REDUCING_GAP * size[0], _REDUCING_GAP * size[1]))
+    image = _eight_bit(source)
+    if draft is None or source.width == full_width:
         return image
     # Of the last reduced pixels of a row and of a column, a part may lie outside the image.
     _, box = draft
@@ -141,9 +141,9 @@ def image_size(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]
         if _is_dicom(path, file):
             height, width = dicom_size(path, max_pixels)
         else:
-            picture, _, layout = _open_picture(file)
-            with picture:
-                height, width = _upright_size(picture, layout)
+            source, _, layout = _open_image(file)
+            with source:
+                height, width = _upright_size(source, layout)
         check_pixel_count(height, width, max_pixels)
         return height, width
 
@@ -183,7 +183,7 @@ def _opened(path: str, max_pixels: int) -> Iterator[BinaryIO]:
         raise ImageError(f"cannot read the image ({reason}); replace or convert the file", path=path) from error
 
 
-def _open_picture(file: BinaryIO) -> tuple[Image.Image, BinaryIO, GrayLayout | None]:
+def _open_image(file: BinaryIO) -> tuple[Image.Image, BinaryIO, GrayLayout | None]:
     """Open an image without decoding it; return it, the file that it is read from, and the layout if relabeled."""
     try:
         return Image.open(file), file, None
@@ -195,17 +195,17 @@ def _open_picture(file: BinaryIO) -> tuple[Image.Image, BinaryIO, GrayLayout | N
     return Image.open(file), file, layout
 
 
-def _size(picture: Image.Image, layout: GrayLayout | None) -> tuple[int, int]:
+def _size(source: Image.Image, layout: GrayLayout | None) -> tuple[int, int]:
     """Return (height, width) as the file means it."""
-    return picture.height, picture.width // (2 if layout is not None and layout.has_alpha else 1)
+    return source.height, source.width // (2 if layout is not None and layout.has_alpha else 1)
 
 
-def _upright_size(picture: Image.Image, layout: GrayLayout | None) -> tuple[int, int]:
+def _upright_size(source: Image.Image, layout: GrayLayout | None) -> tuple[int, int]:
     """Return (height, width) of the image that is shown."""
-    height, width = _size(picture, layout)
+    height, width = _size(source, layout)
     # Pillow swaps the size of a TIFF itself where the tag (not XMP) says that it lies on its side.
-    swapped = picture.format == "TIFF" and ExifTags.Base.Orientation in picture.tag_v2
-    return (width, height) if _orientation(picture) in _SIDEWAYS and not swapped else (height, width)
+    swapped = source.format == "TIFF" and ExifTags.Base.Orientation in source.tag_v2
+    return (width, height) if _orientation(source) in _SIDEWAYS and not swapped else (height, width)
 
 
 def _is_dicom(path: str, file: BinaryIO) -> bool:
@@ -214,38 +214,38 @@ def _is_dicom(path: str, file: BinaryIO) -> bool:
     return is_dicom(path, head)
 
 
-def _seek(picture: Image.Image, frame: int | None) -> None:
+def _seek(source: Image.Image, frame: int | None) -> None:
     """Go to a frame, counted from 0; raises `ValueError` where it is not there, or not the only one and None."""
     if frame == 0:
         return
-    frames = getattr(picture, "n_frames", 1)
+    frames = getattr(source, "n_frames", 1)
     if frame is None and frames > 1:
         raise ValueError(f"{frames} frames in one file; pick one with --frame 0 to {frames - 1}")
     if frame is not None and frame >= frames:
         raise ValueError(f"frame {frame} is not there: the file has {frames}")
     # Counting has moved a TIFF on.
-    picture.seek(frame or 0)
+    source.seek(frame or 0)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(source: Image.Image) -> int:
     """Return the EXIF orientation (1 to 8) of an image of which only the header was read."""
     # To look for an EXIF chunk behind the pixels Pillow would decode the whole PNG, so only one before them counts.
-    if picture.format == "PNG" and "exif" not in picture.info:
+    if source.format == "PNG" and "exif" not in source.info:
         return 1
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return source.getexif().get(ExifTags.Base.Orientation, 1)
     # A broken EXIF block says nothing about the pixels.
     except Exception:
         return 1
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
+def _eight_bit(source: Image.Image) -> Image.Image:
     """Return an image of 8 bits a channel in mode L where it is gray, else in RGB, and white where transparent."""
-    mode = "L" if picture.mode in _GRAY_MODES else "RGB"
-    if not picture.has_transparency_data:
-        picture.load()
+    mode = "L" if source.mode in _GRAY_MODES else "RGB"
+    if not source.has_transparency_data:
+        source.load()
         # Converting would copy all pixels even where there is nothing to convert.
-        return picture if picture.mode == mode else picture.convert(mode)
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture.convert("RGBA"))
+        return source if source.mode == mode else source.convert(mode)
+    canvas = Image.new("RGBA", source.size, "white")
+    canvas.alpha_composite(source.convert("RGBA"))
     return canvas.convert("RGB").convert(mode)
