@@ -1,6 +1,7 @@
 """Transformers' Trainer with this project's batches, parameter groups, loss and checkpoints."""
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from qwenvl.train.metrics import ThroughputMeter, gradient_norms
 from qwenvl.train.param_groups import build_param_groups
 from qwenvl.utils.distributed import sum_over_processes
 from qwenvl.vision import CUSTOM_MODEL_TYPES, CustomVisionTower
+
+logger = logging.getLogger(__name__)
 
 _SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
@@ -162,17 +165,42 @@ class QwenVLTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Run one micro-batch forward and backward; raise `UserError` if the optimizer step would not be finite."""
+        """Run one micro-batch forward and backward; raise `UserError` if the optimizer step would not be finite.
+
+        Where keeping all activations was this program's choice and turns out to take too much memory, they are
+        recomputed from then on.
+        """
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except UserError as error:
             raise UserError(f"{error}; samples of this step: {self._describe_samples(self._step_indices)}") from error
+        except torch.OutOfMemoryError as error:
+            self._checkpoint_activations(error)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_losses.append(loss)
         if self.accelerator.sync_gradients:
             components = [options["component"] for options in self.optimizer_options]
             self._learning_rates = dict(zip(components, self.lr_scheduler.get_last_lr(), strict=True))
             self._record_step()
         return loss
+
+    def _checkpoint_activations(self, error: torch.OutOfMemoryError) -> None:
+        """Switch gradient checkpointing on after an out-of-memory error, or raise `UserError` where that cannot help."""
+        reason = " ".join(str(error).split())[:200]
+        step = self.state.global_step + 1
+        is_chosen = self.args.checkpoints_if_needed and not self.args.activation_checkpointing
+        # A micro-batch can be run again only if its gradients can be told from those of others: of micro-batches before
+        # it, or of processes that have already added theirs.
+        if not is_chosen or self._step_losses or self.args.world_size > 1:
+            raise UserError(
+                f"out of memory at step {step} ({reason}); set --gradient_checkpointing True, or lower "
+                "--model_max_length or --max_pixels (--dry_run True shows what takes the memory)"
+            ) from error
+        logger.warning("out of memory at step %d: layers' activations are recomputed from here on (%s)", step, reason)
+        self.args.checkpoint_activations()
+        self.model.gradient_checkpointing_enable(self.args.activation_checkpointing_kwargs)
+        self.model.zero_grad()
+        torch.cuda.empty_cache()
 
     def compute_loss(
         self,

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 from qwenvl.data.collators import BatchMeta
 from qwenvl.errors import UserError
 from qwenvl.train import metrics
+from qwenvl.train.finite import StepRecorder
 from qwenvl.train.metrics import ThroughputMeter
 from qwenvl.train.trainer import QwenVLTrainer
 
@@ -28,12 +29,19 @@ def stepping(model: nn.Module, scaler: torch.amp.GradScaler | None, loss: float 
         model=model,
         accelerator=SimpleNamespace(scaler=scaler),
         args=SimpleNamespace(fp16=scaler is not None),
+        is_deepspeed_enabled=False,
         state=TrainerState(global_step=4),
-        train_dataset=SimpleNamespace(records=[SimpleNamespace(where="a.json row 0")]),
+        train_dataset=SimpleNamespace(records=[SimpleNamespace(full_location="a.json row 0")]),
         _step_indices=[0],
         _step_losses=[torch.tensor(loss)],
-        _gradient_norms={name: norm.item() for name, norm in metrics.gradient_norms(model).items()},
+        _steps=StepRecorder(),
     )
+
+
+def check_step(trainer: BareTrainer) -> None:
+    """Record the step and read what was recorded, as the end of the next step would."""
+    trainer._record_step()
+    trainer._check_finite(trainer._steps.read())
 
 
 def test_an_fp16_step_that_overflows_is_skipped_and_not_reported() -> None:
@@ -43,7 +51,7 @@ def test_an_fp16_step_that_overflows_is_skipped_and_not_reported() -> None:
     scaler.scale(model(torch.full((1, 1), 1e3)).sum()).backward()
     assert math.isinf(model.weight.grad.item())
 
-    stepping(model, scaler)._check_finite()
+    check_step(stepping(model, scaler))
 
     scaler.step(optimizer)
     scaler.update()
@@ -56,7 +64,7 @@ def test_gradient_norms_in_fp16_are_those_before_scaling() -> None:
     scaler.scale(model(torch.full((1, 1), 3.0)).sum()).backward()
     trainer = stepping(model, scaler)
 
-    trainer._check_finite()
+    check_step(trainer)
 
     assert trainer._gradient_norms == {"llm": pytest.approx(3.0)}
 
@@ -67,7 +75,7 @@ def test_a_loss_that_is_not_finite_is_reported_in_fp16_too(loss: float) -> None:
     scaler.scale(torch.ones((), requires_grad=True))  # the scale exists from the first use on
 
     with pytest.raises(UserError, match=r"step 5: loss (nan|inf) is not finite; samples .*a.json row 0"):
-        stepping(nn.Linear(1, 1), scaler, loss)._check_finite()
+        check_step(stepping(nn.Linear(1, 1), scaler, loss))
 
 
 def test_gradients_that_are_not_finite_are_reported_without_a_scale() -> None:
@@ -75,13 +83,14 @@ def test_gradients_that_are_not_finite_are_reported_without_a_scale() -> None:
     model.weight.grad = torch.full((1, 1), math.inf)
 
     with pytest.raises(UserError, match=r"step 5: gradient norms \{'llm': inf\} is not finite"):
-        stepping(model, None)._check_finite()
+        check_step(stepping(model, None))
 
 
 def test_a_log_entry_is_written_before_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     paused = []
     trainer = BareTrainer(
         throughput=ThroughputMeter(),
+        _steps=StepRecorder(),
         control=TrainerControl(should_save=True),
         args=SimpleNamespace(lr_scheduler_type="cosine"),
     )
@@ -113,6 +122,7 @@ def test_nothing_that_a_save_or_an_evaluation_does_counts_as_training(
     monkeypatch.setattr(Trainer, "_determine_best_metric", lambda *args, **kwargs: False)
     trainer = BareTrainer(
         throughput=ThroughputMeter(),
+        _steps=StepRecorder(),
         control=TrainerControl(should_save=True, should_evaluate=evaluates),
         callback_handler=SimpleNamespace(on_save=wait),  # the manifest, which reads all files
         checkpoints=SimpleNamespace(record_evaluation=wait),
@@ -142,3 +152,72 @@ def test_accelerate_counts_accumulation_as_deepspeed_does(
     trainer.create_accelerator_and_postprocess()
 
     assert trainer.accelerator.gradient_accumulation_steps == steps
+
+
+class RunsOutOfMemory(nn.Module):
+    """A model that runs out of memory while it keeps all activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_checkpointing = False
+
+    def gradient_checkpointing_enable(self, kwargs: dict) -> None:
+        self.is_checkpointing = kwargs == {"use_reentrant": False}
+
+
+def out_of_memory_trainer(monkeypatch: pytest.MonkeyPatch, **args: object) -> BareTrainer:
+    def step(trainer: BareTrainer, model: RunsOutOfMemory, inputs: dict, num_items: int) -> torch.Tensor:
+        if not model.is_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 594.00 MiB.")
+        return torch.tensor(1.0)
+
+    def checkpoint_activations() -> None:
+        trainer.args.activation_checkpointing = True
+        trainer.args.activation_checkpointing_kwargs = {"use_reentrant": False}
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    defaults = {"checkpoints_if_needed": True, "activation_checkpointing": False, "world_size": 1}
+    trainer = BareTrainer(
+        model=RunsOutOfMemory(),
+        args=SimpleNamespace(checkpoint_activations=checkpoint_activations, **defaults | args),
+        accelerator=SimpleNamespace(sync_gradients=False),
+        state=TrainerState(global_step=0),
+        _step_indices=[0],
+        _step_losses=[],
+    )
+    return trainer
+
+
+def test_a_first_step_that_runs_out_of_memory_is_run_again_with_activations_recomputed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = out_of_memory_trainer(monkeypatch)
+
+    assert trainer.training_step(trainer.model, {}, 1).item() == 1.0
+
+    assert trainer.model.is_checkpointing and trainer.args.activation_checkpointing
+    assert "out of memory at step 1: layers' activations are recomputed from here on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"checkpoints_if_needed": False}, {"activation_checkpointing": True}, {"world_size": 2}],
+    ids=["choice of the user", "recomputed already", "several processes"],
+)
+def test_running_out_of_memory_is_one_line_with_a_remedy_where_nothing_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, args: dict
+) -> None:
+    trainer = out_of_memory_trainer(monkeypatch, **args)
+
+    with pytest.raises(
+        UserError, match=r"out of memory at step 1 \(CUDA .*594.00 MiB.\); set --gradient_checkpointing"
+    ):
+        trainer.training_step(trainer.model, {}, 1)
+
+
+def test_a_later_micro_batch_of_a_step_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = out_of_memory_trainer(monkeypatch)
+    trainer._step_losses = [torch.tensor(1.0)]  # its gradients are there, and cannot be told from those of this one
+
+    with pytest.raises(UserError, match="out of memory at step 1"):
+        trainer.training_step(trainer.model, {}, 1)
