@@ -50,10 +50,10 @@ def read_choice(name: str, value: str | bool) -> bool | None:
 
 
 def _checkpoints_activations(flags: Flags) -> bool:
-    """Whether activations are recomputed, or may turn out to be."""
+    """Whether activations are recomputed for certain: with "auto" they may not be."""
     new = flags["activation_checkpointing"]
     old = read_choice("gradient_checkpointing", flags["gradient_checkpointing"])
-    return (old is not False) if new is None else bool(new)
+    return bool(old if new is None else new)
 
 
 _EVALUATION = Needs("--eval_strategy steps or epoch", lambda flags: flags["eval_strategy"] != "no")

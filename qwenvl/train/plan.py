@@ -99,9 +99,9 @@ def accumulate_samples(samples_per_micro_batch: float, training_args: TrainingAr
         return
     steps = micro_batches_per_step(samples_per_micro_batch, training_args)
     training_args.gradient_accumulation_steps = steps
-    if training_args.hf_deepspeed_config is not None:
+    if training_args.deepspeed_plugin is not None:
         # Filled in when the flags were parsed, before the data were known.
-        config = training_args.hf_deepspeed_config.config
+        config = training_args.deepspeed_plugin.hf_ds_config.config
         micro_batch = training_args.world_size * training_args.per_device_train_batch_size
         config |= {"gradient_accumulation_steps": steps, "train_batch_size": micro_batch * steps}
     found = samples_per_micro_batch * steps

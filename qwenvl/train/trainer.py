@@ -185,7 +185,7 @@ class QwenVLTrainer(Trainer):
         return loss
 
     def _checkpoint_activations(self, error: torch.OutOfMemoryError) -> None:
-        """Switch gradient checkpointing on after an out-of-memory error, or raise `UserError` where that cannot help."""
+        """Switch gradient checkpointing on after an out-of-memory error; raise `UserError` where that cannot help."""
         reason = " ".join(str(error).split())[:200]
         step = self.state.global_step + 1
         is_chosen = self.args.checkpoints_if_needed and not self.args.activation_checkpointing

@@ -10,6 +10,8 @@ from qwenvl.errors import UserError
 from qwenvl.model.arguments import BuildArguments, ModelArguments
 from qwenvl.model.attention import resolve_attention
 from qwenvl.model.build import build_model, compile_layers, compute_dtype, load_config, load_pretrained
+from qwenvl.model.loss import piece_loss_and_gradient
+from qwenvl.vision.native import pack_vision_attention
 from qwenvl.vision.tower import CustomVisionTower
 
 LORA = {"lora_enable": True, "lora_r": 2, "lora_alpha": 4}
@@ -78,7 +80,36 @@ def test_only_layers_of_the_language_model_are_compiled_beside_the_official_enco
     names = {name for name, module in model.named_modules() if any(module is each for each, _ in compiled)}
     assert len(names) == len(compiled) == model.config.text_config.num_hidden_layers
     assert all(".language_model.layers." in name for name in names)
-    assert all(how == {"backend": "inductor", "mode": "default"} for _, how in compiled)
+    assert all(how == {"backend": "inductor", "mode": "default", "dynamic": True} for _, how in compiled)
+
+
+def test_the_official_encoder_s_layers_are_compiled_where_one_attention_call_serves_all_images(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, compiled = build(**LORA), []
+    pack_vision_attention(model.base_model.model.model.visual)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: compiled.append(module))
+
+    compile_layers(model, "inductor", "default")
+
+    config = model.config
+    assert len(compiled) == config.text_config.num_hidden_layers + config.vision_config.depth
+
+
+def test_the_loss_of_a_piece_is_compiled_with_the_layers(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(**LORA)
+    head = model.base_model.model.lm_head
+    assert head.loss_and_gradient is piece_loss_and_gradient
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: None)
+
+    compile_layers(model, "eager", None)
+
+    assert head.loss_and_gradient is not piece_loss_and_gradient
+    logits, targets = torch.randn(3, 5), torch.tensor([0, 4, 2])
+    for compiled, plain in zip(
+        head.loss_and_gradient(logits, targets), piece_loss_and_gradient(logits, targets), strict=True
+    ):
+        torch.testing.assert_close(compiled, plain)
 
 
 def test_an_adapter_is_not_taken_for_a_model_and_its_base_is_named(tmp_path: Path) -> None:
