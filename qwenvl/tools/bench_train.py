@@ -1,5 +1,6 @@
 """Measure training: samples and tokens a second, and peak memory, of the real command on synthetic X-rays."""
 
+import argparse
 import json
 import shlex
 import sys
@@ -22,7 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nproc_per_node", type=positive_int, default=1, help="processes, one a GPU")
     parser.add_argument("--reload", action="store_true", help="also load the saved model and compare its logits")
     parser.add_argument("--out", default=None, help="also write the result, with all losses, to this JSON file")
+    _add_suite_options(parser)
     options, flags = parser.parse_known_args(argv)
+    if options.suite:
+        if flags:
+            raise UserError(f"--suite has flags of its own for each row, and does not take {flags[0]}; leave it out")
+        return run_suite(options)
     if options.reload and options.nproc_per_node > 1:
         raise UserError("--reload compares with the model of one process; leave out --nproc_per_node")
     if options.out:
@@ -57,6 +63,49 @@ def main(argv: list[str] | None = None) -> int:
         result |= {"losses": [entry["loss"] for entry in steps]}
         Path(options.out).write_text(json.dumps(result, indent=2), encoding="utf-8")
     return 0
+
+
+def _add_suite_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("suite", "models, data and flags for each recipe of docs/benchmarks.md")
+    group.add_argument(
+        "--suite", action="store_true", help="measure all recipes of docs/benchmarks.md, with their aims"
+    )
+    group.add_argument("--shapes", default="4b,8b", help="shapes of the models, with commas between them")
+    group.add_argument("--rows", default=None, help="names of recipes, with commas between them (all if left out)")
+    group.add_argument("--markdown", default=None, help="also write the table to this Markdown file")
+    group.add_argument("--minutes", type=float, default=1.0, help="minutes that each recipe is timed after its warm-up")
+    group.add_argument("--folder", default=None, help="keep the models and data in this folder, and use them again")
+    group.add_argument("--no_profile", action="store_true", help="leave out the runs that measure the GPU's idle time")
+
+
+def run_suite(options: argparse.Namespace) -> int:
+    """Run the suite; with `--out`, results of the same machine in that file are kept. Returns 1 if a row failed."""
+    is_standin = options.shapes == "standin"  # for the tests
+    shapes = ["4b", "8b"] if is_standin else options.shapes.split(",")
+    # Imported here: PyTorch and Transformers take seconds, and --help needs neither.
+    from qwenvl.bench import report, suite
+    from qwenvl.bench.machine import measure_machine
+    from qwenvl.bench.rows import select_rows
+    from qwenvl.bench.workspace import Workspace
+    from qwenvl.utils.logs import configure_logging
+
+    rows = select_rows(options.rows, shapes)
+    configure_logging()
+    machine = measure_machine()
+    with tempfile.TemporaryDirectory() as scratch:
+        workspace = Workspace(Path(options.folder or scratch).absolute(), is_standin=is_standin)
+        known = report.read_results(Path(options.out), machine) if options.out else []
+        results = known
+        for results in suite.run_suite(
+            rows, workspace, machine, minutes=options.minutes, profiles=not options.no_profile, known=known
+        ):
+            # After each row: a call that is cut off keeps what it has measured.
+            if options.out:
+                report.write_json(Path(options.out), machine, results)
+            if options.markdown:
+                Path(options.markdown).write_text(report.format_markdown(machine, results), encoding="utf-8")
+    print(report.format_markdown(machine, results))
+    return int(any(result.status == "failed" for result in results))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ if __name__ == "__main__":  # PyTorch takes seconds: until main can say more, Ct
 import huggingface_hub
 import torch
 import transformers
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from qwenvl.checkpoint.lock import release_output_dirs
 from qwenvl.checkpoint.resume import check_encoder, check_same_data, find_resume_checkpoint
@@ -56,7 +57,7 @@ SECONDS_FOR_THE_LAUNCHER = 10
 
 
 @release_output_dirs()
-def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
+def train(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> QwenVLTrainer | None:
     """Train a model as the command line says, and return its trainer (None after a dry run)."""
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
@@ -76,7 +77,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     if training_args.dry_run:
         logger.info("a dry run: nothing was trained")
         return None
-    trainer = build_trainer(model, prepared.base.processor, prepared.data, training_args, arguments)
+    trainer = build_trainer(model, prepared.base.processor, prepared.data, training_args, arguments, callbacks)
     run(trainer, training_args.output_dir, resume_from)
     return trainer
 
@@ -148,14 +149,14 @@ def check_media(model_args: ModelArguments, data: DataModule) -> None:
             )
 
 
-def main() -> None:
+def main(callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Run as a program: a user's mistake ends in one line and exit code 2, Ctrl-C in one line and 130."""
     handle(signal.SIGINT, signal.default_int_handler)
     watch_launcher()
     atexit.register(exit_at_once_after_leaving)
     with exit_on_user_error():
         try:
-            train()
+            train(callbacks=callbacks)
             for each in STOP_SIGNALS:  # all is done and written: a signal has nothing to end any more
                 signal.signal(each, signal.SIG_IGN)
             leave_together()
