@@ -28,13 +28,14 @@ class MeasureGpuIdle(TrainerCallback):
 
     def __init__(self, first_step: int = _FIRST_STEP, num_steps: int = _NUM_STEPS) -> None:
         self._first_step, self._last_step = first_step, first_step + num_steps
-        # Only the GPU's activities: recording the CPU's as well would slow it down, and so let the GPU wait.
-        self._profiler = profile(activities=[ProfilerActivity.CUDA])
+        self._profiler: profile | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start or end the profile."""
         if state.global_step == self._first_step:
             torch.cuda.synchronize()
+            # Only the GPU's activities: recording the CPU's as well would slow it down, and so let the GPU wait.
+            self._profiler = profile(activities=[ProfilerActivity.CUDA])
             self._profiler.start()
         elif state.global_step == self._last_step:
             torch.cuda.synchronize()

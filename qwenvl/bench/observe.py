@@ -58,9 +58,9 @@ class Trace:
             return "it took too long and was ended"
         if self.returncode == 0:
             return None
-        told = [line for line in self.lines if line.startswith("error: ")]
-        last = told or [line for line in self.lines if line.strip()] or [f"it ended with code {self.returncode}"]
-        return last[-1].strip()
+        errors = [line.removeprefix("error: ") for line in self.lines if line.startswith("error: ")]
+        lines = errors or [line for line in self.lines if line.strip()] or [f"it ended with code {self.returncode}"]
+        return lines[-1].strip()
 
     @property
     def estimated_gib(self) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from qwenvl.bench.machine import Machine
 from qwenvl.bench.results import Result
+from qwenvl.errors import UserError
 
 _HEAD = (
     "recipe",
@@ -35,11 +36,14 @@ def read_results(path: Path, machine: Machine) -> list[Result]:
     """Return the results of an earlier call with the same device and versions; none if there was no such call."""
     if not path.is_file():
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before, results = content["machine"], [Result(**row) for row in content["rows"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} holds no results of this suite; name another file, or remove it") from None
     now = asdict(machine)
-    if any(content["machine"][name] != now[name] for name in ("device", "gpus", "driver", "versions")):
+    if any(before[name] != now[name] for name in ("device", "gpus", "driver", "versions")):
         return []
-    results = [Result(**row) for row in content["rows"]]
     for result in results:  # the keys of a JSON object are text
         result.losses = {int(step): loss for step, loss in result.losses.items()}
     return results

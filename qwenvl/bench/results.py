@@ -10,7 +10,10 @@ from qwenvl.bench.rows import Row
 
 @dataclass
 class Result:
-    """What a row reached; a row that was skipped or failed has the reason in `problem`."""
+    """What a row reached; a row that was skipped or failed has the reason in `problem`.
+
+    `command` is what a user would type, and `program` is what it ran: the same, but for a script.
+    """
 
     name: str
     recipe: str
@@ -19,6 +22,7 @@ class Result:
     status: str = "measured"
     problem: str | None = None
     command: list[str] = field(default_factory=list)
+    program: list[str] = field(default_factory=list)
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     tokens_per_sample: float | None = None

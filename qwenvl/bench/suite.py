@@ -119,18 +119,22 @@ class RowRun:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.machine.gpus)))).split(",")
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[: self.row.gpus])
         if self.row.script is not None:
-            environment |= {
-                "PYTHON": sys.executable,
-                "MODEL_PATH": str(self.model),
-                "DATASETS": str(self.records),
-                "OUTPUT_DIR": str(self.output_dir),
-            }
+            environment |= self._script_variables() | {"PYTHON": sys.executable}
         if self.row.only_start:
             cache = self.workspace.folder / "compile_cache"
             if self.row.starts_cold:
                 shutil.rmtree(cache, ignore_errors=True)
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         return environment
+
+    def as_typed(self) -> list[str]:
+        """Return the command as a user would type it, with the variables that a script is given."""
+        if self.row.script is None:
+            return self.command()
+        return [*(f"{name}={value}" for name, value in self._script_variables().items()), *self.command()]
+
+    def _script_variables(self) -> dict[str, str]:
+        return {"MODEL_PATH": str(self.model), "DATASETS": str(self.records), "OUTPUT_DIR": str(self.output_dir)}
 
     def observe(self) -> Trace:
         """Train until the timed minutes are over."""
@@ -194,7 +198,8 @@ def _as_arguments(flags: Mapping[str, str]) -> list[str]:
 def _measure_row(result: Result, run: RowRun, profiles: bool) -> None:
     """Run a row and fill in its result."""
     trace = run.observe()
-    result.command, result.estimated_gib, result.problem = trace.command, trace.estimated_gib, trace.failure
+    result.command, result.program = run.as_typed(), trace.command
+    result.estimated_gib, result.problem = trace.estimated_gib, trace.failure
     if result.problem is None:
         log = read_log(run.output_dir)
         result.problem = result.fill_in(log, trace.step_times, None if run.row.only_start else run.warmup)

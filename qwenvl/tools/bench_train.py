@@ -11,6 +11,8 @@ from qwenvl.errors import UserError, exit_on_user_error
 from qwenvl.utils.cli import ToolParser, cpu_name, positive_int
 from qwenvl.utils.files import refuse_inputs
 
+_SUITE_OPTIONS = ("shapes", "rows", "markdown", "minutes", "folder", "no_profile")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; flags that it does not know go to the training command."""
@@ -25,9 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default=None, help="also write the result, with all losses, to this JSON file")
     _add_suite_options(parser)
     options, flags = parser.parse_known_args(argv)
+    _refuse_options_without_effect(parser, options, flags)
     if options.suite:
-        if flags:
-            raise UserError(f"--suite has flags of its own for each row, and does not take {flags[0]}; leave it out")
         return run_suite(options)
     if options.reload and options.nproc_per_node > 1:
         raise UserError("--reload compares with the model of one process; leave out --nproc_per_node")
@@ -78,6 +79,21 @@ def _add_suite_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no_profile", action="store_true", help="leave out the runs that measure the GPU's idle time")
 
 
+def _refuse_options_without_effect(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, flags: list[str]
+) -> None:
+    """Raise `UserError` for options of the suite without `--suite`, and for those of a single run with it."""
+    of_one_run = [name for name in vars(options) if name not in (*_SUITE_OPTIONS, "suite", "out")]
+    names = of_one_run if options.suite else _SUITE_OPTIONS
+    given = [f"--{name}" for name in names if getattr(options, name) != parser.get_default(name)]
+    if options.suite and (given or flags):
+        raise UserError(f"--suite has its own flags for each recipe; leave out {[*given, *flags][0]}")
+    if given:
+        raise UserError(f"{given[0]} belongs to --suite; leave it out, or add --suite")
+    if options.minutes <= 0:
+        raise UserError(f"--minutes {options.minutes:g}: expected more than 0")
+
+
 def run_suite(options: argparse.Namespace) -> int:
     """Run the suite; with `--out`, results of the same machine in that file are kept. Returns 1 if a row failed."""
     is_standin = options.shapes == "standin"  # for the tests
@@ -90,12 +106,13 @@ def run_suite(options: argparse.Namespace) -> int:
     from qwenvl.utils.logs import configure_logging
 
     rows = select_rows(options.rows, shapes)
+    for path in filter(None, (options.out, options.markdown)):
+        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     configure_logging()
     machine = measure_machine()
     with tempfile.TemporaryDirectory() as scratch:
         workspace = Workspace(Path(options.folder or scratch).absolute(), is_standin=is_standin)
         known = report.read_results(Path(options.out), machine) if options.out else []
-        results = known
         for results in suite.run_suite(
             rows, workspace, machine, minutes=options.minutes, profiles=not options.no_profile, known=known
         ):
@@ -105,7 +122,8 @@ def run_suite(options: argparse.Namespace) -> int:
             if options.markdown:
                 Path(options.markdown).write_text(report.format_markdown(machine, results), encoding="utf-8")
     print(report.format_markdown(machine, results))
-    return int(any(result.status == "failed" for result in results))
+    names = [row.name for row in rows]
+    return int(any(result.status == "failed" and result.name in names for result in results))
 
 
 if __name__ == "__main__":
