@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -110,17 +111,22 @@ def run_suite(options: argparse.Namespace) -> int:
         Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     configure_logging()
     machine = measure_machine()
-    with tempfile.TemporaryDirectory() as scratch:
-        workspace = Workspace(Path(options.folder or scratch).absolute(), is_standin=is_standin)
-        known = report.read_results(Path(options.out), machine) if options.out else []
-        for results in suite.run_suite(
-            rows, workspace, machine, minutes=options.minutes, profiles=not options.no_profile, known=known
-        ):
-            # After each row: a call that is cut off keeps what it has measured.
-            if options.out:
-                report.write_json(Path(options.out), machine, results)
-            if options.markdown:
-                Path(options.markdown).write_text(report.format_markdown(machine, results), encoding="utf-8")
+    known = report.read_results(Path(options.out), machine) if options.out else []
+    # As Ctrl-C does: a training that is under way is ended, too.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            workspace = Workspace(Path(options.folder or scratch).absolute(), is_standin=is_standin)
+            for results in suite.run_suite(
+                rows, workspace, machine, minutes=options.minutes, profiles=not options.no_profile, known=known
+            ):
+                # After each row: a call that is cut off keeps what it has measured.
+                if options.out:
+                    report.write_json(Path(options.out), machine, results)
+                if options.markdown:
+                    Path(options.markdown).write_text(report.format_markdown(machine, results), encoding="utf-8")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     print(report.format_markdown(machine, results))
     names = [row.name for row in rows]
     return int(any(result.status == "failed" and result.name in names for result in results))

@@ -1,5 +1,7 @@
 """Tests of the measured idle time of the GPU: what the spans of its work leave, and that the run ends with it."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qwenvl.bench import gpu_idle
+from qwenvl.train import train_qwen
+from tests.train.conftest import RECIPE, command_line, conversation, write_records
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,18 @@ def test_the_callback_logs_the_idle_share_of_its_steps_and_stops_the_run(monkeyp
         callback.on_step_end(TrainingArguments(), state, control)
     assert control.should_training_stop
     assert state.log_history == [{gpu_idle.IDLE_SHARE: pytest.approx(0.1), "step": 5}]
+
+
+def test_a_training_ends_after_its_profiled_steps(
+    standin: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_idle, "profile", FakeProfile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    records = [conversation("<image>\nWhat is shown?", f"Image {i}.", image="red.png") for i in range(4)]
+    flags = {"model_name_or_path": standin, "dataset_use": write_records(media / "idle_records.json", records)}
+    flags = RECIPE | flags | {"output_dir": tmp_path / "run", "max_steps": 4, "save_strategy": "no"}
+    train_qwen.train(command_line(**flags), [gpu_idle.MeasureGpuIdle(first_step=1, num_steps=1)])
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    shares = [entry[gpu_idle.IDLE_SHARE] for entry in state["log_history"] if gpu_idle.IDLE_SHARE in entry]
+    assert shares == [pytest.approx(0.1)]
