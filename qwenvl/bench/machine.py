@@ -13,7 +13,10 @@ import torch
 
 from qwenvl.utils.cli import cpu_name
 
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "flash-attn-4", "torchao")
+_PACKAGES = (
+    *("torch", "transformers", "peft", "accelerate", "deepspeed"),
+    *("flash-attn", "flash-attn-4", "bitsandbytes", "torchao"),
+)
 _GIB = 2**30
 _GPU_SIZE, _CPU_SIZE = 8192, 512
 _SECONDS = 1.0

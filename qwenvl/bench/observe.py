@@ -14,6 +14,8 @@ import psutil
 
 _STEP = re.compile(r"\bstep (\d+) of \d+: loss ")
 _ESTIMATE = re.compile(r"^total\s+(\d+\.\d\d)$", re.MULTILINE)
+# The last line of a traceback; in several processes PyTorch puts the rank before it.
+_ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:[\w.]*(?:Error|Exception)|error):.*)")
 _SECONDS_TO_END = 180
 
 
@@ -58,7 +60,7 @@ class Trace:
             return "it took too long and was ended"
         if self.returncode == 0:
             return None
-        errors = [line.removeprefix("error: ") for line in self.lines if line.startswith("error: ")]
+        errors = [match[1].removeprefix("error: ") for match in map(_ERROR.match, self.lines) if match]
         lines = errors or [line for line in self.lines if line.strip()] or [f"it ended with code {self.returncode}"]
         return lines[-1].strip()
 

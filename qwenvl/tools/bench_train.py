@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_suite_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("suite", "models, data and flags for each recipe of docs/benchmarks.md")
+    group = parser.add_argument_group("suite", "each recipe has flags of its own: see docs/benchmarks.md")
     group.add_argument(
-        "--suite", action="store_true", help="measure all recipes of docs/benchmarks.md, with their aims"
+        "--suite", action="store_true", help="measure the recipes of docs/benchmarks.md, with their aims"
     )
     group.add_argument("--shapes", default="4b,8b", help="shapes of the models, with commas between them")
     group.add_argument("--rows", default=None, help="names of recipes, with commas between them (all if left out)")

@@ -45,6 +45,10 @@ def test_a_script_is_reported_as_the_command_that_it_became(tmp_path: Path) -> N
     [
         ("import sys; print('plan'); sys.exit('error: --frozen_weights is no flag')", "--frozen_weights is no flag"),
         ("raise RuntimeError('CUDA out of memory')", "RuntimeError: CUDA out of memory"),
+        (
+            "print('[rank1]: torch.OutOfMemoryError: CUDA out of memory'); print('[W1] not destroyed'); exit(1)",
+            "torch.OutOfMemoryError: CUDA out of memory",
+        ),
         ("import sys; sys.exit(3)", "it ended with code 3"),
     ],
 )

@@ -46,7 +46,7 @@ def test_the_markdown_file_has_the_table_and_the_commands(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--suite", "--films", "5"], "leave out --films"),
+        (["--suite", "--side", "5"], "leave out --side"),
         (["--suite", "--lora_r", "8"], "leave out --lora_r"),
         (["--rows", "bf16"], "--rows belongs to --suite"),
         (["--suite", "--minutes", "0"], "expected more than 0"),
