@@ -7,12 +7,13 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from qwenvl.checkpoint.save import INCOMPLETE, CommitCheckpoints, clear_incomplete, publish_files, write_state
@@ -39,10 +40,11 @@ def build_trainer(
     data: DataModule,
     training_args: TrainingArguments,
     arguments: dict,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> QwenVLTrainer:
     """Connect model, data and callbacks; the Trainer writes into `.incomplete`, beside the finished checkpoints."""
     output_dir = training_args.output_dir
-    callbacks = [EvaluateAfterSaving()]
+    callbacks = [EvaluateAfterSaving(), *callbacks]
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(Path(output_dir) / INCOMPLETE)
     trainer_args.torch_compile = False  # the layers are compiled already

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ if __name__ == "__main__":  # importing PyTorch takes seconds: until main runs, 
 import huggingface_hub
 import torch
 import transformers
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from qwenvl.checkpoint.lock import release_output_dirs
 from qwenvl.checkpoint.resume import check_encoder, check_same_data, find_resume_checkpoint
@@ -58,7 +59,7 @@ SECONDS_FOR_THE_LAUNCHER = 10
 
 
 @release_output_dirs()
-def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
+def train(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> QwenVLTrainer | None:
     """Train a model by the flags of the command line, and return its trainer (None after a dry run)."""
     model_args, data_args, training_args = parse_arguments(argv)
     configure_logging(training_args)
@@ -78,7 +79,7 @@ def train(argv: list[str] | None = None) -> QwenVLTrainer | None:
     if training_args.dry_run:
         logger.info("a dry run: nothing was trained")
         return None
-    trainer = build_trainer(model, prepared.base.processor, prepared.data, training_args, arguments)
+    trainer = build_trainer(model, prepared.base.processor, prepared.data, training_args, arguments, callbacks)
     run(trainer, training_args.output_dir, resume_from)
     return trainer
 
@@ -150,14 +151,14 @@ def check_media(model_args: ModelArguments, data: DataModule) -> None:
             )
 
 
-def main() -> None:
+def main(callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Run the program: a user's mistake ends in one line and exit code 2, Ctrl-C in one line and 130."""
     handle(signal.SIGINT, signal.default_int_handler)
     watch_launcher()
     atexit.register(exit_at_once_after_leaving)
     with exit_on_user_error():
         try:
-            train()
+            train(callbacks=callbacks)
             for each in STOP_SIGNALS:  # everything is written: nothing is left to stop
                 signal.signal(each, signal.SIG_IGN)
             leave_together()
