@@ -91,9 +91,16 @@ def estimate_memory(
 def memory_table(
     model: nn.Module, summary: DataSummary, training_args: TrainingArguments, sharding: Sharding
 ) -> list[tuple[str, ...]]:
-    """Return the rows of a text table: the estimate for the largest micro-batch of a run, its sum last."""
-    memory = _estimate(model, summary, training_args, sharding, bool(training_args.activation_checkpointing))
-    return [("GPU memory of a process", "GiB"), *((name, f"{gib:.2f}") for name, gib in memory.items())]
+    """Return the rows of a text table: the estimate for the largest micro-batch of a run, its sum last.
+
+    On a machine without a GPU `--gradient_checkpointing auto` has not been settled: the table then has both estimates.
+    """
+    is_open = getattr(training_args, "checkpoints_if_needed", False) and training_args.device.type != "cuda"
+    choices = (False, True) if is_open else (bool(training_args.activation_checkpointing),)
+    head = ("GiB", "GiB, recomputing activations") if is_open else ("GiB",)
+    estimates = [_estimate(model, summary, training_args, sharding, choice) for choice in choices]
+    rows = [(name, *(f"{estimate[name]:.2f}" for estimate in estimates)) for name in estimates[0]]
+    return [("GPU memory of a process", *head), *rows]
 
 
 def estimate_total(

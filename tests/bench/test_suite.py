@@ -39,7 +39,12 @@ def value(command: list[str], flag: str) -> str | None:
 def test_a_row_is_the_training_command_with_the_recipe_and_its_own_flags(tmp_path: Path) -> None:
     command = run_of("bf16-24gib", tmp_path).command()
     assert command[:2] == [sys.executable, suite._PROGRAM] and Path(command[1]).is_file()
-    expected = {"--lora_r": "64", "--max_pixels": "451584", "--model_max_length": "8192", "--gradient_checkpointing": "True"}
+    expected = {
+        "--lora_r": "64",
+        "--max_pixels": "451584",
+        "--model_max_length": "8192",
+        "--gradient_checkpointing": "True",
+    }
     assert expected == {flag: value(command, flag) for flag in expected}
     assert value(command, "--model_name_or_path") == str(tmp_path / "4b")
     assert value(command, "--dataset_use") == str(tmp_path / "xrays_16000" / "train.json")

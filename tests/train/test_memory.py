@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from qwenvl.bench.real_shape import real_shape_config
 from qwenvl.model.lora import LoraSettings, add_adapter
+from qwenvl.train.argument import TrainingArguments as OurTrainingArguments
 from qwenvl.train.memory import BatchShape, Sharding, estimate_memory, memory_table
 
 PACK = 16384
@@ -65,3 +66,18 @@ def test_the_table_has_a_row_for_each_part_and_their_sum_last(standin: Path, tmp
     assert rows[-1][0] == "total"
     estimate = estimate_memory(model, BatchShape(64, 16, 32), gradient_checkpointing=True)
     assert rows == [(name, f"{gib:.2f}") for name, gib in estimate.items()]
+
+
+def test_without_a_gpu_the_table_has_both_choices_of_auto(standin: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(standin)
+    summary = SimpleNamespace(max_tokens=64, most_supervised=16, most_patches=32)
+    args = OurTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+    head, *rows = memory_table(model, summary, args, Sharding())
+
+    assert head == ("GPU memory of a process", "GiB", "GiB, recomputing activations")
+    kept, recomputed = (
+        estimate_memory(model, BatchShape(64, 16, 32), gradient_checkpointing=choice)["total"]
+        for choice in (False, True)
+    )
+    assert rows[-1] == ("total", f"{kept:.2f}", f"{recomputed:.2f}")
