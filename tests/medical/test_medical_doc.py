@@ -54,7 +54,8 @@ def test_the_check_of_the_document_is_parsed():
     (arguments,) = _commands("check_data")
     flags = parse_check_arguments(arguments)
     assert flags.data.eval_dataset_use == "mimic_valid"
-    assert flags.training.gradient_accumulation_steps == 2
+    script = (Path(__file__).resolve().parents[2] / "scripts" / "train.sh").read_text(encoding="utf-8")
+    assert flags.training.samples_per_step == int(re.search(r"SAMPLES_PER_STEP=(\d+)", script)[1])
 
 
 def test_the_check_of_the_document_has_the_flags_of_the_preset_that_decide_steps_and_memory():
