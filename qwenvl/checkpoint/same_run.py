@@ -151,6 +151,12 @@ def check_same_step(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
             f" ({packs_before} {unit} a step then, {packs_now} now: batch size x accumulation x processes must stay "
             "the same)"
         )
+        micro_batch = packs_now // now["gradient_accumulation_steps"]
+        if now.get("samples_per_step") is not None and packs_before % micro_batch == 0:
+            why += (
+                f": without --samples_per_step, --gradient_accumulation_steps {packs_before // micro_batch} makes them "
+                "the same"
+            )
         raise _refusal(folder, names[0], before, now, why)
     obstacles = {
         "DeepSpeed's checkpoints are partitioned for one number of processes": "world_size" in names

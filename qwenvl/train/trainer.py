@@ -202,6 +202,17 @@ class QwenVLTrainer(Trainer):
         self.model.zero_grad()
         torch.cuda.empty_cache()
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device; the weights of interpolation in its layouts stay float32 under DeepSpeed.
+
+        The Trainer casts all floats there to the precision of the model, which is right for pixels alone. Can go when
+        it leaves casting to the model:
+        https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py#L2371
+        """
+        layouts = {name: value for name, value in inputs.items() if name == "layouts"}
+        others = super()._prepare_inputs({name: value for name, value in inputs.items() if name not in layouts})
+        return others | send_to_device(layouts, self.args.device)
+
     def compute_loss(
         self,
         model: nn.Module,

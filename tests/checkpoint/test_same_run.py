@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qwenvl.checkpoint.same_run import RULES, Rule, check_same_run
+from qwenvl.checkpoint.same_run import RULES, Rule, check_same_run, check_same_step
 from qwenvl.checkpoint.save import run_arguments
 from qwenvl.errors import UserError
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
@@ -116,6 +116,18 @@ def test_a_step_may_be_divided_otherwise_but_not_be_another(
     else:
         with pytest.raises(UserError, match=r"\(8 samples a step then, 16 now"):
             check_same_run(tmp_path, flags | STEP, flags | now)
+
+
+def test_a_step_that_the_number_of_samples_makes_another_is_refused_with_the_accumulation_that_keeps_it(
+    flags: dict[str, Any], tmp_path: Path
+) -> None:
+    before = flags | {"samples_per_step": 6, "gradient_accumulation_steps": 2, "world_size": 1}
+    now = before | {"world_size": 2}
+
+    check_same_run(tmp_path, before, now | {"gradient_accumulation_steps": 1})  # not yet known: the data decide
+    with pytest.raises(UserError, match="without --samples_per_step, --gradient_accumulation_steps 1 makes them"):
+        check_same_step(tmp_path, before, now)
+    check_same_run(tmp_path, before, now | {"gradient_accumulation_steps": 1, "samples_per_step": None})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForImageTextToText
 
 from qwenvl import load_checkpoint
@@ -14,9 +16,13 @@ from qwenvl.bench.standin import build_standin
 from qwenvl.checkpoint.manifest import find_fault
 from qwenvl.data.data_processor import DataModule
 from qwenvl.errors import UserError
+from qwenvl.model import attention, build
+from qwenvl.model.attention import Attention
+from qwenvl.train import argument, prepare
 from qwenvl.train import run as run_module
 from qwenvl.train.train_qwen import train
 from qwenvl.train.trainer import QwenVLTrainer
+from qwenvl.vision import native
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
 
 Run = Callable[..., Path]
@@ -214,6 +220,70 @@ def test_compiled_layers_train_and_save_as_the_others_do(
     assert losses(folder) == pytest.approx(losses(plain), rel=1e-4)
     saved, expected = (load_file(path / "adapter_model.safetensors") for path in (folder, plain))
     assert saved.keys() == expected.keys()
+
+
+def attend_within_samples(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """PyTorch's variable-length kernel, which needs a GPU, in operations that are traced without knowing a length."""
+    rows = torch.arange(len(query))
+    sample = torch.bucketize(rows, cu_seq_q[1:], right=True)
+    distance = rows[:, None] - rows
+    mask = (sample[:, None] == sample) & (distance.abs() < max_q)
+    if window_size == (-1, 0):
+        mask &= distance >= 0
+    states = (each.transpose(0, 1) for each in (query, key, value))
+    output = scaled_dot_product_attention(*states, attn_mask=mask, scale=scale, enable_gqa=len(query[0]) != len(key[0]))
+    return output.transpose(0, 1)
+
+
+@pytest.mark.parametrize("tune_mm_vision", [False, True])
+def test_compiled_layers_of_text_and_images_are_not_compiled_again_for_other_lengths(
+    run_training: Run,
+    media: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tune_mm_vision: bool,
+) -> None:
+    for module in (argument, build, prepare):
+        monkeypatch.setattr(module, "resolve_attention", lambda *_: Attention("varlen", "the kernel is replaced"))
+    for module in (attention, native):
+        monkeypatch.setattr(module, "varlen_attn", attend_within_samples)
+    graphs, shapes = [], set()
+    step = QwenVLTrainer.training_step
+
+    def counted(trainer: QwenVLTrainer, model: torch.nn.Module, inputs: dict, count: torch.Tensor) -> torch.Tensor:
+        loss = step(trainer, model, inputs, count)
+        graphs.append(counters["stats"]["unique_graphs"])
+        layout = inputs["layouts"]["image"]
+        lengths = (inputs["input_ids"].numel(), inputs["text_max_seqlen"], len(inputs["text_cu_seqlens"]))
+        shapes.add((*lengths, len(inputs["targets"]), len(layout["positions"]), layout["max_seqlen"]))
+        return loss
+
+    monkeypatch.setattr(QwenVLTrainer, "training_step", counted)
+    images = ["red.png", "wide.png", "tall.png", "grey.png"] * 5
+    records = [conversation("<image>\nWhat?", "A" * (7 * i % 31 + 1), image=name) for i, name in enumerate(images)]
+    path = write_records(media / "lengths.json", records)
+    flags = {"data_packing": True, "model_max_length": 200, "per_device_train_batch_size": 1, "max_steps": 9}
+    torch.compiler.reset()
+    counters.clear()
+
+    run_training(
+        dataset_use=path, torch_compile=True, torch_compile_backend="aot_eager", tune_mm_vision=tune_mm_vision, **flags
+    )
+
+    assert len(shapes) >= 5
+    # The loss of a piece, a text layer, and a vision block.
+    assert graphs[0] >= 3
+    assert graphs == [graphs[0]] * 9
 
 
 @pytest.mark.parametrize("logging_steps", [1, 3, 10])

@@ -221,3 +221,19 @@ def test_a_later_micro_batch_of_a_step_is_not_run_again(monkeypatch: pytest.Monk
 
     with pytest.raises(UserError, match="out of memory at step 1"):
         trainer.training_step(trainer.model, {}, 1)
+
+
+def test_deepspeed_casts_the_pixels_of_a_batch_and_not_the_layout_of_its_patches() -> None:
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    trainer = BareTrainer(
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
+        args=SimpleNamespace(device=torch.device("cpu")),
+        is_deepspeed_enabled=True,
+    )
+    layout = {"interpolation_weights": torch.ones(2, 4), "max_seqlen": 2}
+
+    inputs = trainer._prepare_inputs({"pixel_values": torch.ones(2, 3), "layouts": {"image": layout}})
+
+    assert inputs["pixel_values"].dtype is torch.bfloat16
+    assert inputs["layouts"]["image"]["interpolation_weights"].dtype is torch.float32
+    assert inputs["layouts"]["image"]["max_seqlen"] == 2
