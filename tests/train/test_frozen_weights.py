@@ -40,7 +40,7 @@ def own_encoder() -> dict:
     return {"custom_vision_encoder": f"{file}:TileEncoder", "max_pixels": None, "min_pixels": None}
 
 
-@pytest.mark.parametrize("mode", ["packed and checkpointed", "another encoder", "merger alone"])
+@pytest.mark.parametrize("mode", ["packed and checkpointed", "another encoder", "merger alone", "compiled"])
 def test_losses_in_fp8_are_within_a_hundredth_of_those_in_bf16(
     train_here: Train, tmp_path: Path, own_encoder: dict, mode: str
 ) -> None:
@@ -48,6 +48,7 @@ def test_losses_in_fp8_are_within_a_hundredth_of_those_in_bf16(
         "packed and checkpointed": PACKED,
         "another encoder": own_encoder,
         "merger alone": {"tune_mm_llm": False, "lora_enable": False},
+        "compiled": {"torch_compile": True, "torch_compile_backend": "eager"},
     }[mode]
     plain = train_here("bf16", bf16=True, max_steps=4, **flags)
     held = train_here("fp8", bf16=True, max_steps=4, frozen_weights="fp8", **flags)
