@@ -1,5 +1,7 @@
 """FP8 layers on a GPU against bf16. Tolerance 5 %: e4m3 has three bits, and products of normal noise are 3.7 % off."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +55,18 @@ def test_weights_go_to_the_gpu_one_by_one() -> None:
     weight = width * width
     assert held < 1.05 * count * weight
     assert peak < held + 16 * weight  # of one layer: bf16, float32, and what is computed from it
+
+
+def test_layers_in_fp8_are_sent_to_the_other_processes_and_trained_with(tmp_path: Path) -> None:
+    """DistributedDataParallel sends all weights at its start, also from one process to itself."""
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        module = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64).requires_grad_(False)).to(DEVICE, torch.bfloat16)
+        assert hold_in_fp8(module, DEVICE) == 1
+        kept = module[1].weight.view(torch.uint8).clone()
+        wrapped = nn.parallel.DistributedDataParallel(module, device_ids=[0])
+        wrapped(torch.randn(8, 64, device=DEVICE, dtype=torch.bfloat16)).sum().backward()
+        assert torch.equal(module[1].weight.view(torch.uint8), kept)
+        assert module[0].weight.grad.isfinite().all() and module[0].weight.grad.any()
+    finally:
+        torch.distributed.destroy_process_group()
