@@ -196,13 +196,14 @@ def build_model(
     compute_loss_in_forward(model)
     if attention.backend == "varlen":
         pack_vision_attention(model.model.visual)
+    text_layers = model.model.language_model.layers  # the adapter is added inside them
     model = _make_trainable(model, model_args, training_args, saved)
     if not training_args.deepspeed:
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.float32)
     if model_args.frozen_weights != "bf16":
-        hold_frozen_weights(model, model_args.frozen_weights, training_args.device)
+        hold_frozen_weights(text_layers, model_args.frozen_weights, training_args.device)
     if training_args.torch_compile:
         compile_layers(model, training_args.torch_compile_backend, training_args.torch_compile_mode)
     return model

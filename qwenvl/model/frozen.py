@@ -4,9 +4,7 @@ import importlib.util
 import logging
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import BuildArguments, ModelArguments
@@ -64,14 +62,12 @@ def _version(capability: tuple[int, int]) -> str:
     return ".".join(map(str, capability))
 
 
-def hold_frozen_weights(model: PreTrainedModel | PeftModel, kind: str, device: torch.device) -> None:
-    """Convert the frozen linear layers inside the language model's layers to `kind` ("fp8" or "nf4"), in place.
+def hold_frozen_weights(layers: nn.Module, kind: str, device: torch.device) -> None:
+    """Convert the frozen linear layers inside the language model's `layers` to `kind` ("fp8" or "nf4"), in place.
 
-    They are on `device` afterwards, except those of a model without weights, which stay on the meta device. Adapters,
-    embeddings, head and vision encoder are left as they are.
+    They are on `device` afterwards, except those of a model without weights, which stay on the meta device. Adapters
+    are left as they are.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = base.model.language_model.layers
     count = _HOLD[kind](layers, device)
     logger.info("frozen weights: %d linear layers of the language model are held in %s", count, kind)
     if others := _frozen_matrices_outside_linear_layers(layers):

@@ -89,6 +89,10 @@ def test_the_precision_of_training_is_never_refused(tmp_path: Path) -> None:
     check_frozen_weights(*arguments(tmp_path, "bf16", bf16=False, lora_enable=False))
 
 
+def text_layers(model: PreTrainedModel) -> nn.Module:
+    return model.get_base_model().model.language_model.layers
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
 
@@ -97,7 +101,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 def test_exactly_the_frozen_linear_layers_of_the_language_model_become_fp8(standin: Path, device: torch.device) -> None:
     model = with_adapter(standin, device)
     before = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    hold_frozen_weights(model, "fp8", CPU)
+    hold_frozen_weights(text_layers(model), "fp8", CPU)
 
     for name, linear in linear_layers(model).items():
         is_frozen_text = ".language_model.layers." in name and ".lora_" not in name
@@ -121,7 +125,7 @@ def test_a_model_without_weights_is_counted_whole_and_estimated_at_its_bytes(sta
     )
     batch = BatchShape(64, 8, 16)
     sizes, before = component_sizes(model), estimate_memory(model, batch, gradient_checkpointing=True)
-    hold_frozen_weights(model, kind, CPU)
+    hold_frozen_weights(text_layers(model), kind, CPU)
 
     assert component_sizes(model) == sizes
     after = estimate_memory(model, batch, gradient_checkpointing=True)
@@ -136,16 +140,14 @@ def test_a_model_without_weights_is_counted_whole_and_estimated_at_its_bytes(sta
 def test_weights_in_no_linear_layer_are_named(standin: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = with_adapter(standin)
     with caplog.at_level(logging.INFO, logger="qwenvl"):
-        hold_frozen_weights(model, "fp8", CPU)
+        hold_frozen_weights(text_layers(model), "fp8", CPU)
     assert "linear layers of the language model are held in fp8" in caplog.text
     assert "experts" not in caplog.text
 
     model = with_adapter(standin)
-    model.get_base_model().model.language_model.layers[0].experts = nn.ParameterList(
-        [nn.Parameter(torch.zeros(2, 3, 4), requires_grad=False)]
-    )
+    text_layers(model)[0].experts = nn.ParameterList([nn.Parameter(torch.zeros(2, 3, 4), requires_grad=False)])
     with caplog.at_level(logging.INFO, logger="qwenvl"):
-        hold_frozen_weights(model, "fp8", CPU)
+        hold_frozen_weights(text_layers(model), "fp8", CPU)
     assert (
         "24 weights of the language model's layers are not in linear layers (experts) and stay in bf16" in caplog.text
     )
