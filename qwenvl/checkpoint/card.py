@@ -13,6 +13,7 @@ from qwenvl.vision.trust import FILE_FORM
 CARD_NAME = "README.md"
 _MAIN_ARGUMENTS = (
     *("tune_mm_llm", "tune_mm_mlp", "tune_mm_vision", "lora_enable", "lora_r", "lora_alpha", "lora_target_modules"),
+    "frozen_weights",
     *("learning_rate", "mm_projector_lr", "vision_tower_lr", "num_train_epochs", "max_steps", "model_max_length"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "data_packing", "bf16", "fp16"),
     *("min_pixels", "max_pixels", "seed"),

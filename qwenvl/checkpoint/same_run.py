@@ -30,7 +30,7 @@ class Rule(enum.Enum):
 # Every flag has its rule. It is the same run only with equal model, trainable parts, samples and order.
 _FLAGS: dict[Rule, tuple[str, ...]] = {
     Rule.EQUAL: (
-        "model_name_or_path",
+        *("model_name_or_path", "frozen_weights"),
         *("tune_mm_llm", "tune_mm_mlp", "tune_mm_vision"),
         *("lora_enable", "lora_r", "lora_alpha", "lora_target_modules"),
         *("custom_vision_encoder", "vision_merger_path", *CUSTOM_VISION_FLAGS),
@@ -85,6 +85,8 @@ _FLAGS: dict[Rule, tuple[str, ...]] = {
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _FLAGS.items() for name in names}
 
+# Values of flags in runs recorded before the flag existed.
+_BEFORE_THE_FLAG = {"frozen_weights": "bf16"}
 # Schedules that keep their own rates: what they have made of the old flags cannot be carried over to new ones.
 _OWN_RATES = ("reduce_lr_on_plateau", "greedy")
 _STEP_SIZE = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
@@ -94,8 +96,9 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     """Raise `UserError` if the flags of a run do not fit those of the checkpoint, and log changes that take effect.
 
     `before` are the arguments in the checkpoint's run_arguments.json, `now` are this run's. Flags that are recorded on
-    one side only are not compared.
+    one side only are not compared, except those of `_BEFORE_THE_FLAG`.
     """
+    before = _BEFORE_THE_FLAG | dict(before)
     # Not the values that took effect: they follow from the flags and the machine.
     compared = (before.keys() & now.keys()) - {"effective"}
     changed = {name for name in compared if not _are_equal(before[name], now[name])}

@@ -1,6 +1,7 @@
 """Flags of the model: its name, the trained parts, the adapter and the vision encoder."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import transformers
 
@@ -10,6 +11,8 @@ from qwenvl.vision.options import OPTION_FLAGS, InputMode, MergerName, ResizePol
 
 # Flags that only affect a custom encoder, and that a continued run must repeat.
 CUSTOM_VISION_FLAGS = ("custom_vision_pretrained_path", *OPTION_FLAGS, "save_encoder")
+
+FrozenWeights = Literal["bf16", "fp8", "nf4"]
 
 
 @dataclass
@@ -38,6 +41,14 @@ class ModelArguments:
         metadata={
             "help": f"Attention backend: {', '.join(BACKENDS)}. auto uses flash-attn if installed, else PyTorch's "
             "variable-length kernel on a GPU, else sdpa."
+        },
+    )
+    frozen_weights: FrozenWeights = field(
+        default="bf16",
+        metadata={
+            "help": "How the language model's frozen linear layers are held. bf16: in the precision of training. fp8: "
+            "a byte a weight, products in FP8 (GPUs of compute capability 8.9 or higher). nf4: half a byte, products "
+            "in bf16 (extra quant)."
         },
     )
     custom_vision_encoder: str | None = field(

@@ -106,8 +106,8 @@ def refuse_quantized(name_or_path: str, config: PreTrainedConfig) -> None:
         return
     raise UserError(
         f"{name_or_path} holds quantized weights ({method}), which this training cannot use; use the model that they "
-        "were made from, for example Qwen/Qwen3-VL-4B-Instruct (--gradient_checkpointing True and --deepspeed "
-        "scripts/zero3.json save memory)"
+        "were made from, for example Qwen/Qwen3-VL-4B-Instruct (--frozen_weights fp8 or nf4 quantizes it for the "
+        "training)"
     )
 
 

@@ -29,6 +29,7 @@ from qwenvl.model.base_files import (
 )
 from qwenvl.model.components import component_of, plain_tower_name, set_trainable
 from qwenvl.model.custom_vision import load_trained_tower, warn_of_slow_merger
+from qwenvl.model.frozen import hold_frozen_weights
 from qwenvl.model.lora import LoraSettings, add_adapter
 from qwenvl.model.loss import SupervisedHead, compute_loss_in_forward, piece_loss_and_gradient
 from qwenvl.model.trust import refuse_code_in_config, refuse_foreign_code
@@ -159,7 +160,8 @@ def build_model(
 
     `vision_config` is that of a custom tower. `without_weights` builds on the meta device, where the model takes no
     memory. Trainable parameters are float32, because small updates are rounded away in bf16's eight bits; DeepSpeed
-    keeps such a copy itself.
+    keeps such a copy itself. With `--frozen_weights` the language model's frozen linear layers are converted one by one
+    and put on the training's device.
     """
     warn_of_slow_merger(model_args, training_args.merger_learning_rate)
     attention = resolve_attention(model_args.attn_implementation, training_args.half_precision)
@@ -194,11 +196,14 @@ def build_model(
     compute_loss_in_forward(model)
     if attention.backend == "varlen":
         pack_vision_attention(model.model.visual)
+    text_layers = model.model.language_model.layers  # the adapter is added inside them
     model = _make_trainable(model, model_args, training_args, saved)
     if not training_args.deepspeed:
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.float32)
+    if model_args.frozen_weights != "bf16":
+        hold_frozen_weights(text_layers, model_args.frozen_weights, training_args.device)
     if training_args.torch_compile:
         compile_layers(model, training_args.torch_compile_backend, training_args.torch_compile_mode)
     return model

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from qwenvl.utils.zero3 import full_numel
@@ -53,11 +54,17 @@ def named_component_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.
 
 
 def component_sizes(model: nn.Module) -> dict[str, ComponentSize]:
-    """Count the parameters of each component, in elements; partitioned (ZeRO-3) parameters count whole."""
+    """Count the parameters of each component, in elements; partitioned (ZeRO-3) and packed (4-bit) ones count whole."""
+    # bitsandbytes' Linear4bit holds two weights in a byte.
+    packed = {
+        id(linear.weight): linear.in_features * linear.out_features
+        for linear in model.modules()
+        if isinstance(linear, nn.Linear) and linear.weight.dtype == torch.uint8
+    }
     total = dict.fromkeys(COMPONENTS, 0)
     trainable = dict.fromkeys(COMPONENTS, 0)
     for component, _, parameter in named_component_parameters(model):
-        count = full_numel(parameter)
+        count = packed.get(id(parameter), full_numel(parameter))
         total[component] += count
         trainable[component] += count if parameter.requires_grad else 0
     return {component: ComponentSize(total[component], trainable[component]) for component in COMPONENTS}

@@ -101,13 +101,15 @@ fp8_linear.register_autograd(_gradient_of_rows, setup_context=_keep_weight)
 def hold_in_fp8(module: nn.Module, device: torch.device) -> int:
     """Turn every frozen linear layer inside `module` into an `Fp8Linear` on `device`, in place; return how many.
 
-    Each weight goes to the device by itself, so that a whole bf16 copy never stands there.
+    Each weight goes to the device by itself, so that a whole bf16 copy never stands there. Those without memory (meta
+    device) stay where they are.
     """
     count = 0
     for linear in module.modules():
         if type(linear) is not nn.Linear or linear.weight.requires_grad:
             continue
-        values, scale = quantize_rows(linear.weight.data.to(device))
+        weight = linear.weight.data
+        values, scale = quantize_rows(weight if weight.is_meta else weight.to(device))
         linear.__class__ = Fp8Linear
         linear.weight = nn.Parameter(values, requires_grad=False)
         linear.register_buffer("weight_scale", scale, persistent=False)

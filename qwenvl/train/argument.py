@@ -16,6 +16,7 @@ from qwenvl.data.arguments import DataArguments
 from qwenvl.errors import UserError
 from qwenvl.model.arguments import CUSTOM_VISION_FLAGS, BuildArguments, ModelArguments
 from qwenvl.model.attention import resolve_attention
+from qwenvl.model.frozen import check_frozen_weights
 from qwenvl.train.flag_checks import check_flags, check_machine, check_samples_per_step, warn_of_worst_model
 from qwenvl.train.flag_rules import read_choice, split_names
 from qwenvl.utils.cli import OneLineErrors
@@ -254,4 +255,5 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         raise UserError(
             "--cache_vision_features keeps features of a frozen encoder, but --tune_mm_vision is True; leave one out"
         )
+    check_frozen_weights(model_args, training_args, dry_run=training_args.dry_run)
     resolve_attention(model_args.attn_implementation, training_args.half_precision)

@@ -147,3 +147,13 @@ def test_other_processes_are_refused_where_they_would_not_do_the_same(
 
     with pytest.raises(UserError, match=f"gradient_accumulation_steps 2, this one has 4, and .*{message}"):
         check_same_run(tmp_path, before, now)
+
+
+def test_a_checkpoint_from_before_the_flag_was_trained_on_weights_in_bf16(
+    flags: dict[str, Any], tmp_path: Path
+) -> None:
+    before = {name: value for name, value in flags.items() if name != "frozen_weights"}
+
+    check_same_run(tmp_path, before, flags)
+    with pytest.raises(UserError, match="that run had --frozen_weights bf16, this one has fp8; give the same"):
+        check_same_run(tmp_path, before, flags | {"frozen_weights": "fp8"})
