@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 _STEP = re.compile(r"\bstep (\d+) of \d+: loss ")
-_ESTIMATE = re.compile(r"^total\s+(\d+\.\d\d)$", re.MULTILINE)
+# Without a GPU a second number follows, that of a run which recomputes activations.
+_ESTIMATE = re.compile(r"^total\s+(\d+\.\d\d)(?:\s+\d+\.\d\d)?$", re.MULTILINE)
 # The last line of a traceback; in several processes PyTorch puts the rank before it.
 _ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:[\w.]*(?:Error|Exception)|error):.*)")
 _SECONDS_TO_END = 180

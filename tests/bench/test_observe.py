@@ -76,6 +76,7 @@ def test_the_warm_up_ends_by_steps_and_by_seconds() -> None:
 def test_the_estimate_is_read_from_the_log() -> None:
     table = ["GPU memory of a process    GiB", "weights                    8.31", "total                     15.60"]
     assert Trace([], {}, table).estimated_gib == 15.6
+    assert Trace([], {}, ["total      15.60      9.10"]).estimated_gib == 15.6
     assert Trace([], {}, ["total 3"]).estimated_gib is None
 
 
