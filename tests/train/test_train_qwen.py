@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForImageTextToText
 
 from qwenvl import load_checkpoint
@@ -24,6 +23,7 @@ from qwenvl.train.train_qwen import train
 from qwenvl.train.trainer import QwenVLTrainer
 from qwenvl.vision import native
 from tests.train.conftest import RECIPE, command_line, conversation, losses, write_records
+from tests.varlen import attend_within_samples
 
 Run = Callable[..., Path]
 
@@ -220,30 +220,6 @@ def test_compiled_layers_train_and_save_as_the_others_do(
     assert losses(folder) == pytest.approx(losses(plain), rel=1e-4)
     saved, expected = (load_file(path / "adapter_model.safetensors") for path in (folder, plain))
     assert saved.keys() == expected.keys()
-
-
-def attend_within_samples(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float | None,
-    window_size: tuple[int, int] = (-1, -1),
-) -> torch.Tensor:
-    """PyTorch's variable-length kernel, which needs a GPU, in operations that are traced without knowing a length."""
-    rows = torch.arange(len(query))
-    sample = torch.bucketize(rows, cu_seq_q[1:], right=True)
-    distance = rows[:, None] - rows
-    mask = (sample[:, None] == sample) & (distance.abs() < max_q)
-    if window_size == (-1, 0):
-        mask &= distance >= 0
-    states = (each.transpose(0, 1) for each in (query, key, value))
-    output = scaled_dot_product_attention(*states, attn_mask=mask, scale=scale, enable_gqa=len(query[0]) != len(key[0]))
-    return output.transpose(0, 1)
 
 
 @pytest.mark.parametrize("tune_mm_vision", [False, True])

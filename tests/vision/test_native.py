@@ -5,38 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from qwenvl.vision import native
 from qwenvl.vision.native import PackedVisionTower, pack_vision_attention, patch_layout
+from tests.varlen import attend_within_samples
 
 GRIDS = torch.tensor([[1, 4, 6], [2, 2, 4], [1, 8, 2]])
 
 
-def attention_of_each_image(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-) -> torch.Tensor:
-    """PyTorch's variable-length kernel, which needs a GPU, image by image."""
-    lengths = cu_seq_q.diff().tolist()
-    assert max_q == max(lengths)
-    parts = [states.transpose(0, 1).split(lengths, dim=1) for states in (query, key, value)]
-    outputs = [F.scaled_dot_product_attention(*each, scale=scale) for each in zip(*parts, strict=True)]
-    return torch.cat(outputs, dim=1).transpose(0, 1)
-
-
 @pytest.fixture
 def tower(standin: Path, monkeypatch: pytest.MonkeyPatch) -> Qwen3VLVisionModel:
-    monkeypatch.setattr(native, "varlen_attn", attention_of_each_image)
+    monkeypatch.setattr(native, "varlen_attn", attend_within_samples)
     return AutoModelForImageTextToText.from_pretrained(standin).model.visual.eval()
 
 
