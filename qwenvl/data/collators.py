@@ -3,6 +3,7 @@
 Shapes: B rows of L tokens; a flattened batch has B = 1 and its samples one after another.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ class BatchMeta:
 
 
 @dataclass
-class _Collator:
+class _Collator(ABC):
     """Base of both collators.
 
     `dummies` has a blank sample for each kind of medium ("image", "video") and a text-only one ("text"). A batch that
@@ -79,8 +80,9 @@ class _Collator:
             missing = ["text"]
         return [self.dummies[kind] for kind in missing]
 
+    @abstractmethod
     def _rows(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return the tokens, labels and positions of the samples as rows."""
 
 
 @dataclass
