@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig
 
 from qwenvl.data.summary import DataSummary
 from qwenvl.model.components import component_sizes
 from qwenvl.model.loss import ROWS_AT_A_TIME
+from qwenvl.train.argument import TrainingArguments
 from qwenvl.utils.zero3 import full_numel
 
 _GIB = 2**30
@@ -95,7 +96,7 @@ def memory_table(
 
     On a machine without a GPU `--gradient_checkpointing auto` has not been settled: the table then has both estimates.
     """
-    is_open = getattr(training_args, "checkpoints_if_needed", False) and training_args.device.type != "cuda"
+    is_open = training_args.checkpoints_if_needed and training_args.device.type != "cuda"
     choices = (False, True) if is_open else (bool(training_args.activation_checkpointing),)
     head = ("GiB", "GiB, recomputing activations") if is_open else ("GiB",)
     estimates = [_estimate(model, summary, training_args, sharding, choice) for choice in choices]

@@ -25,7 +25,19 @@ STEPS_WORTH_COMPILING = 200
 FEW_STEPS = 100
 
 
-def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, training_args: TrainingArguments) -> None:
+def summarize_batches(data: DataModule, data_args: DataArguments) -> DataSummary:
+    """Count what the batches of a run hold."""
+    padded = not (data_args.data_flatten or data_args.data_packing)
+    return summarize(data.train_dataset, data.train_sampler, padded)
+
+
+def report_plan(
+    model: nn.Module,
+    data: DataModule,
+    summary: DataSummary,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> None:
     """Log samples, batches, steps and tokens per step of a run, and its estimated GPU memory."""
     if data_args.data_packing and data_args.data_flatten:
         logger.info("--data_packing and --data_flatten: samples are packed, which makes flat rows as well")
@@ -35,11 +47,7 @@ def report_plan(model: nn.Module, data: DataModule, data_args: DataArguments, tr
             training_args.max_steps,
             training_args.num_train_epochs,
         )
-    padded = not (data_args.data_flatten or data_args.data_packing)
-    summary = summarize(data.train_dataset, data.train_sampler, padded)
-    sharding = _sharding(training_args)
-    checkpoint_if_needed(model, summary, training_args, sharding, free_memory_gib(training_args.device))
-    rows = memory_table(model, summary, training_args, sharding)
+    rows = memory_table(model, summary, training_args, _sharding(training_args))
     logger.info("the plan:\n%s", format_table(_plan_table(summary, data, training_args)))
     logger.info("an estimate of the memory:\n%s", format_table(rows))
 
@@ -48,7 +56,6 @@ def checkpoint_if_needed(
     model: nn.Module,
     summary: DataSummary,
     training_args: TrainingArguments,
-    sharding: Sharding,
     free: float | None,
 ) -> None:
     """Switch gradient checkpointing on for "auto" where the activations do not fit, and log why or why not.
@@ -57,7 +64,7 @@ def checkpoint_if_needed(
     """
     if not training_args.checkpoints_if_needed or free is None:
         return
-    needed = estimate_total(model, summary, training_args, sharding)
+    needed = estimate_total(model, summary, training_args, _sharding(training_args))
     # All processes alike: a step takes as long as its slowest process.
     if any_process(needed > free * SAFE_SHARE_OF_MEMORY, training_args.device):
         training_args.checkpoint_activations()

@@ -43,7 +43,13 @@ from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArgumen
 from qwenvl.train.features import cache_features
 from qwenvl.train.optimizers import check_optimizer
 from qwenvl.train.param_groups import component_table
-from qwenvl.train.plan import plan_steps, report_plan
+from qwenvl.train.plan import (
+    checkpoint_if_needed,
+    free_memory_gib,
+    plan_steps,
+    report_plan,
+    summarize_batches,
+)
 from qwenvl.train.prepare import BasePlan, prepare
 from qwenvl.train.record import describe_effect, describe_processes, describe_samples
 from qwenvl.train.run import build_trainer, end_data_workers, run
@@ -73,7 +79,9 @@ def train(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = 
     arguments |= describe_samples(prepared.data) | describe_effect(prepared, training_args)
     check_data(prepared.data, arguments, resume_from, model_args)
     model = build_checked_model(model_args, training_args, prepared.base, resume_from)
-    report_plan(model, prepared.data, data_args, training_args)
+    summary = summarize_batches(prepared.data, data_args)
+    checkpoint_if_needed(model, summary, training_args, free_memory_gib(training_args.device))
+    report_plan(model, prepared.data, summary, data_args, training_args)
     if model_args.cache_vision_features:
         cache_features(model, prepared.data, model_args.cache_vision_features, data_args, training_args)
     if training_args.dry_run:

@@ -4,11 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoModelForImageTextToText, TrainingArguments
+from transformers import AutoModelForImageTextToText
 
 from qwenvl.bench.real_shape import real_shape_config
 from qwenvl.model.lora import LoraSettings, add_adapter
-from qwenvl.train.argument import TrainingArguments as OurTrainingArguments
+from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.memory import BatchShape, Sharding, estimate_memory, memory_table
 
 PACK = 16384
@@ -58,7 +58,7 @@ def test_logits_take_no_more_with_more_supervised_tokens_than_exist_at_a_time(st
 def test_the_table_has_a_row_for_each_part_and_their_sum_last(standin: Path, tmp_path: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(standin)
     summary = SimpleNamespace(max_tokens=64, most_supervised=16, most_patches=32)
-    args = TrainingArguments(str(tmp_path), use_cpu=True, activation_checkpointing=True)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing=True)
 
     head, *rows = memory_table(model, summary, args, Sharding())
 
@@ -71,7 +71,7 @@ def test_the_table_has_a_row_for_each_part_and_their_sum_last(standin: Path, tmp
 def test_without_a_gpu_the_table_has_both_choices_of_auto(standin: Path, tmp_path: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(standin)
     summary = SimpleNamespace(max_tokens=64, most_supervised=16, most_patches=32)
-    args = OurTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
 
     head, *rows = memory_table(model, summary, args, Sharding())
 

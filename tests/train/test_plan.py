@@ -150,8 +150,7 @@ def test_activations_are_recomputed_where_they_do_not_fit_or_where_asked_for(
     summary = SimpleNamespace(max_tokens=64, most_supervised=16, most_patches=32)
     needed = estimate_total(model, summary, training_args, Sharding())
 
-    # "fits" leaves 8 % to spare
-    checkpoint_if_needed(model, summary, training_args, Sharding(), None if free_share is None else needed * free_share)
+    checkpoint_if_needed(model, summary, training_args, None if free_share is None else needed * free_share)
 
     assert training_args.activation_checkpointing is checkpoints
     assert (training_args.activation_checkpointing_kwargs == {"use_reentrant": False}) is checkpoints
