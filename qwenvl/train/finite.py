@@ -1,5 +1,6 @@
 """Watch that losses and gradients stay finite without making the GPU wait."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,16 @@ class StepValues:
 
     step: int
     sample_indices: list[int]
-    values: dict[str, float]
+    loss: float
+    gradient_norms: dict[str, float]
+
+    def find_non_finite(self, *, loss_alone: bool) -> str | None:
+        """Describe the loss or the gradient norms if they are not finite; `loss_alone` leaves out the norms."""
+        if not math.isfinite(self.loss):
+            return f"loss {self.loss}"
+        if loss_alone or all(map(math.isfinite, self.gradient_norms.values())):
+            return None
+        return f"gradient norms {self.gradient_norms}"
 
 
 class StepRecorder:
@@ -21,16 +31,18 @@ class StepRecorder:
     def __init__(self) -> None:
         self._pending: tuple[int, list[int], list[str], torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def record(self, step: int, sample_indices: list[int], values: Mapping[str, torch.Tensor]) -> StepValues | None:
+    def record(
+        self, step: int, sample_indices: list[int], loss: torch.Tensor, gradient_norms: Mapping[str, torch.Tensor]
+    ) -> StepValues | None:
         """Start to copy a step's scalars; return those of the step before, for which the GPU has long been done."""
         before = self.read()
-        stacked = torch.stack([value.detach().float() for value in values.values()])
+        stacked = torch.stack([value.detach().float() for value in (loss, *gradient_norms.values())])
         event = None
         if stacked.is_cuda:
             stacked = torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._pending = (step, sample_indices, list(values), stacked, event)
+        self._pending = (step, sample_indices, list(gradient_norms), stacked, event)
         return before
 
     def read(self) -> StepValues | None:
@@ -41,4 +53,5 @@ class StepRecorder:
         self._pending = None
         if event is not None:
             event.synchronize()
-        return StepValues(step, sample_indices, dict(zip(names, stacked.tolist(), strict=True)))
+        loss, *norms = stacked.tolist()
+        return StepValues(step, sample_indices, loss, dict(zip(names, norms, strict=True)))

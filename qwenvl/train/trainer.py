@@ -1,8 +1,6 @@
 """Transformers' Trainer with this project's batches, parameter groups, loss and checkpoints."""
 
 import itertools
-import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,11 +27,10 @@ from qwenvl.errors import UserError
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.finite import StepRecorder, StepValues
 from qwenvl.train.metrics import ThroughputMeter, gradient_norms
+from qwenvl.train.out_of_memory import checkpoint_activations_after
 from qwenvl.train.param_groups import build_param_groups
 from qwenvl.utils.distributed import sum_over_processes
 from qwenvl.vision import CUSTOM_MODEL_TYPES, CustomVisionTower
-
-logger = logging.getLogger(__name__)
 
 _SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
@@ -75,7 +72,7 @@ class QwenVLTrainer(Trainer):
         self._step_losses: list[torch.Tensor] = []
         self.optimizer_options: list[dict[str, Any]] = []
         self._learning_rates: dict[str, float] = {}
-        self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._gradient_norms: dict[str, float] = {}
         self._steps = StepRecorder()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -175,7 +172,11 @@ class QwenVLTrainer(Trainer):
         except UserError as error:
             raise UserError(f"{error}; samples of this step: {self._describe_samples(self._step_indices)}") from error
         except torch.OutOfMemoryError as error:
-            self._checkpoint_activations(error)
+            step, has_gradients = self.state.global_step + 1, bool(self._step_losses)
+            checkpoint_activations_after(error, self.model, self.args, step, has_gradients=has_gradients)
+            loss = None
+        if loss is None:  # not above, where the error still holds the tensors of the first attempt
+            torch.cuda.empty_cache()
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_losses.append(loss)
         if self.accelerator.sync_gradients:
@@ -183,24 +184,6 @@ class QwenVLTrainer(Trainer):
             self._learning_rates = dict(zip(components, self.lr_scheduler.get_last_lr(), strict=True))
             self._record_step()
         return loss
-
-    def _checkpoint_activations(self, error: torch.OutOfMemoryError) -> None:
-        """Switch gradient checkpointing on after an out-of-memory error; raise `UserError` where that cannot help."""
-        reason = " ".join(str(error).split())[:200]
-        step = self.state.global_step + 1
-        is_chosen = self.args.checkpoints_if_needed and not self.args.activation_checkpointing
-        # A micro-batch can be run again only if its gradients can be told from those of others: of micro-batches before
-        # it, or of processes that have already added theirs.
-        if not is_chosen or self._step_losses or self.args.world_size > 1:
-            raise UserError(
-                f"out of memory at step {step} ({reason}); set --gradient_checkpointing True, or lower "
-                "--model_max_length or --max_pixels (--dry_run True shows what takes the memory)"
-            ) from error
-        logger.warning("out of memory at step %d: layers' activations are recomputed from here on (%s)", step, reason)
-        self.args.checkpoint_activations()
-        self.model.gradient_checkpointing_enable(self.args.activation_checkpointing_kwargs)
-        self.model.zero_grad()
-        torch.cuda.empty_cache()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device; the weights of interpolation in its layouts stay float32 under DeepSpeed.
@@ -245,19 +228,16 @@ class QwenVLTrainer(Trainer):
         if self.is_deepspeed_enabled and (norm := self.model_wrapped.get_global_grad_norm()) is not None:
             # DeepSpeed has freed the parameters' gradients by now.
             norms = {"all": torch.as_tensor(norm, device=self.args.device)}
-        self._gradient_norms = norms
-        values = {"loss": torch.stack(self._step_losses).sum()} | norms
-        self._check_finite(self._steps.record(self.state.global_step + 1, self._step_indices, values))
+        loss = torch.stack(self._step_losses).sum()
+        self._check_finite(self._steps.record(self.state.global_step + 1, self._step_indices, loss, norms))
 
     def _check_finite(self, step: StepValues | None) -> None:
         if step is None:
             return
-        norms = dict(step.values)
-        loss = norms.pop("loss")
-        gradients_are_finite = self.args.fp16 or all(map(math.isfinite, norms.values()))
-        if math.isfinite(loss) and gradients_are_finite:
+        self._gradient_norms = step.gradient_norms
+        what = step.find_non_finite(loss_alone=self.args.fp16)
+        if what is None:
             return
-        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norms {norms}"
         towers = [module for module in self.model.modules() if isinstance(module, CustomVisionTower)]
         of_encoder = [tower.config.encoder for tower in towers if not tower.gave_finite_features]
         cause = f"; the encoder {of_encoder[0]} returned non-finite features" if of_encoder else ""
@@ -276,7 +256,7 @@ class QwenVLTrainer(Trainer):
         """Add learning rate and gradient norm of each component, throughput and memory to a training entry."""
         if "loss" in logs:
             logs |= {f"learning_rate_{component}": rate for component, rate in self._learning_rates.items()}
-            logs |= {f"grad_norm_{component}": norm.item() for component, norm in self._gradient_norms.items()}
+            logs |= {f"grad_norm_{component}": norm for component, norm in self._gradient_norms.items()}
             logs |= self.throughput.summary(self.args.device)
         if "train_samples_per_second" in logs:
             # The Trainer counts rows, and a row may be a pack of many samples. The last steps may not be logged yet.
