@@ -169,6 +169,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
         train(command_line(model_name_or_path=standin, dataset_use=image_records, output_dir=tmp_path / "run", **flags))
 
 
+def test_a_last_step_that_is_not_finite_is_found_before_its_model_is_published(
+    train_here: Callable[..., QwenVLTrainer], tmp_path: Path
+) -> None:
+    diverges = {"learning_rate": 1e30, "mm_projector_lr": 1e30, "max_grad_norm": 0}
+    silent = {"logging_strategy": "no", "save_strategy": "no"}  # nothing else reads what the last step gave
+    with pytest.raises(UserError, match=r"step \d+: ") as error:
+        train_here("found", **diverges, max_steps=20)
+    last = int(str(error.value).split(":")[0].removeprefix("step "))
+
+    with pytest.raises(UserError, match=f"step {last}: .* is not finite"):
+        train_here("last", **diverges, **silent, max_steps=last)
+
+    assert not list((tmp_path / "last").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("variant", [{"moe": True}, {"thinking": True}, {"tie_word_embeddings": False}], ids=str)
 def test_every_kind_of_qwen3_vl_is_trained_as_its_configuration_says(
     run_training: Run, tmp_path: Path, variant: dict
