@@ -56,7 +56,7 @@ class TrainingArguments(BuildArguments):
         default="auto",
         metadata={
             "help": "Recompute each layer's activations in the backward pass, which saves most of the memory and costs "
-            "a quarter of the speed: True, False, or auto, which does so on a GPU that has too little memory for them."
+            "a fifth of the speed: True, False, or auto, which does so on a GPU that has too little memory for them."
         },
     )
     samples_per_step: int | None = field(
