@@ -123,7 +123,7 @@ def batch_table(summaries: dict[str, DataSummary], flags: CheckFlags) -> list[tu
     """Return a table that compares the three kinds of batches; * marks the one that the flags choose."""
     rows = [("batches", "padding", "packs full to", "most tokens", "batches per epoch", "steps per epoch")]
     for name, summary in summaries.items():
-        accumulation = micro_batches_per_step(summary.num_samples / summary.micro_batches, flags.training)
+        accumulation = micro_batches_per_step(summary.num_samples, summary.micro_batches, flags.training)
         fill = summary.num_tokens / (summary.num_packs * flags.training.model_max_length)
         rows.append(
             (

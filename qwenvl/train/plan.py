@@ -90,44 +90,48 @@ def free_memory_gib(device: torch.device) -> float | None:
 def plan_steps(data: DataModule, data_args: DataArguments, training_args: TrainingArguments) -> None:
     """Settle what depends on the number of samples: accumulation, compilation, and what a run of few steps logs."""
     micro_batches = len(data.train_sampler)
-    accumulate_samples(sum(map(len, data.train_dataset.packs)) / micro_batches, training_args)
+    accumulate_samples(sum(map(len, data.train_dataset.packs)), micro_batches, training_args)
     _, steps = count_steps(micro_batches, training_args)
     compile_if_it_pays(steps, training_args, on_gpu=training_args.device.type == "cuda")
     adapt_to_few_steps(micro_batches, data_args, training_args)
 
 
-def accumulate_samples(samples_per_micro_batch: float, training_args: TrainingArguments) -> None:
+def accumulate_samples(samples: int, micro_batches: int, training_args: TrainingArguments) -> None:
     """Set `gradient_accumulation_steps` so that a step reads about `--samples_per_step` samples, if that is given.
 
-    `samples_per_micro_batch` is the mean over all processes together.
+    `samples` are those of an epoch in all processes, `micro_batches` those of one process.
     """
     wanted = training_args.samples_per_step
     if wanted is None:
         return
-    steps = micro_batches_per_step(samples_per_micro_batch, training_args)
+    steps = micro_batches_per_step(samples, micro_batches, training_args)
     training_args.gradient_accumulation_steps = steps
     if training_args.deepspeed_plugin is not None:
         # Filled in when the flags were parsed, before the data were known.
         config = training_args.deepspeed_plugin.hf_ds_config.config
         micro_batch = training_args.world_size * training_args.per_device_train_batch_size
         config |= {"gradient_accumulation_steps": steps, "train_batch_size": micro_batch * steps}
-    found = samples_per_micro_batch * steps
+    found = samples / micro_batches * steps
     if training_args.process_index == 0:
         level = logging.WARNING if found > 1.5 * wanted else logging.INFO
         logger.log(
             level,
-            "--samples_per_step %d: %d micro-batches make a step, of %.1f samples at the mean",
+            "--samples_per_step %d: a step has %d of an epoch's %d micro-batches, %.1f samples on average",
             wanted,
             steps,
+            micro_batches,
             found,
         )
 
 
-def micro_batches_per_step(samples_per_micro_batch: float, training_args: TrainingArguments) -> int:
-    """Return the micro-batches of a step: as many as are asked for, or as have about `--samples_per_step` samples."""
+def micro_batches_per_step(samples: int, micro_batches: int, training_args: TrainingArguments) -> int:
+    """Return the micro-batches of a step: as many as are asked for, or as have about `--samples_per_step` samples.
+
+    No more than an epoch has, because a step ends with it.
+    """
     if training_args.samples_per_step is None:
         return training_args.gradient_accumulation_steps
-    return max(1, round(training_args.samples_per_step / samples_per_micro_batch))
+    return min(max(1, round(training_args.samples_per_step * micro_batches / samples)), micro_batches)
 
 
 def compile_if_it_pays(steps: int, training_args: TrainingArguments, *, on_gpu: bool) -> None:

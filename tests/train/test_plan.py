@@ -89,13 +89,16 @@ def test_a_best_model_that_would_never_be_found_is_an_error(tmp_path: Path, flag
         adapt_to_few_steps(21, DataArguments(), training_args)
 
 
-@pytest.mark.parametrize(("samples_per_micro_batch", "steps"), [(30, 1), (9, 4), (16, 2), (0.5, 64), (100, 1)])
-def test_a_step_reads_about_as_many_samples_as_asked_for(
-    tmp_path: Path, samples_per_micro_batch: float, steps: int
+@pytest.mark.parametrize(
+    ("samples", "micro_batches", "steps"),
+    [(3000, 100, 1), (900, 100, 4), (1600, 100, 2), (50, 100, 64), (10_000, 100, 1), (6, 1, 1), (10, 4, 4)],
+)
+def test_a_step_reads_about_as_many_samples_as_asked_for_and_no_more_than_an_epoch(
+    tmp_path: Path, samples: int, micro_batches: int, steps: int
 ) -> None:
     training_args = _arguments(tmp_path, samples_per_step=32)
 
-    accumulate_samples(samples_per_micro_batch, training_args)
+    accumulate_samples(samples, micro_batches, training_args)
 
     assert training_args.gradient_accumulation_steps == steps
 
@@ -103,16 +106,16 @@ def test_a_step_reads_about_as_many_samples_as_asked_for(
 def test_a_step_that_cannot_be_as_small_as_asked_for_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    accumulate_samples(100, _arguments(tmp_path, samples_per_step=32))
+    accumulate_samples(1000, 10, _arguments(tmp_path, samples_per_step=32))
 
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "1 micro-batches make a step, of 100.0 samples" in caplog.text
+    assert "a step has 1 of an epoch's 10 micro-batches, 100.0 samples" in caplog.text
 
 
 def test_without_a_number_of_samples_the_accumulation_stays(tmp_path: Path) -> None:
     training_args = _arguments(tmp_path, gradient_accumulation_steps=3)
 
-    accumulate_samples(30, training_args)
+    accumulate_samples(300, 10, training_args)
 
     assert training_args.gradient_accumulation_steps == 3
 
